@@ -1,0 +1,3 @@
+//! Processes.
+/// A set of daemons.
+pub struct Cluster;

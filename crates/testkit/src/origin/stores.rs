@@ -1,0 +1,232 @@
+//! The words of S3, GCS and plain HTTP: listings, uploads and errors.
+
+use hyper::header;
+use hyper::{Response, StatusCode};
+
+use super::Dialect;
+use super::body::{self, Body};
+use super::serve::{Call, Side, built};
+use super::sigv4;
+use super::text::{encode_path, http_date, iso_date, xml_escape};
+use crate::content::Content;
+
+const XML: &str = "application/xml";
+
+/// An error answer.
+pub(super) struct Failure {
+    pub(super) status: u16,
+    /// In S3's words, or the hub's `X-Error-Code`.
+    pub(super) code: &'static str,
+    pub(super) message: String,
+}
+
+impl Failure {
+    pub(super) fn new(status: u16, code: &'static str, message: impl Into<String>) -> Failure {
+        Failure { status, code, message: message.into() }
+    }
+
+    pub(super) fn of_status(status: u16) -> Failure {
+        let (code, message) = match status {
+            304 => ("NotModified", "Not Modified"),
+            400 => ("InvalidRequest", "The request is not valid."),
+            401 => ("Unauthorized", "Credentials are missing or wrong."),
+            403 => ("AccessDenied", "Access Denied"),
+            404 => ("NoSuchKey", "The specified key does not exist."),
+            405 => ("MethodNotAllowed", "The specified method is not allowed against this resource."),
+            412 => ("PreconditionFailed", "At least one of the pre-conditions you specified did not hold"),
+            416 => ("InvalidRange", "The requested range is not satisfiable"),
+            429 => ("TooManyRequests", "Please reduce your request rate."),
+            503 => ("SlowDown", "Please reduce your request rate."),
+            _ => ("InternalError", "We encountered an internal error. Please try again."),
+        };
+        Failure::new(status, code, message)
+    }
+}
+
+pub(super) fn failure(call: &Call, failure: Failure) -> Response<Body> {
+    let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let response = Response::builder().status(status);
+    if status == StatusCode::NOT_MODIFIED || call.ask.is_head() {
+        let response = response.header("x-error-code", failure.code);
+        return built(response.body(body::empty()));
+    }
+    let (code, message) = (failure.code, &failure.message);
+    match call.state.config.dialect {
+        Dialect::S3 | Dialect::Gcs => {
+            let (resource, message) = (xml_escape(&call.path), xml_escape(message));
+            let xml = format!(
+                "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
+                 <Resource>/{resource}</Resource><RequestId>FAKE</RequestId></Error>"
+            );
+            built(response.header(header::CONTENT_TYPE, XML).body(body::text(xml)))
+        }
+        Dialect::Hub => {
+            let json = serde_json::json!({ "error": message }).to_string();
+            let response = response.header("x-error-code", code).header("x-error-message", message.as_str());
+            built(response.header(header::CONTENT_TYPE, "application/json").body(body::text(json)))
+        }
+        Dialect::Http => built(response.header(header::CONTENT_TYPE, "text/plain").body(body::text(message.clone()))),
+    }
+}
+
+/// Whether the request may be answered at all.
+pub(super) fn check_credentials(call: &Call, side: Side) -> Result<(), Failure> {
+    let config = &call.state.config;
+    let authorization = call.ask.header(header::AUTHORIZATION);
+    if side == Side::Cdn {
+        // The real one's addresses are signed, and a second kind of credentials is an error there.
+        if authorization.is_some() {
+            call.state.counters.lock().leaked_tokens += 1;
+            return Err(Failure::new(400, "InvalidArgument", "Only one auth mechanism allowed"));
+        }
+        return Ok(());
+    }
+    if let (Dialect::S3, Some((id, secret))) = (config.dialect, &config.access_key) {
+        sigv4::check(&call.ask, &call.upload, id, secret)?;
+    }
+    let Some(token) = &config.token else { return Ok(()) };
+    let given = authorization.and_then(|value| value.strip_prefix("Bearer "));
+    match (config.dialect, given) {
+        (Dialect::Gcs | Dialect::Hub, Some(given)) if given == token => Ok(()),
+        (Dialect::Gcs, None) => Err(Failure::new(403, "AccessDenied", "Anonymous caller does not have storage access.")),
+        (Dialect::Gcs, Some(_)) => Err(Failure::new(401, "AuthenticationRequired", "Authentication required.")),
+        (Dialect::Hub, None) => Err(Failure::new(401, "GatedRepo", "Access to this model is restricted.")),
+        (Dialect::Hub, Some(_)) => Err(Failure::new(401, "InvalidToken", "Invalid credentials in Authorization header")),
+        _ => Ok(()),
+    }
+}
+
+fn no_such_bucket() -> Failure {
+    Failure::new(404, "NoSuchBucket", "The specified bucket does not exist")
+}
+
+fn bucket_of(path: &str) -> &str {
+    path.split('/').next().unwrap_or_default()
+}
+
+pub(super) fn missing(call: Call) -> Response<Body> {
+    let is_store = matches!(call.state.config.dialect, Dialect::S3 | Dialect::Gcs);
+    if is_store && !call.state.has_bucket(bucket_of(&call.path)) {
+        return call.fail(no_such_bucket());
+    }
+    call.fail(Failure::of_status(404))
+}
+
+pub(super) fn bucket(call: Call) -> Response<Body> {
+    if !call.state.has_bucket(&call.path) {
+        return call.fail(no_such_bucket());
+    }
+    call.text(StatusCode::OK, XML, String::new())
+}
+
+pub(super) fn put(call: Call) -> Response<Body> {
+    let is_store = matches!(call.state.config.dialect, Dialect::S3 | Dialect::Gcs);
+    if is_store && !call.state.has_bucket(bucket_of(&call.path)) {
+        return call.fail(no_such_bucket());
+    }
+    let current = call.state.object(&call.path);
+    let (if_match, if_none_match) = (call.ask.header(header::IF_MATCH), call.ask.header(header::IF_NONE_MATCH));
+    let holds = if_match.is_none_or(|etag| current.as_ref().is_some_and(|object| object.etag == etag))
+        && if_none_match.is_none_or(|_| current.is_none());
+    if !holds && !call.state.config.quirks.ignores_conditions {
+        return call.fail(Failure::of_status(412));
+    }
+    let object = call.state.put(&call.path, Content::from(call.upload.clone()));
+    call.ticket.status(200, call.bad.count);
+    let response = Response::builder().header(header::ETAG, &object.etag);
+    built(response.header("x-goog-generation", object.generation).body(body::empty()))
+}
+
+pub(super) fn delete(call: Call) -> Response<Body> {
+    call.state.remove(&call.path);
+    call.text(StatusCode::NO_CONTENT, XML, String::new())
+}
+
+/// ListObjectsV2, which GCS speaks as well.
+pub(super) fn list(call: Call) -> Response<Body> {
+    let bucket = bucket_of(&call.ask.path).to_owned();
+    if !call.state.has_bucket(&bucket) {
+        return call.fail(no_such_bucket());
+    }
+    let param = |name| call.ask.param(name).unwrap_or_default();
+    let (prefix, delimiter) = (param("prefix"), param("delimiter"));
+    let page_size = param("max-keys").parse().unwrap_or(usize::MAX).min(call.state.config.page_size).max(1);
+    let after = match param("continuation-token") {
+        "" => param("start-after"),
+        token => token,
+    };
+    let after = if after.is_empty() { String::new() } else { format!("{bucket}/{after}") };
+    let encodes = param("encoding-type") == "url";
+    let name = |key: &str| if encodes { encode_path(key) } else { xml_escape(key) };
+
+    let (mut xml, mut last, mut folder) = (String::new(), String::new(), String::new());
+    let (mut count, mut more) = (0, false);
+    for (path, object) in call.state.objects_under(&format!("{bucket}/{prefix}"), &after) {
+        let key = &path[bucket.len() + 1..];
+        if !folder.is_empty() && key.starts_with(&folder) {
+            last = key.to_owned();
+            continue;
+        }
+        if count == page_size {
+            more = true;
+            break;
+        }
+        count += 1;
+        last = key.to_owned();
+        let inner = &key[prefix.len()..];
+        if let Some(cut) = inner.find(delimiter).filter(|_| !delimiter.is_empty()) {
+            folder = format!("{prefix}{}", &inner[..cut + delimiter.len()]);
+            xml += &format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", name(&folder));
+            continue;
+        }
+        xml += &format!(
+            "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size>\
+             <StorageClass>STANDARD</StorageClass></Contents>",
+            name(key),
+            iso_date(object.modified),
+            xml_escape(&object.etag),
+            object.content.len_bytes(),
+        );
+    }
+    if more {
+        xml += &format!("<NextContinuationToken>{}</NextContinuationToken>", xml_escape(&last));
+    }
+    if encodes {
+        xml += "<EncodingType>url</EncodingType>";
+    }
+    let xml = format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
+         <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>{bucket}</Name>\
+         <Prefix>{}</Prefix><KeyCount>{count}</KeyCount><MaxKeys>{page_size}</MaxKeys>\
+         <IsTruncated>{more}</IsTruncated>{xml}</ListBucketResult>",
+        name(prefix)
+    );
+    call.text(StatusCode::OK, XML, xml)
+}
+
+/// WebDAV's listing, of everything below the path.
+pub(super) fn prop_find(call: Call) -> Response<Body> {
+    let prefix = call.path.trim_end_matches('/').to_owned();
+    let below = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+    let mut found = call.state.objects_under(&below, "");
+    if let Some(object) = call.state.object(&prefix) {
+        found.push((prefix, object));
+    }
+    if found.is_empty() {
+        return call.fail(Failure::of_status(404));
+    }
+    let mut xml = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<D:multistatus xmlns:D=\"DAV:\">".to_owned();
+    for (path, object) in found {
+        xml += &format!(
+            "<D:response><D:href>/{}</D:href><D:propstat><D:prop><D:getcontentlength>{}</D:getcontentlength>\
+             <D:getlastmodified>{}</D:getlastmodified><D:getetag>{}</D:getetag><D:resourcetype></D:resourcetype>\
+             </D:prop><D:status>HTTP/1.1 200 OK</D:status></D:propstat></D:response>",
+            encode_path(&path),
+            object.content.len_bytes(),
+            http_date(object.modified),
+            xml_escape(&object.etag),
+        );
+    }
+    xml += "</D:multistatus>";
+    call.text(StatusCode::MULTI_STATUS, XML, xml)
+}
