@@ -1,1 +1,34 @@
-//! longshore-memory
+//! Host memory: the budget, the buffers under it, and the regions that are handed to clients.
+//!
+//! Everything that holds model bytes in host memory is paid for from one [`Arena`], a hard budget in bytes: the
+//! in-flight buffers of a fetch, the chunks a worker keeps, the regions a loader hands out. A [`Buffer`] is exclusive
+//! memory; [`append_buffer`] lets many readers follow one writer; a [`RegionWriter`] becomes a sealed, shareable
+//! [`Region`]; a [`Landing`] says where one run of bytes lands. [`fdpass`] moves descriptors between processes.
+//!
+//! This crate and `longshore-device` are the only ones with `unsafe` code. The invariants it rests on: a mapping lives
+//! as long as the last object that refers to it; live [`Window`]s of a region never overlap (a checked interval set);
+//! the published prefix of an append buffer is never written again.
+
+mod append;
+mod arena;
+pub mod fdpass;
+mod landing;
+mod limit;
+mod raw;
+mod region;
+
+pub use append::{Appender, Prefix, append_buffer};
+pub use arena::{Arena, ArenaStats, Buffer, Reservation};
+pub use landing::{Landing, LandingBuilder, SLICES_MAX};
+pub use limit::memory_limit_bytes;
+pub use region::{Region, RegionWriter, Window};
+
+/// Memory from this size on is mapped, not taken from the heap, and charged in multiples of [`MAPPING_UNIT_BYTES`].
+pub const MAPPED_FROM_BYTES: usize = 1 << 20;
+/// Mapped memory is charged in multiples of this: a multiple of every page size Linux uses on our platforms.
+pub const MAPPING_UNIT_BYTES: u64 = 64 << 10;
+
+/// The bytes that memory of `len` bytes behind a mapping is charged with.
+pub fn mapped_charge_bytes(len: u64) -> u64 {
+    len.checked_next_multiple_of(MAPPING_UNIT_BYTES).unwrap_or(u64::MAX)
+}

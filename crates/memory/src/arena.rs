@@ -1,0 +1,244 @@
+//! The budget for everything that holds model bytes in host memory.
+//!
+//! Invariant: leased bytes plus recycled bytes never exceed the capacity. All accounting is in [`ledger`], under one
+//! lock; this file turns grants into memory. Waiting blocks the thread: from async code use `spawn_blocking`.
+
+mod buffer;
+mod ledger;
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longshore_types::{CHUNK_BYTES, Code, Error, Result, format_bytes};
+use parking_lot::{Condvar, Mutex};
+
+pub use self::buffer::Buffer;
+use self::ledger::{Grant, Ledger, Request};
+use crate::raw::RawMemory;
+use crate::{MAPPED_FROM_BYTES, mapped_charge_bytes};
+
+/// A full chunk's buffer, the only size that is recycled.
+const RECYCLED_LEN: usize = CHUNK_BYTES as usize;
+
+/// A hard budget in bytes. A clone is the same arena.
+#[derive(Clone)]
+pub struct Arena {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    ledger: Mutex<Ledger>,
+    granted: Condvar,
+}
+
+/// What an arena's budget is used for at one moment. All sizes in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ArenaStats {
+    /// The budget.
+    pub capacity_bytes: u64,
+    /// Held by buffers and reservations.
+    pub leased_bytes: u64,
+    /// Held by freed buffers kept for the next one who needs their size.
+    pub recycled_bytes: u64,
+    /// Callers waiting for memory now.
+    pub waiting: usize,
+    /// Callers that had to wait, since the start.
+    pub waits: u64,
+    /// Callers that waited in vain, since the start.
+    pub timeouts: u64,
+}
+
+impl Arena {
+    /// An arena of `capacity_bytes`. Nothing is allocated yet.
+    pub fn new(capacity_bytes: u64) -> Arena {
+        let shared = Shared { ledger: Mutex::new(Ledger::new(capacity_bytes)), granted: Condvar::new() };
+        Arena { shared: Arc::new(shared) }
+    }
+
+    /// The budget in bytes.
+    pub fn capacity_bytes(&self) -> u64 {
+        self.stats().capacity_bytes
+    }
+
+    /// Bytes held now: by buffers, by reservations, and by freed buffers that are kept for reuse. Never above the
+    /// capacity. The last part is given back as soon as someone needs it: see [`Arena::leased_bytes`].
+    pub fn used_bytes(&self) -> u64 {
+        let stats = self.stats();
+        stats.leased_bytes + stats.recycled_bytes
+    }
+
+    /// Bytes held by live buffers and reservations: what would have to be freed to empty the arena.
+    pub fn leased_bytes(&self) -> u64 {
+        self.stats().leased_bytes
+    }
+
+    /// What the budget is used for.
+    pub fn stats(&self) -> ArenaStats {
+        self.shared.ledger.lock().stats()
+    }
+
+    /// A zeroed or recycled buffer of `len` bytes; `None` when it does not fit now. Its contents are unspecified.
+    pub fn try_buffer(&self, len: usize) -> Option<Buffer> {
+        let grant = self.shared.ledger.lock().try_take(buffer_request(len))?;
+        self.make_buffer(len, grant).ok()
+    }
+
+    /// Like [`Arena::try_buffer`], but waits until the buffer fits. Blocks the thread.
+    ///
+    /// # Errors
+    /// [`Code::Exhausted`] when it did not fit within `timeout`, or when the system has no memory.
+    pub fn buffer(&self, len: usize, timeout: Duration) -> Result<Buffer> {
+        let grant = self.wait(buffer_request(len), timeout)?;
+        self.make_buffer(len, grant).map_err(|error| {
+            let message =
+                format!("cannot map {} of memory: {error}; lower the memory budget", format_bytes(len as u64));
+            Error::new(Code::Exhausted, message).with_source(error)
+        })
+    }
+
+    /// Sets `bytes` aside for memory made elsewhere (a region); `None` when they do not fit now.
+    pub fn try_reserve(&self, bytes: u64) -> Option<Reservation> {
+        let grant = self.shared.ledger.lock().try_take(Request { bytes, recycles: false })?;
+        Some(Reservation { lease: self.lease(grant.bytes) })
+    }
+
+    /// Like [`Arena::try_reserve`], but waits until the bytes fit. Blocks the thread.
+    ///
+    /// # Errors
+    /// [`Code::Exhausted`] when they did not fit within `timeout`.
+    pub fn wait_reserve(&self, bytes: u64, timeout: Duration) -> Result<Reservation> {
+        let grant = self.wait(Request { bytes, recycles: false }, timeout)?;
+        Ok(Reservation { lease: self.lease(grant.bytes) })
+    }
+
+    fn lease(&self, bytes: u64) -> Lease {
+        Lease { shared: Arc::clone(&self.shared), bytes }
+    }
+
+    /// Turns a grant into memory. The lease is made first, so that a failed mapping gives its bytes back.
+    fn make_buffer(&self, len: usize, grant: Grant) -> io::Result<Buffer> {
+        let lease = self.lease(grant.bytes);
+        let memory = match grant.memory {
+            Some(recycled) => recycled,
+            None if len >= MAPPED_FROM_BYTES => RawMemory::mapping(len)?,
+            None => RawMemory::heap(len)?,
+        };
+        Ok(Buffer::new(memory, lease))
+    }
+
+    fn wait(&self, request: Request, timeout: Duration) -> Result<Grant> {
+        let mut ledger = self.shared.ledger.lock();
+        if let Some(grant) = ledger.try_take(request) {
+            return Ok(grant);
+        }
+        if request.bytes > ledger.stats().capacity_bytes {
+            return Err(exhausted(request, &ledger.stats(), None));
+        }
+        let deadline = Instant::now().checked_add(timeout);
+        let ticket = ledger.enqueue(request);
+        loop {
+            if let Some(grant) = ledger.collect(ticket) {
+                return Ok(grant);
+            }
+            match deadline {
+                Some(deadline) if self.shared.granted.wait_until(&mut ledger, deadline).timed_out() => {
+                    let stats = ledger.stats();
+                    return ledger.leave(ticket).ok_or_else(|| exhausted(request, &stats, Some(timeout)));
+                }
+                Some(_) => {}
+                None => self.shared.granted.wait(&mut ledger),
+            }
+        }
+    }
+}
+
+/// What a buffer of `len` bytes is charged with: its mapping, or its very length on the heap.
+fn buffer_request(len: usize) -> Request {
+    let bytes = if len >= MAPPED_FROM_BYTES { mapped_charge_bytes(len as u64) } else { len as u64 };
+    Request { bytes, recycles: len == RECYCLED_LEN }
+}
+
+fn exhausted(request: Request, stats: &ArenaStats, waited: Option<Duration>) -> Error {
+    let asked = format_bytes(request.bytes);
+    let capacity = format_bytes(stats.capacity_bytes);
+    let message = match waited {
+        None => format!("{asked} of host memory can never fit in a budget of {capacity}: raise the memory budget"),
+        Some(waited) => format!(
+            "no room for {asked} of host memory within {waited:?}: {} of {capacity} are in use; \
+             unload something or raise the memory budget",
+            format_bytes(stats.leased_bytes),
+        ),
+    };
+    Error::new(Code::Exhausted, message)
+}
+
+/// Bytes taken from an arena; given back on drop.
+struct Lease {
+    shared: Arc<Shared>,
+    bytes: u64,
+}
+
+impl Lease {
+    /// Gives the bytes back together with the memory they paid for, which is kept for reuse when it may be.
+    fn give_back(mut self, memory: RawMemory) {
+        let bytes = std::mem::take(&mut self.bytes);
+        let memory = if memory.len() == RECYCLED_LEN { self.shared.recycle(memory) } else { Some(memory) };
+        if let Some(memory) = memory {
+            // Freed before its bytes are: the budget counts what is really held.
+            drop(memory);
+            self.shared.release(bytes);
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.shared.release(self.bytes);
+    }
+}
+
+impl Shared {
+    fn release(&self, bytes: u64) {
+        if bytes > 0 && self.ledger.lock().release(bytes) {
+            self.granted.notify_all();
+        }
+    }
+
+    /// Keeps `memory` for the next buffer, or hands it back when enough is kept.
+    fn recycle(&self, memory: RawMemory) -> Option<RawMemory> {
+        match self.ledger.lock().recycle(memory) {
+            Ok(granted) => {
+                if granted {
+                    self.granted.notify_all();
+                }
+                None
+            }
+            Err(memory) => Some(memory),
+        }
+    }
+}
+
+/// A part of the budget set aside for memory that is made elsewhere; given back on drop.
+pub struct Reservation {
+    lease: Lease,
+}
+
+impl Reservation {
+    /// The bytes set aside.
+    pub fn bytes(&self) -> u64 {
+        self.lease.bytes
+    }
+}
+
+impl std::fmt::Debug for Reservation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Reservation({})", format_bytes(self.bytes()))
+    }
+}
+
+impl std::fmt::Debug for Arena {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.stats().fmt(f)
+    }
+}

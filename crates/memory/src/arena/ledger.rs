@@ -1,0 +1,140 @@
+//! The arena's accounting: what is leased, what is kept for reuse, who waits.
+//!
+//! Waiters are served in the order they came, but one whose request does not fit is passed over by those behind it:
+//! a caller that needs one more chunk to finish and free a whole load must not queue behind a request for gigabytes.
+//! Memory that becomes free is handed to waiters directly, so that a newcomer cannot take it from under them.
+
+use std::collections::VecDeque;
+
+use longshore_types::CHUNK_BYTES;
+
+use super::ArenaStats;
+use crate::raw::RawMemory;
+
+/// Freed chunk buffers kept at most (1 GiB): enough for the buffers in flight of one node's loads.
+const RECYCLED_MAX: usize = 64;
+
+/// What somebody asks of the budget.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Request {
+    pub(super) bytes: u64,
+    /// Whether a recycled chunk buffer would do (then `bytes` is [`CHUNK_BYTES`]).
+    pub(super) recycles: bool,
+}
+
+/// Bytes that were taken, perhaps with the memory they pay for.
+#[derive(Debug)]
+pub(super) struct Grant {
+    pub(super) bytes: u64,
+    pub(super) memory: Option<RawMemory>,
+}
+
+struct Waiter {
+    ticket: u64,
+    request: Request,
+    grant: Option<Grant>,
+}
+
+/// See the module's comment. Every method keeps `leased + recycled <= capacity`.
+pub(super) struct Ledger {
+    capacity: u64,
+    leased: u64,
+    recycled: Vec<RawMemory>,
+    queue: VecDeque<Waiter>,
+    next_ticket: u64,
+    waits: u64,
+    timeouts: u64,
+}
+
+impl Ledger {
+    pub(super) fn new(capacity: u64) -> Ledger {
+        Ledger {
+            capacity,
+            leased: 0,
+            recycled: Vec::new(),
+            queue: VecDeque::new(),
+            next_ticket: 0,
+            waits: 0,
+            timeouts: 0,
+        }
+    }
+
+    fn recycled_bytes(&self) -> u64 {
+        self.recycled.len() as u64 * CHUNK_BYTES
+    }
+
+    pub(super) fn stats(&self) -> ArenaStats {
+        ArenaStats {
+            capacity_bytes: self.capacity,
+            leased_bytes: self.leased,
+            recycled_bytes: self.recycled_bytes(),
+            waiting: self.queue.len(),
+            waits: self.waits,
+            timeouts: self.timeouts,
+        }
+    }
+
+    /// Takes what is asked if it fits, freeing recycled buffers for it where that helps.
+    pub(super) fn try_take(&mut self, request: Request) -> Option<Grant> {
+        if request.bytes > self.capacity - self.leased {
+            return None;
+        }
+        let memory = if request.recycles { self.recycled.pop() } else { None };
+        while memory.is_none() && self.capacity - self.leased - self.recycled_bytes() < request.bytes {
+            // Freed under the lock, so that the next owner of its bytes cannot map them before they are gone.
+            self.recycled.pop();
+        }
+        self.leased += request.bytes;
+        Some(Grant { bytes: request.bytes, memory })
+    }
+
+    /// Gives bytes back whose memory is gone. True when a waiter was served: wake them.
+    pub(super) fn release(&mut self, bytes: u64) -> bool {
+        self.leased -= bytes;
+        self.serve()
+    }
+
+    /// Gives a chunk buffer back and keeps its memory; hands the memory back when enough is kept.
+    pub(super) fn recycle(&mut self, memory: RawMemory) -> Result<bool, RawMemory> {
+        if self.recycled.len() >= RECYCLED_MAX {
+            return Err(memory);
+        }
+        self.leased -= CHUNK_BYTES;
+        self.recycled.push(memory);
+        Ok(self.serve())
+    }
+
+    fn serve(&mut self) -> bool {
+        let mut queue = std::mem::take(&mut self.queue);
+        let mut served = false;
+        for waiter in queue.iter_mut().filter(|waiter| waiter.grant.is_none()) {
+            waiter.grant = self.try_take(waiter.request);
+            served |= waiter.grant.is_some();
+        }
+        self.queue = queue;
+        served
+    }
+
+    /// Joins the queue; the ticket is for [`Ledger::collect`] and [`Ledger::leave`].
+    pub(super) fn enqueue(&mut self, request: Request) -> u64 {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.waits += 1;
+        self.queue.push_back(Waiter { ticket, request, grant: None });
+        ticket
+    }
+
+    /// The grant if it was made; the waiter has then left the queue.
+    pub(super) fn collect(&mut self, ticket: u64) -> Option<Grant> {
+        let at = self.queue.iter().position(|waiter| waiter.ticket == ticket && waiter.grant.is_some())?;
+        self.queue.remove(at)?.grant
+    }
+
+    /// Leaves the queue. A grant made at the last moment is not lost.
+    pub(super) fn leave(&mut self, ticket: u64) -> Option<Grant> {
+        let at = self.queue.iter().position(|waiter| waiter.ticket == ticket)?;
+        let grant = self.queue.remove(at)?.grant;
+        self.timeouts += u64::from(grant.is_none());
+        grant
+    }
+}

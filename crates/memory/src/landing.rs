@@ -1,0 +1,226 @@
+//! Where one run of bytes lands: pieces of exclusive memory, in the order of the incoming bytes.
+//!
+//! A fetch reads a chunk's bytes once, in order, and each byte goes where it belongs: into a window of a region, into a
+//! buffer for an upload, or nowhere (but it is still checksummed). There is no `unsafe` here: pieces are cut from
+//! exclusive memory with `split_at_mut`, so that they are disjoint by construction.
+
+mod builder;
+
+use std::io::IoSliceMut;
+use std::ops::Range;
+
+use longshore_types::{BLOCK_BYTES, BlockChecksum, Checksummer};
+
+pub use self::builder::LandingBuilder;
+use crate::arena::Buffer;
+use crate::region::Window;
+
+/// Slices that one call of [`Landing::slices_mut`] returns at most: what one `readv` takes (IOV_MAX).
+pub const SLICES_MAX: usize = 1024;
+
+/// Discarded bytes share one block of memory, addressed by their place in the run modulo its length.
+const SCRATCH_BYTES: usize = BLOCK_BYTES as usize;
+
+/// Ordered pieces of exclusive memory that together receive one contiguous run of bytes.
+pub struct Landing {
+    memories: Vec<Memory>,
+    /// In the order of the run, without gaps; pieces of one memory ascend in it.
+    pieces: Vec<Piece>,
+    scratch: Box<[u8]>,
+    len: usize,
+    tag: u64,
+}
+
+enum Memory {
+    Window(Window),
+    Buffer(Buffer),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    /// Offset in the run.
+    start: usize,
+    len: usize,
+    place: Place,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Place {
+    /// From this offset on in that memory.
+    Memory {
+        index: usize,
+        at: usize,
+    },
+    Scratch,
+}
+
+impl Memory {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Memory::Window(window) => window,
+            Memory::Buffer(buffer) => buffer,
+        }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Memory::Window(window) => window,
+            Memory::Buffer(buffer) => buffer,
+        }
+    }
+}
+
+impl Landing {
+    /// Starts a landing without pieces.
+    pub fn builder() -> LandingBuilder {
+        LandingBuilder::new()
+    }
+
+    /// Bytes of the run.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether the run has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The number its maker gave it with [`LandingBuilder::tag`]; 0 without.
+    pub fn tag(&self) -> u64 {
+        self.tag
+    }
+
+    /// The memory of `range` of the run, in order. Ask block by block, and again for what was left out: the slices
+    /// cover `range` from its start, but at most [`SLICES_MAX`] pieces, and at most one block (1 MiB) when bytes are
+    /// discarded. A range beyond the end is cut off there.
+    pub fn slices_mut(&mut self, range: Range<usize>) -> Vec<IoSliceMut<'_>> {
+        let range = self.clip(range);
+        let mut memories = self.memories.iter_mut().enumerate();
+        let mut open = OpenMemory { index: usize::MAX, at: 0, rest: &mut [] };
+        // The ring of scratch bytes, cut where `range` starts: first what follows the cut, then what precedes it.
+        let cut = if self.scratch.is_empty() { 0 } else { range.start % SCRATCH_BYTES };
+        let (before, after) = self.scratch.split_at_mut(cut);
+        let mut scratch = [
+            OpenMemory { index: 0, at: range.start, rest: after },
+            OpenMemory { index: 1, at: range.start + SCRATCH_BYTES - cut, rest: before },
+        ];
+        let mut slices = Vec::new();
+        for (piece, part) in parts(&self.pieces, range) {
+            if slices.len() >= SLICES_MAX {
+                break;
+            }
+            match piece.place {
+                Place::Memory { index, at } => {
+                    if open.index != index {
+                        // Memories are in the order of the run, so the one wanted is still ahead.
+                        let Some((index, memory)) = memories.find(|(at, _)| *at == index) else { break };
+                        open = OpenMemory { index, at: 0, rest: memory.bytes_mut() };
+                    }
+                    let at = at + (part.start - piece.start);
+                    slices.extend(open.take(at..at + part.len()).map(IoSliceMut::new));
+                }
+                Place::Scratch => {
+                    for half in &mut scratch {
+                        let wanted = part.start.max(half.at)..part.end.min(half.at + half.rest.len());
+                        if wanted.start < wanted.end {
+                            slices.extend(half.take(wanted).map(IoSliceMut::new));
+                        }
+                    }
+                }
+            }
+        }
+        slices
+    }
+
+    /// Copies `bytes` to their places, from `at` of the run on; what does not fit in the run is left out.
+    pub fn copy_in(&mut self, at: usize, bytes: &[u8]) {
+        let end = at.saturating_add(bytes.len()).min(self.len);
+        let mut done = at;
+        while done < end {
+            for slice in &mut self.slices_mut(done..end) {
+                let len = slice.len();
+                slice.copy_from_slice(&bytes[done - at..done - at + len]);
+                done += len;
+            }
+        }
+    }
+
+    /// The checksum of `range` of the run, read where it landed.
+    ///
+    /// # Panics
+    /// When `range` is longer than a block and touches discarded bytes: those are gone by then.
+    pub fn checksum(&self, range: Range<usize>) -> BlockChecksum {
+        let range = self.clip(range);
+        let mut sum = Checksummer::new();
+        for (piece, part) in parts(&self.pieces, range.clone()) {
+            match piece.place {
+                Place::Memory { index, at } => {
+                    let at = at + (part.start - piece.start);
+                    sum.update(&self.memories[index].bytes()[at..at + part.len()]);
+                }
+                Place::Scratch => {
+                    assert!(range.len() <= SCRATCH_BYTES, "discarded bytes are only kept for one block");
+                    let at = part.start % SCRATCH_BYTES;
+                    let first = part.len().min(SCRATCH_BYTES - at);
+                    sum.update(&self.scratch[at..at + first]);
+                    sum.update(&self.scratch[..part.len() - first]);
+                }
+            }
+        }
+        sum.finish()
+    }
+
+    /// The buffers, in the order they were given; windows are released.
+    pub fn into_buffers(self) -> Vec<Buffer> {
+        let buffers = self.memories.into_iter().filter_map(|memory| match memory {
+            Memory::Buffer(buffer) => Some(buffer),
+            Memory::Window(_) => None,
+        });
+        buffers.collect()
+    }
+
+    fn clip(&self, range: Range<usize>) -> Range<usize> {
+        let end = range.end.min(self.len);
+        range.start.min(end)..end
+    }
+}
+
+/// What is left of one exclusive memory while pieces are cut from its front.
+struct OpenMemory<'a> {
+    index: usize,
+    /// The offset that the first byte of `rest` has.
+    at: usize,
+    rest: &'a mut [u8],
+}
+
+impl<'a> OpenMemory<'a> {
+    /// Cuts out `range`, which must not precede what was cut out before.
+    fn take(&mut self, range: Range<usize>) -> Option<&'a mut [u8]> {
+        let skip = range.start.checked_sub(self.at)?;
+        let rest = std::mem::take(&mut self.rest).get_mut(skip..)?;
+        let (taken, rest) = rest.split_at_mut_checked(range.len())?;
+        self.at = range.end;
+        self.rest = rest;
+        Some(taken)
+    }
+}
+
+/// The pieces that `range` touches, each with the part of `range` that lies in it.
+fn parts(pieces: &[Piece], range: Range<usize>) -> impl Iterator<Item = (&Piece, Range<usize>)> {
+    let first = pieces.partition_point(|piece| piece.start + piece.len <= range.start);
+    let touched = pieces[first..].iter().take_while({
+        let end = range.end;
+        move |piece| piece.start < end
+    });
+    touched.map(move |piece| {
+        let part = range.start.max(piece.start)..range.end.min(piece.start + piece.len);
+        (piece, part)
+    })
+}
+
+impl std::fmt::Debug for Landing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Landing({} bytes in {} pieces)", self.len, self.pieces.len())
+    }
+}

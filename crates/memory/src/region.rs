@@ -1,0 +1,181 @@
+//! Host memory behind a memfd: written through exclusive windows, then sealed and shared read-only.
+//!
+//! Invariants: two live [`Window`]s never overlap ([`claims`]); a [`Region`] only exists once no window does, its
+//! mapping is read-only, and its memfd is sealed, so that no holder of the descriptor can write it, map it writable,
+//! punch holes in it or truncate it. Readers can therefore neither see a change nor get SIGBUS.
+
+mod claims;
+mod window;
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+
+use longshore_types::{Code, Error, Result, format_bytes};
+use memmap2::{Advice, MmapOptions, MmapRaw};
+use parking_lot::Mutex;
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::io::Errno;
+use rustix::mm::{MprotectFlags, mprotect};
+
+use self::claims::Claims;
+pub use self::window::Window;
+use crate::arena::Reservation;
+
+/// Longest name a memfd takes (the kernel's limit less its own prefix); names only show in `/proc`.
+const NAME_BYTES_MAX: usize = 200;
+
+struct Shared {
+    map: MmapRaw,
+    len: u64,
+    claims: Mutex<Claims>,
+}
+
+/// A region while it is being filled.
+pub struct RegionWriter {
+    shared: Arc<Shared>,
+    file: File,
+    reservation: Reservation,
+}
+
+impl RegionWriter {
+    /// Makes `len` zero bytes of memory behind a memfd; pages are allocated as they are first written. `reservation`
+    /// pays for them and is held until the region is gone. `name` shows in `/proc/<pid>/maps`.
+    ///
+    /// # Errors
+    /// [`Code::Internal`] when the reservation is too small, [`Code::Exhausted`] when the system has no descriptor or
+    /// address space left.
+    pub fn create(name: &str, len: u64, reservation: Reservation) -> Result<RegionWriter> {
+        if reservation.bytes() < len {
+            let message = format!("region {name} of {len} bytes came with a reservation of {}", reservation.bytes());
+            return Err(Error::new(Code::Internal, message));
+        }
+        let failed = |what: &str, error: std::io::Error| {
+            let message = format!("cannot {what} host memory of {} for {name}: {error}", format_bytes(len));
+            Error::new(Code::Exhausted, message).with_source(error)
+        };
+        let file = create_memfd(name).map_err(|error| failed("create", error.into()))?;
+        file.set_len(len).map_err(|error| failed("size", error))?;
+        let map_len = usize::try_from(len).map_err(|_| failed("address", std::io::ErrorKind::OutOfMemory.into()))?;
+        let map = MmapOptions::new().len(map_len).map_raw(&file).map_err(|error| failed("map", error))?;
+        // Without huge pages (kernels and settings differ) the memory is as good, only slower to touch first.
+        let _ = map.advise(Advice::HugePage);
+        let _ = map.advise(Advice::DontDump);
+        let shared = Arc::new(Shared { map, len, claims: Mutex::new(Claims::default()) });
+        Ok(RegionWriter { shared, file, reservation })
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.shared.len
+    }
+
+    /// Whether the region has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Exclusive access to `range` until the window is dropped; then the range may be claimed again (a retry).
+    ///
+    /// # Errors
+    /// [`Code::Internal`] when the range is not within the region or overlaps a live window.
+    pub fn claim(&self, range: Range<u64>) -> Result<Window> {
+        Window::claim(&self.shared, range)
+    }
+
+    /// Seals the memory and makes it shareable.
+    ///
+    /// # Errors
+    /// [`Code::Internal`] while windows are alive, or when the kernel refuses a seal.
+    pub fn finish(self) -> Result<Region> {
+        let windows = self.shared.claims.lock().len();
+        if windows > 0 {
+            let message = format!("region of {} bytes finished while {windows} windows are open", self.shared.len);
+            return Err(Error::new(Code::Internal, message));
+        }
+        // No window can appear any more: making one takes the writer, which is consumed here.
+        let sealed = protect(&self.shared.map).and_then(|()| fcntl_add_seals(&self.file, seals()));
+        sealed.map_err(|error| {
+            let message = format!("cannot seal a region of {} bytes: {error}", self.shared.len);
+            Error::new(Code::Internal, message).with_source(std::io::Error::from(error))
+        })?;
+        let inner = RegionInner { shared: self.shared, file: self.file, _reservation: self.reservation };
+        Ok(Region { inner: Arc::new(inner) })
+    }
+}
+
+/// FUTURE_WRITE rather than WRITE: our own mapping exists and stays, made read-only.
+fn seals() -> SealFlags {
+    SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL
+}
+
+/// Closed on exec, and never executable where the kernel knows how (Linux 6.3).
+fn create_memfd(name: &str) -> Result<File, Errno> {
+    let name: String = name.chars().filter(|c| c.is_ascii_graphic()).take(NAME_BYTES_MAX).collect();
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let fd = match memfd_create(name.as_str(), flags | MemfdFlags::NOEXEC_SEAL) {
+        Err(Errno::INVAL) => memfd_create(name.as_str(), flags),
+        other => other,
+    }?;
+    Ok(File::from(fd))
+}
+
+fn protect(map: &MmapRaw) -> Result<(), Errno> {
+    // SAFETY: the mapping is ours and no window, hence no mutable reference, into it exists.
+    unsafe { mprotect(map.as_mut_ptr().cast(), map.len(), MprotectFlags::READ) }
+}
+
+struct RegionInner {
+    shared: Arc<Shared>,
+    file: File,
+    _reservation: Reservation,
+}
+
+/// A sealed region. A clone is the same region; its memory is charged until the last clone is gone.
+///
+/// A process that received the descriptor keeps the memory alive after that, uncharged: hand regions out under a lease.
+#[derive(Clone)]
+pub struct Region {
+    inner: Arc<RegionInner>,
+}
+
+impl Region {
+    /// Length in bytes.
+    pub fn len(&self) -> u64 {
+        self.inner.shared.len
+    }
+
+    /// Whether the region has no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        let shared = &self.inner.shared;
+        // SAFETY: the mapping has this length, lives as long as `self`, and is read-only, as every other mapping of
+        // the sealed memfd is: nobody writes these bytes.
+        unsafe { std::slice::from_raw_parts(shared.map.as_ptr(), shared.len as usize) }
+    }
+
+    /// The memfd, to be sent to another process.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.inner.file.as_fd()
+    }
+}
+
+impl std::fmt::Debug for RegionWriter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RegionWriter({} bytes)", self.len())
+    }
+}
+
+impl std::fmt::Debug for Region {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Region({} bytes)", self.len())
+    }
+}
+
+#[cfg(all(test, not(miri)))]
+mod tests;
