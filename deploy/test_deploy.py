@@ -1,0 +1,108 @@
+"""Every file of deploy/ is parsed by the tool or schema that will read it, and names only settings that exist."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from dockerfile_parse import DockerfileParser
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+BINARY = ROOT / "target" / "debug" / "longshore"
+MANIFESTS = sorted((HERE / "kubernetes").glob("*.yaml"))
+UNITS = sorted((HERE / "systemd").glob("*.service"))
+KUBERNETES_VERSION = "1.34"
+
+
+def documents(path):
+    return [document for document in yaml.safe_load_all(path.read_text()) if document]
+
+
+def known_variables():
+    out = subprocess.run([BINARY, "reference"], check=True, capture_output=True, text=True).stdout
+    return set(re.findall(r"LONGSHORE_[A-Z_]+", out))
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.name)
+def test_manifests_follow_the_schema(path):
+    for document in documents(path):
+        if document["kind"] == "Kustomization":
+            listed = [HERE / "kubernetes" / name for name in document["resources"]]
+            assert all(item.exists() for item in listed)
+            continue
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+
+
+def test_the_schema_check_can_fail():
+    document = documents(HERE / "kubernetes" / "loader.yaml")[0]
+    document["spec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(document, KUBERNETES_VERSION, strict=True)
+
+
+def test_workers_are_listed_once_a_replica():
+    by_kind = {document["kind"]: document for path in MANIFESTS for document in documents(path)}
+    workers = by_kind["ConfigMap"]["data"]["LONGSHORE_WORKERS"].split(",")
+    stateful = by_kind["StatefulSet"]
+    assert len(workers) == stateful["spec"]["replicas"]
+    for number, worker in enumerate(workers):
+        assert worker == f"longshore-worker-{number}.{stateful['spec']['serviceName']}.longshore.svc:7070"
+
+
+def test_daemons_have_probes_and_memory_limits():
+    daemons = [d for path in MANIFESTS for d in documents(path) if d["kind"] in ("StatefulSet", "DaemonSet")]
+    assert len(daemons) == 2
+    for daemon in daemons:
+        for container in daemon["spec"]["template"]["spec"]["containers"]:
+            assert {"livenessProbe", "readinessProbe"} <= container.keys()
+            assert "memory" in container["resources"]["limits"]
+
+
+def test_only_settings_that_exist_are_named():
+    known = known_variables()
+    named = set()
+    for path in [*MANIFESTS, *UNITS, HERE / "systemd" / "longshore.env", HERE / "Containerfile"]:
+        named |= set(re.findall(r"LONGSHORE_[A-Z_]+", path.read_text()))
+    assert named
+    assert named <= known, named - known
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_units_are_accepted_by_systemd(path, tmp_path):
+    # The verifier looks for the program: give it one in the place that the unit names.
+    assert shutil.which("systemd-analyze"), "systemd-analyze is missing: run make setup"
+    text = path.read_text()
+    program = tmp_path / "longshore"
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    copy = tmp_path / path.name
+    copy.write_text(text.replace("/usr/local/bin/longshore", str(program)))
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", copy], capture_output=True, text=True
+    )
+    complaints = [line for line in done.stderr.splitlines() if path.name in line]
+    assert not complaints, complaints
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_container_recipe_copies_what_exists_and_builds_what_it_starts():
+    parser = DockerfileParser(fileobj=open(HERE / "Containerfile", "rb"))
+    steps = parser.structure
+    stages = [step["value"].split()[-1] for step in steps if step["instruction"] == "FROM" and " AS " in step["value"]]
+    copies = [step["value"].split() for step in steps if step["instruction"] == "COPY"]
+    assert copies
+    for words in copies:
+        if words[0].startswith("--from="):
+            assert words[0].removeprefix("--from=") in stages
+            continue
+        for source in words[:-1]:
+            assert (ROOT / source).exists(), source
+    members = re.findall(r'"([^"]+)"', (ROOT / "Cargo.toml").read_text().split("members = [")[1].split("]")[0])
+    copied = {source.strip("./") for words in copies if not words[0].startswith("--") for source in words[:-1]}
+    assert all(member.split("/")[0] in copied for member in members)
+    entry = next(step["value"] for step in steps if step["instruction"] == "ENTRYPOINT")
+    assert any(words[-1] in entry for words in copies if words[0].startswith("--from="))
