@@ -88,17 +88,20 @@ impl StaticMembership {
                 Err(error) => tracing::warn!(%error, "a membership probe ended abnormally"),
             }
         }
-        self.publish(known);
+        self.publish(known).await;
     }
 
-    fn publish(&self, known: &BTreeMap<String, Identity>) {
+    async fn publish(&self, known: &BTreeMap<String, Identity>) {
         let members = members(known);
         let current = self.view();
         if current.members == members {
             return;
         }
-        // The ring takes milliseconds to build; moves of addresses do not change it, but it carries them.
-        let ring = Arc::new(Ring::new(&members));
+        let built = tokio::task::spawn_blocking(move || (Arc::new(Ring::new(&members)), members)).await;
+        let (ring, members) = match built {
+            Ok(built) => built,
+            Err(error) => return tracing::error!(%error, "cannot build the ring; the last one stays"),
+        };
         let view = Arc::new(View { epoch: current.epoch + 1, members });
         tracing::info!(epoch = view.epoch, members = view.members.len(), "the members have changed");
         *self.ring.write() = ring;
