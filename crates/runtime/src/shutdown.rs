@@ -34,3 +34,40 @@ async fn watch(mut terminate: Signal, mut interrupt: Signal, token: Cancellation
     let (_, exit_code) = next().await;
     std::process::exit(exit_code);
 }
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    /// Runs one of the ignored tests below in a process of its own, because signals go to a whole process.
+    fn child(test: &str) -> std::process::Output {
+        let this = std::env::current_exe().unwrap();
+        Command::new(this).args(["--exact", test, "--ignored", "--nocapture"]).output().unwrap()
+    }
+
+    fn signal_self(name: &str) {
+        let status = Command::new("kill").args([&format!("-{name}"), &std::process::id().to_string()]).status().unwrap();
+        assert!(status.success());
+    }
+
+    #[test]
+    fn the_first_signal_cancels_and_the_second_exits() {
+        let output = child("shutdown::tests::two_signals");
+        assert_eq!(output.status.code(), Some(130), "{}", String::from_utf8_lossy(&output.stdout));
+        assert!(String::from_utf8_lossy(&output.stdout).contains("cancelled by the first"));
+    }
+
+    #[tokio::test]
+    #[ignore = "run by the_first_signal_cancels_and_the_second_exits"]
+    async fn two_signals() {
+        let token = token().unwrap();
+        assert!(!token.is_cancelled());
+        signal_self("TERM");
+        token.cancelled().await;
+        println!("cancelled by the first");
+        signal_self("INT");
+        std::future::pending::<()>().await;
+    }
+}

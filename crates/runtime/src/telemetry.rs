@@ -75,7 +75,7 @@ pub fn init(args: &TelemetryArgs, service: &str, default_level: &str) -> Result<
         .map_err(|error| invalid(format!("log level {level:?} is not understood: {error}")))?;
     let logs = log_layer(args.log_format).with_filter(filter);
     let provider = args.otlp_endpoint.as_deref().map(|endpoint| provider(endpoint, service)).transpose()?;
-    let traces = provider.as_ref().map(|provider| trace_layer(provider));
+    let traces = provider.as_ref().map(trace_layer);
     tracing_subscriber::registry().with(logs).with(traces).try_init().map_err(|error| {
         Error::new(Code::Internal, format!("telemetry is running already: {error}")).with_source(error)
     })?;

@@ -14,17 +14,17 @@ const HIDDEN: &str = "\"***\"";
 /// secrets: they show as `***`.
 pub fn effective(parsed: &Parsed) -> String {
     let mut text = String::new();
-    match parsed.matches.subcommand() {
-        Some((name, matches)) => {
-            let command = parsed.command.find_subcommand(name).unwrap_or(&parsed.command);
-            let _ = writeln!(text, "[{name}]");
-            // Global arguments are known to the root and valued in the subcommand's matches.
-            let root = parsed.command.get_arguments().filter(|arg| arg.is_global_set());
-            let own = command.get_arguments().filter(|arg| !arg.is_global_set());
-            own.chain(root).for_each(|arg| line(&mut text, arg, matches));
-        }
-        None => parsed.command.get_arguments().for_each(|arg| line(&mut text, arg, &parsed.matches)),
-    }
+    let Some((name, matches)) = parsed.matches.subcommand() else {
+        parsed.command.get_arguments().for_each(|arg| line(&mut text, arg, &parsed.matches));
+        return text;
+    };
+    // Global arguments are known to the root and valued in the subcommand's matches.
+    let root = parsed.command.get_arguments().filter(|arg| arg.is_global_set());
+    root.for_each(|arg| line(&mut text, arg, matches));
+    let _ = writeln!(text, "\n[{name}]");
+    let command = parsed.command.find_subcommand(name).unwrap_or(&parsed.command);
+    let own = command.get_arguments().filter(|arg| !arg.is_global_set());
+    own.for_each(|arg| line(&mut text, arg, matches));
     text
 }
 
