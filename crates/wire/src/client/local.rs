@@ -1,0 +1,49 @@
+//! The way without sockets: the service is in this process.
+
+use std::time::Duration;
+
+use longshore_memory::Landing;
+use longshore_types::{Code, Error, Result};
+
+use crate::client::Fetched;
+use crate::client::receive::{Receiver, scatter};
+use crate::http::status;
+use crate::service::{ChunkBody, ChunkRequest, ChunkService, Page};
+
+pub(crate) fn fetch(
+    service: &dyn ChunkService,
+    request: &ChunkRequest,
+    landing: &mut Landing,
+    stall_timeout: Duration,
+) -> Result<Fetched> {
+    let reply = service.get(request)?;
+    let mut receiver = Receiver::new(landing, request);
+    match &reply.body {
+        ChunkBody::File { file, offset_bytes, checksums } => {
+            let checksums = checksums
+                .get(request.blocks())
+                .ok_or_else(|| Error::new(Code::Internal, format!("{request} has {} checksums", checksums.len())))?;
+            receiver.file(file, *offset_bytes, checksums)?;
+        }
+        ChunkBody::Memory(chunk) => {
+            for index in request.blocks() {
+                let (bytes, checksum) = chunk.block(index, stall_timeout)?;
+                receiver.block(index, checksum, |slices, at| Ok(scatter(bytes.get(at..).unwrap_or(&[]), slices)))?;
+            }
+        }
+    }
+    Ok(Fetched { tier: reply.tier, bytes: receiver.landed_bytes(), via_fd: false })
+}
+
+pub(crate) fn page(service: &dyn ChunkService, path: &str, len_max: usize) -> Result<Vec<u8>> {
+    let Page { status, body, .. } =
+        service.page(path).ok_or_else(|| Error::new(Code::NotFound, "there is no such page"))?;
+    if !(200..300).contains(&status) {
+        let text = String::from_utf8_lossy(&body);
+        return Err(Error::new(status::to_code(status), format!("status {status}: {}", text.trim())));
+    }
+    if body.len() > len_max {
+        return Err(Error::new(Code::Exhausted, format!("{} bytes where {len_max} are the most", body.len())));
+    }
+    Ok(body)
+}

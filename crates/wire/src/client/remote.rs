@@ -1,0 +1,197 @@
+//! The way over a socket: ask, read the head, land the body.
+
+use std::fs::File;
+use std::io::IoSliceMut;
+use std::sync::atomic::Ordering::Relaxed;
+
+use longshore_memory::Landing;
+use longshore_types::{Code, Error, Result};
+
+use crate::client::connection::{Connection, Failure, violation};
+use crate::client::pool::{Lease, Pool};
+use crate::client::receive::Receiver;
+use crate::client::{Endpoint, Fetched};
+use crate::http::response::{Framing, ResponseHead};
+use crate::http::{request, status, target};
+use crate::service::{ChunkRequest, Tier};
+use crate::stats::ClientCounters;
+
+/// The most of an error's text that is read and passed on.
+const ERROR_BODY_BYTES_MAX: usize = 4 << 10;
+
+pub(crate) fn fetch(
+    pool: &Pool,
+    counters: &ClientCounters,
+    endpoint: &Endpoint,
+    request: &ChunkRequest,
+    landing: &mut Landing,
+) -> Result<Fetched> {
+    let target = target::encode(request);
+    let (mut lease, head) =
+        ask(pool, counters, endpoint, |host, unix| request::encode_chunk(&target, host, request, unix))?;
+    let keep_alive = head.keep_alive;
+    let fetched = land(lease.connection()?, head, request, landing)?;
+    if keep_alive {
+        lease.give_back();
+    }
+    Ok(fetched)
+}
+
+pub(crate) fn page(
+    pool: &Pool,
+    counters: &ClientCounters,
+    endpoint: &Endpoint,
+    path: &str,
+    len_max: usize,
+) -> Result<Vec<u8>> {
+    if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err(Error::new(Code::InvalidArgument, "a page is asked for by its path, from / on"));
+    }
+    let (mut lease, head) = ask(pool, counters, endpoint, |host, _| request::encode_get(path, host))?;
+    let Framing::Length(len) = head.framing else { return Err(violation("a page without a length")) };
+    if len > len_max as u64 {
+        return Err(Error::new(Code::Exhausted, format!("{len} bytes where {len_max} are the most")));
+    }
+    let body = read_small(lease.connection()?, len as usize)?;
+    if head.keep_alive {
+        lease.give_back();
+    }
+    Ok(body)
+}
+
+/// Sends a request and reads the head of a good answer. A pooled connection that turns out to be dead is replaced by
+/// a new one, once: the server closed it while nobody was looking, which says nothing about its health.
+fn ask<'a>(
+    pool: &'a Pool,
+    counters: &ClientCounters,
+    endpoint: &Endpoint,
+    encode: impl Fn(&str, bool) -> String,
+) -> Result<(Lease<'a>, ResponseHead)> {
+    let host = match endpoint {
+        Endpoint::Tcp(address) => address.as_str(),
+        _ => "localhost",
+    };
+    let mut replaced = false;
+    loop {
+        let mut lease = pool.lease(endpoint)?;
+        counters.connects.fetch_add((!lease.reused).into(), Relaxed);
+        let reused = lease.reused;
+        let connection = lease.connection()?;
+        let encoded = encode(host, connection.is_unix());
+        match connection.ask(&encoded) {
+            Ok(head) if (200..300).contains(&head.status) => return Ok((lease, head)),
+            Ok(head) => return Err(refused(lease, &head)),
+            Err(Failure::Dead(_)) if reused && !replaced => {
+                counters.stale_connections.fetch_add(1, Relaxed);
+                replaced = true;
+                drop(lease);
+                pool.forget_idle(endpoint);
+            }
+            Err(Failure::Dead(error) | Failure::Failed(error)) => return Err(error),
+        }
+    }
+}
+
+/// The error that an answer tells of, with as much of its text as we take.
+fn refused(mut lease: Lease<'_>, head: &ResponseHead) -> Error {
+    let code = head.code.unwrap_or_else(|| status::to_code(head.status));
+    let len = match head.framing {
+        Framing::Length(len) => len,
+        Framing::Chunked => 0,
+    };
+    let taken = len.min(ERROR_BODY_BYTES_MAX as u64) as usize;
+    let body = lease.connection().and_then(|connection| read_small(connection, taken));
+    let text = body.as_deref().map(|body| clean_text(body)).unwrap_or_default();
+    if body.is_ok() && taken as u64 == len && head.framing != Framing::Chunked && head.keep_alive {
+        lease.give_back();
+    }
+    if text.is_empty() {
+        return Error::new(code, format!("refused with status {}", head.status));
+    }
+    Error::new(code, text)
+}
+
+/// Text from the peer, fit for a log line.
+fn clean_text(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    text.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// Reads a body that has been checked to be small.
+fn read_small(connection: &mut Connection, len: usize) -> Result<Vec<u8>> {
+    let mut body = vec![0; len];
+    let mut at = 0;
+    while at < len {
+        at += connection.read(&mut [IoSliceMut::new(&mut body[at..])])?;
+    }
+    Ok(body)
+}
+
+/// Lands the body of a good answer.
+fn land(
+    connection: &mut Connection,
+    head: ResponseHead,
+    request: &ChunkRequest,
+    landing: &mut Landing,
+) -> Result<Fetched> {
+    let tier = head.tier.ok_or_else(|| violation("a chunk without its tier"))?;
+    let mut receiver = Receiver::new(landing, request);
+    if let Some(offset_bytes) = head.fd_offset_bytes {
+        return land_file(connection, &head, offset_bytes, receiver, request, tier);
+    }
+    match head.framing {
+        Framing::Length(len) if len == request.range.end - request.range.start => {
+            let checksums = checksums(&head, request)?;
+            for (index, wanted) in request.blocks().zip(checksums) {
+                receiver.block(index, *wanted, |slices, _| connection.read(slices))?;
+            }
+        }
+        Framing::Length(_) => return Err(violation("a body of another length than was asked for")),
+        Framing::Chunked => land_chunked(connection, &mut receiver, request)?,
+    }
+    Ok(Fetched { tier, bytes: receiver.landed_bytes(), via_fd: false })
+}
+
+fn land_file(
+    connection: &mut Connection,
+    head: &ResponseHead,
+    offset_bytes: u64,
+    mut receiver: Receiver<'_>,
+    request: &ChunkRequest,
+    tier: Tier,
+) -> Result<Fetched> {
+    let file = File::from(connection.take_fd()?);
+    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
+    if head.framing != Framing::Length(0) || !is_file {
+        return Err(violation("a descriptor that is no file, or a body beside it"));
+    }
+    receiver.file(&file, offset_bytes, checksums(head, request)?)?;
+    Ok(Fetched { tier, bytes: receiver.landed_bytes(), via_fd: true })
+}
+
+fn land_chunked(connection: &mut Connection, receiver: &mut Receiver<'_>, request: &ChunkRequest) -> Result<()> {
+    for index in request.blocks() {
+        let (len, checksum) = connection.chunk_line()?;
+        if len != receiver.block_len(index) {
+            return Err(violation("a piece that is not one block"));
+        }
+        let wanted = checksum.ok_or_else(|| violation("a piece without its checksum"))?;
+        receiver.block(index, wanted, |slices, _| connection.read(slices))?;
+        if !connection.line()?.is_empty() {
+            return Err(violation("a piece longer than it said"));
+        }
+    }
+    let (len, _) = connection.chunk_line()?;
+    if len != 0 || !connection.line()?.is_empty() {
+        return Err(violation("more than was asked for"));
+    }
+    Ok(())
+}
+
+/// The checksums of exactly the blocks that were asked for.
+fn checksums<'a>(head: &'a ResponseHead, request: &ChunkRequest) -> Result<&'a [longshore_types::BlockChecksum]> {
+    head.checksums
+        .as_deref()
+        .filter(|checksums| checksums.len() == request.blocks().len())
+        .ok_or_else(|| violation("not one checksum for each block"))
+}

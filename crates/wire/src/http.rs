@@ -1,0 +1,55 @@
+//! The protocol, without any I/O: bytes in, checked values out. Nothing here allocates by a size the peer names.
+//!
+//! ```text
+//! GET /v1/chunk?url=U&version=V&size=S&index=I[&mode=cached|peer][&recheck=1] HTTP/1.1
+//! Range: bytes=A-B                    within the chunk; without it the whole chunk
+//! Longshore-Accept-Fd: 1              on a unix socket: the file itself will do
+//!
+//! HTTP/1.1 206 Partial Content        (200 without Range)
+//! Longshore-Tier: memory|disk|peer|origin
+//! Longshore-Checksums: hex,hex,...    CRC-64/NVME of each whole block the range touches
+//! Content-Length: N
+//! ```
+//!
+//! A chunk that is still filling has no checksums yet. It comes with `Transfer-Encoding: chunked`, one HTTP chunk a
+//! block, and the block's checksum as the extension `;crc64nvme=<hex>`; a fill that fails cuts the connection before
+//! the last chunk. A file handed over comes as `Longshore-Fd: 1`, `Longshore-Offset: <where the chunk begins>` and an
+//! empty body, the descriptor attached to the head. An error is its status, `Longshore-Code` and a text body.
+
+pub(crate) mod chunked;
+pub(crate) mod request;
+pub(crate) mod response;
+pub(crate) mod status;
+pub(crate) mod target;
+
+/// The longest head that is read, request or response: two percent-encoded texts of 2 KiB and some headers.
+pub(crate) const HEAD_BYTES_MAX: usize = 16 << 10;
+/// The most headers of a head.
+pub(crate) const HEADERS_MAX: usize = 64;
+/// The path of the chunk route.
+pub(crate) const CHUNK_PATH: &str = "/v1/chunk";
+
+pub(crate) const CHECKSUMS: &str = "Longshore-Checksums";
+pub(crate) const TIER: &str = "Longshore-Tier";
+pub(crate) const CODE: &str = "Longshore-Code";
+pub(crate) const FD: &str = "Longshore-Fd";
+pub(crate) const ACCEPT_FD: &str = "Longshore-Accept-Fd";
+pub(crate) const OFFSET: &str = "Longshore-Offset";
+
+/// The value of a header as text, trimmed; `None` when it is not ASCII text.
+fn text(value: &[u8]) -> Option<&str> {
+    std::str::from_utf8(value).ok().map(str::trim)
+}
+
+/// Decimal digits only: no sign, no spaces.
+fn decimal(text: &str) -> Option<u64> {
+    if text.is_empty() || !text.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    text.parse().ok()
+}
+
+/// Whether a comma-separated header value names `token`.
+fn names_token(value: &str, token: &str) -> bool {
+    value.split(',').any(|item| item.trim().eq_ignore_ascii_case(token))
+}

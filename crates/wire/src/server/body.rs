@@ -1,0 +1,95 @@
+//! Bodies on their way out: from a file without passing through us, or from memory.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::sync::atomic::Ordering::Relaxed;
+
+use longshore_types::redact_url;
+use rustix::net::SendFlags;
+
+use crate::growing::GrowingChunk;
+use crate::http::chunked;
+use crate::server::answer::Exchange;
+use crate::service::ChunkRequest;
+use crate::stream::{restart, timed_out};
+
+/// Sends `head` and the request's range of a file that holds it from `start_bytes` on.
+pub(crate) fn send_file(
+    exchange: &Exchange<'_>,
+    request: &ChunkRequest,
+    head: &[u8],
+    file: &File,
+    start_bytes: u64,
+) -> io::Result<()> {
+    // The head waits for the body to share its first packet.
+    let mut rest = head;
+    while !rest.is_empty() {
+        let sent = restart(|| rustix::net::send(exchange.stream, rest, SendFlags::MORE | SendFlags::NOSIGNAL))?;
+        rest = &rest[sent..];
+    }
+    let mut at = start_bytes;
+    let end = start_bytes + (request.range.end - request.range.start);
+    while at < end {
+        let left = (end - at) as usize;
+        match restart(|| rustix::fs::sendfile(exchange.stream, file, Some(&mut at), left)) {
+            Ok(0) => return Err(unreadable(exchange, request, io::ErrorKind::UnexpectedEof.into())),
+            Ok(count) => drop(exchange.shared.counters.sent_bytes.fetch_add(count as u64, Relaxed)),
+            Err(e) if timed_out(&e) || gone(&e) => return Err(e),
+            Err(e) => return Err(unreadable(exchange, request, e)),
+        }
+    }
+    Ok(())
+}
+
+/// Sends `head` and the range from memory, where all of it is.
+pub(crate) fn send_memory(
+    exchange: &Exchange<'_>,
+    request: &ChunkRequest,
+    head: &[u8],
+    chunk: &GrowingChunk,
+) -> io::Result<()> {
+    let body = chunk.get(request.range.clone()).ok_or(io::ErrorKind::UnexpectedEof)?;
+    let body = if exchange.head.head_only { &[] } else { body };
+    exchange.stream.write_all(&mut [IoSlice::new(head), IoSlice::new(body)])?;
+    exchange.shared.counters.sent_bytes.fetch_add(body.len() as u64, Relaxed);
+    Ok(())
+}
+
+/// Sends `head` and the blocks of the range as they come. A fill that fails ends in an error: the caller cuts.
+pub(crate) fn send_growing(
+    exchange: &Exchange<'_>,
+    request: &ChunkRequest,
+    head: &[u8],
+    chunk: &GrowingChunk,
+) -> io::Result<()> {
+    if exchange.head.head_only {
+        return exchange.stream.write_all(&mut [IoSlice::new(head)]);
+    }
+    let mut before = head.to_vec();
+    for index in request.blocks() {
+        let (bytes, checksum) = chunk.block(index, exchange.shared.options.fill_timeout).map_err(io::Error::other)?;
+        let block = crate::block_range(index, chunk.len_bytes());
+        let piece = request.range.start.max(block.start)..request.range.end.min(block.end);
+        let bytes = &bytes[(piece.start - block.start) as usize..(piece.end - block.start) as usize];
+        before.extend_from_slice(chunked::line(bytes.len(), checksum).as_bytes());
+        exchange.stream.write_all(&mut [IoSlice::new(&before), IoSlice::new(bytes)])?;
+        exchange.shared.counters.sent_bytes.fetch_add(bytes.len() as u64, Relaxed);
+        before.clear();
+        before.extend_from_slice(b"\r\n");
+    }
+    before.extend_from_slice(chunked::LAST);
+    exchange.stream.write_all(&mut [IoSlice::new(&before)])
+}
+
+fn unreadable(exchange: &Exchange<'_>, request: &ChunkRequest, error: io::Error) -> io::Error {
+    let url = redact_url(request.key.artifact().url());
+    tracing::warn!(%error, url, index = request.key.index(), "a stored chunk cannot be read to its end");
+    exchange.shared.service.unreadable(request);
+    error
+}
+
+/// The reader closed its side.
+fn gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset, NotConnected};
+    matches!(error.kind(), BrokenPipe | ConnectionReset | NotConnected)
+}

@@ -1,0 +1,113 @@
+//! Counters of both sides, to be rendered as metrics by whoever runs them.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use longshore_types::{Code, Result};
+
+use crate::client::Fetched;
+
+/// What a [`crate::DataClient`] did since it was made.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ClientStats {
+    /// Fetches that ended well.
+    pub fetches: u64,
+    /// Bytes of those.
+    pub fetched_bytes: u64,
+    /// How many of them read a file that was handed over.
+    pub via_fd: u64,
+    /// Fetches that failed, for whatever reason.
+    pub failures: u64,
+    /// Fetches that failed because a checksum did not match, or a file ended early.
+    pub corrupt: u64,
+    /// Connections made.
+    pub connects: u64,
+    /// Requests repeated on a new connection because the pooled one was dead.
+    pub stale_connections: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct ClientCounters {
+    fetches: AtomicU64,
+    fetched_bytes: AtomicU64,
+    via_fd: AtomicU64,
+    failures: AtomicU64,
+    corrupt: AtomicU64,
+    pub(crate) connects: AtomicU64,
+    pub(crate) stale_connections: AtomicU64,
+}
+
+impl ClientCounters {
+    pub(crate) fn fetched(&self, result: &Result<Fetched>) {
+        match result {
+            Ok(fetched) => {
+                self.fetches.fetch_add(1, Relaxed);
+                self.fetched_bytes.fetch_add(fetched.bytes, Relaxed);
+                self.via_fd.fetch_add(fetched.via_fd.into(), Relaxed);
+            }
+            Err(error) => {
+                self.failures.fetch_add(1, Relaxed);
+                self.corrupt.fetch_add((error.code() == Code::Corrupt).into(), Relaxed);
+            }
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> ClientStats {
+        ClientStats {
+            fetches: self.fetches.load(Relaxed),
+            fetched_bytes: self.fetched_bytes.load(Relaxed),
+            via_fd: self.via_fd.load(Relaxed),
+            failures: self.failures.load(Relaxed),
+            corrupt: self.corrupt.load(Relaxed),
+            connects: self.connects.load(Relaxed),
+            stale_connections: self.stale_connections.load(Relaxed),
+        }
+    }
+}
+
+/// What a [`crate::DataServer`] did since it was bound.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ServerStats {
+    /// Connections open now.
+    pub connections: u64,
+    /// Connections taken in.
+    pub accepted: u64,
+    /// Connections answered with 503 because there were too many.
+    pub refused: u64,
+    /// Requests with a whole head.
+    pub requests: u64,
+    /// Requests answered with an error status.
+    pub errors: u64,
+    /// Bytes of chunk bodies sent through sockets.
+    pub sent_bytes: u64,
+    /// Files handed over.
+    pub files_handed_over: u64,
+    /// Bodies cut short: a fill failed, a file ended early, a reader was stuck or went away.
+    pub cut: u64,
+}
+
+#[derive(Default)]
+pub(crate) struct ServerCounters {
+    pub(crate) connections: AtomicU64,
+    pub(crate) accepted: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    pub(crate) errors: AtomicU64,
+    pub(crate) sent_bytes: AtomicU64,
+    pub(crate) files_handed_over: AtomicU64,
+    pub(crate) cut: AtomicU64,
+}
+
+impl ServerCounters {
+    pub(crate) fn snapshot(&self) -> ServerStats {
+        ServerStats {
+            connections: self.connections.load(Relaxed),
+            accepted: self.accepted.load(Relaxed),
+            refused: self.refused.load(Relaxed),
+            requests: self.requests.load(Relaxed),
+            errors: self.errors.load(Relaxed),
+            sent_bytes: self.sent_bytes.load(Relaxed),
+            files_handed_over: self.files_handed_over.load(Relaxed),
+            cut: self.cut.load(Relaxed),
+        }
+    }
+}
