@@ -1,0 +1,71 @@
+"""Longshore's Python client: models in shared memory as torch tensors or numpy arrays, without a copy.
+
+>>> import longshore
+>>> model = longshore.load("s3://models/my-model")      # doctest: +SKIP
+>>> module.load_state_dict(model.state_dict(), assign=True)   # doctest: +SKIP
+"""
+
+from longshore._errors import (
+    Cancelled,
+    Corrupt,
+    Error,
+    Exhausted,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+    Timeout,
+    Unauthenticated,
+    Unavailable,
+    Unsupported,
+)
+from longshore._load import load
+from longshore._model import Model, TensorInfo
+from longshore._node import Node, connect
+from longshore._records import (
+    DeviceStatus,
+    Fallback,
+    LoadReport,
+    Member,
+    ModelInfo,
+    NodeStatus,
+    Progress,
+    SkippedFile,
+    StepTime,
+    UnloadResult,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Cancelled",
+    "Corrupt",
+    "DeviceStatus",
+    "Error",
+    "Exhausted",
+    "FailedPrecondition",
+    "Fallback",
+    "Internal",
+    "InvalidArgument",
+    "LoadReport",
+    "Member",
+    "Model",
+    "ModelInfo",
+    "Node",
+    "NodeStatus",
+    "NotFound",
+    "PermissionDenied",
+    "Progress",
+    "SkippedFile",
+    "StepTime",
+    "TensorInfo",
+    "Timeout",
+    "Unauthenticated",
+    "Unavailable",
+    "UnloadResult",
+    "Unsupported",
+    "__version__",
+    "connect",
+    "load",
+]

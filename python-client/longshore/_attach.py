@@ -1,0 +1,180 @@
+"""The attach protocol: asks a loader for a model's memory over its unix socket.
+
+Messages are a little-endian u32 length and that many bytes. One request, one response, then the descriptors of the
+regions' segments by SCM_RIGHTS, in batches of at most 64, each with one data byte. The open socket is the lease.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from dataclasses import dataclass
+
+from google.protobuf.message import DecodeError
+
+from longshore._errors import Corrupt, Error, Exhausted, Timeout, Unavailable, from_code
+from longshore._memory import Lease, map_region
+from longshore._proto import loader_pb2
+
+MESSAGE_BYTES_MAX = 64 << 20
+FDS_PER_MESSAGE_MAX = 64
+#: Segments of a model: at 1 GiB each, 4 TiB.
+FDS_MAX = 4096
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A model's description, its mapped regions, and the lease that they hold."""
+
+    model: loader_pb2.LoadedModel
+    regions: tuple[memoryview, ...]
+    lease: Lease
+
+
+def attach(path: str, model_id: str, timeout_seconds: float) -> Attached:
+    """Attaches to a loaded model. The caller becomes a holder of the lease returned, beside the regions."""
+    connection = _Connection(path, timeout_seconds)
+    lease = Lease(connection.sock)
+    try:
+        connection.send(loader_pb2.AttachRequest(model_id=model_id).SerializeToString())
+        response = _parse(connection.receive())
+        regions = _map_regions(connection, response, lease)
+        connection.sock.settimeout(None)
+    except BaseException:
+        # Regions that were mapped already give their share back by themselves.
+        lease.abandon()
+        raise
+    lease.hold()
+    return Attached(response.model, regions, lease)
+
+
+def _parse(message: bytes) -> loader_pb2.AttachResponse:
+    try:
+        response = loader_pb2.AttachResponse.FromString(message)
+    except DecodeError as error:
+        raise Corrupt(f"attach: the loader's answer cannot be read: {error}") from error
+    if response.error_code:
+        raise from_code(response.error_code, response.error_message or "attach failed")
+    return response
+
+
+def _map_regions(connection: _Connection, response: loader_pb2.AttachResponse, lease: Lease) -> tuple[memoryview, ...]:
+    regions = response.model.regions
+    announced = sum(len(region.segment_bytes) for region in regions)
+    if response.fd_count != announced or announced > FDS_MAX:
+        raise Corrupt(f"attach: {response.fd_count} descriptors for {announced} segments; at most {FDS_MAX} are taken")
+    for region in regions:
+        if sum(region.segment_bytes) != region.size_bytes:
+            raise Corrupt(f"attach: the segments of a region of {region.size_bytes} bytes do not add up to it")
+
+    fds = _Descriptors(connection, announced)
+    try:
+        return tuple(
+            map_region(fds.take(len(region.segment_bytes)), list(region.segment_bytes), lease) for region in regions
+        )
+    finally:
+        fds.close()
+
+
+class _Descriptors:
+    """Receives descriptors as they are needed; those that were taken are closed with the next `take` or `close`."""
+
+    def __init__(self, connection: _Connection, count: int) -> None:
+        self._connection = connection
+        self._to_come = count
+        self._ready: list[int] = []
+        self._taken: list[int] = []
+
+    def take(self, count: int) -> list[int]:
+        self._close(self._taken)
+        while len(self._ready) < count:
+            batch = self._connection.receive_fds()
+            self._ready += batch
+            self._to_come -= len(batch)
+            if not batch or self._to_come < 0:
+                raise Corrupt("attach: the loader sent another number of descriptors than it announced")
+        self._taken = self._ready[:count]
+        del self._ready[:count]
+        return self._taken
+
+    def close(self) -> None:
+        self._close(self._taken)
+        self._close(self._ready)
+
+    @staticmethod
+    def _close(fds: list[int]) -> None:
+        while fds:
+            os.close(fds.pop())
+
+
+class _Connection:
+    """Reads and writes on the attach socket, all within one deadline."""
+
+    def __init__(self, path: str, timeout_seconds: float) -> None:
+        self._path = path
+        self._timeout_seconds = timeout_seconds
+        self._deadline = time.monotonic() + timeout_seconds
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            self._arm()
+            self.sock.connect(path)
+        except BaseException as error:
+            self.sock.close()
+            if isinstance(error, OSError):
+                raise self._failed(error) from error
+            raise
+
+    def _arm(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.sock.settimeout(left)
+
+    def _failed(self, error: OSError) -> Error:
+        if isinstance(error, Error):
+            return error
+        if isinstance(error, TimeoutError):
+            return Timeout(f"attach at {self._path}: no answer within {self._timeout_seconds:.1f} s")
+        return Unavailable(f"attach at {self._path}: {error.strerror or error}")
+
+    def send(self, message: bytes) -> None:
+        try:
+            self._arm()
+            self.sock.sendall(struct.pack("<I", len(message)) + message)
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def receive(self) -> bytes:
+        (length,) = struct.unpack("<I", self._exactly(4))
+        if length > MESSAGE_BYTES_MAX:
+            raise Corrupt(f"attach at {self._path}: an answer of {length} bytes is over the limit of 64 MiB")
+        return bytes(self._exactly(length))
+
+    def _exactly(self, count: int) -> bytearray:
+        """Not one byte more: the next one carries descriptors. Grows with what arrives, not with what is announced."""
+        data = bytearray()
+        while len(data) < count:
+            try:
+                self._arm()
+                piece = self.sock.recv(min(count - len(data), 1 << 20))
+            except OSError as error:
+                raise self._failed(error) from error
+            if not piece:
+                raise Unavailable(f"attach at {self._path}: the loader closed the connection")
+            data += piece
+        return data
+
+    def receive_fds(self) -> list[int]:
+        try:
+            self._arm()
+            data, fds, flags, _ = socket.recv_fds(self.sock, 1, FDS_PER_MESSAGE_MAX, socket.MSG_CMSG_CLOEXEC)
+        except OSError as error:
+            raise self._failed(error) from error
+        if flags & socket.MSG_CTRUNC:
+            _Descriptors._close(list(fds))
+            raise Exhausted("attach: this process cannot take more file descriptors; raise its limit (ulimit -n)")
+        if not data:
+            raise Unavailable(f"attach at {self._path}: the loader closed the connection")
+        return list(fds)

@@ -1,0 +1,133 @@
+"""Makes tensors of torch or numpy over mapped bytes. Both are imported only when they are used."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+from typing import Any, Protocol
+
+from longshore._dtypes import DTYPES
+from longshore._errors import InvalidArgument, Unsupported
+
+
+class Framework(Protocol):
+    """What a Model needs of torch or numpy."""
+
+    name: str
+
+    def is_raw(self, dtype: str, shape: tuple[int, ...]) -> bool:
+        """Whether tensors of this kind are delivered as flat bytes."""
+
+    def tensor(self, data: memoryview, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        """A view of `length` bytes at `offset` of a region."""
+
+
+class Torch:
+    """torch tensors: writable, and a write stays in this process (the mapping is private)."""
+
+    name = "torch"
+
+    def __init__(self, module: ModuleType) -> None:
+        self._torch: Any = module
+
+    def _type(self, dtype: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]] | None:
+        """The torch dtype and shape; None when the tensor is delivered raw."""
+        known = DTYPES.get(dtype)
+        found = getattr(self._torch, known.torch, None) if known is not None and known.torch is not None else None
+        if known is None or found is None:
+            return None
+        if known.torch_pack == 1:
+            return found, shape
+        if not shape or shape[-1] % known.torch_pack:
+            return None
+        return found, (*shape[:-1], shape[-1] // known.torch_pack)
+
+    def is_raw(self, dtype: str, shape: tuple[int, ...]) -> bool:
+        return self._type(dtype, shape) is None
+
+    def tensor(self, data: memoryview, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        torch = self._torch
+        kind, dims = self._type(dtype, shape) or (torch.uint8, (length,))
+        if length == 0:
+            return torch.empty(dims, dtype=kind)
+        # One storage a tensor, not slices of one: saving, sharing and the search for tied weights go by storage.
+        flat = torch.frombuffer(data[offset : offset + length], dtype=torch.uint8)
+        if offset % kind.itemsize:
+            flat = flat.clone()
+        return flat.view(kind).view(dims)
+
+
+class Numpy:
+    """numpy arrays, read-only."""
+
+    name = "numpy"
+
+    def __init__(self, module: ModuleType, extended: ModuleType | None) -> None:
+        self._numpy: Any = module
+        self._extended: Any = extended
+
+    def _type(self, dtype: str) -> Any:
+        """The numpy dtype; None when the tensor is delivered raw."""
+        known = DTYPES.get(dtype)
+        if known is None or known.numpy is None:
+            return None
+        if not known.extended:
+            return self._numpy.dtype(known.numpy).newbyteorder("<")
+        scalar = getattr(self._extended, known.numpy, None)
+        return None if scalar is None else self._numpy.dtype(scalar)
+
+    def is_raw(self, dtype: str, shape: tuple[int, ...]) -> bool:
+        return self._type(dtype) is None
+
+    def tensor(self, data: memoryview, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        numpy = self._numpy
+        kind = self._type(dtype)
+        dims = shape
+        if kind is None:
+            kind, dims = numpy.dtype(numpy.uint8), (length,)
+        flat = numpy.frombuffer(data[offset : offset + length].toreadonly(), dtype=numpy.uint8)
+        if offset % kind.itemsize:
+            flat = flat.copy()
+            flat.flags.writeable = False
+        return flat.view(kind).reshape(dims)
+
+
+class Missing:
+    """Neither torch nor numpy is installed: files can be used, tensors cannot."""
+
+    name = "none"
+
+    def is_raw(self, dtype: str, shape: tuple[int, ...]) -> bool:
+        return True
+
+    def tensor(self, data: memoryview, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        raise Unsupported("tensors need torch or numpy, and neither is installed; try: pip install numpy ml_dtypes")
+
+
+def choose(name: str | None) -> Framework:
+    """The framework asked for; without a name torch when it is installed, else numpy."""
+    if sys.byteorder != "little":  # pragma: no cover
+        raise Unsupported("tensors are stored little-endian, and this machine is not")
+    if name is None:
+        name = next((each for each in ("torch", "numpy") if _is_installed(each)), "none")
+    if name == "torch":
+        return Torch(_import("torch"))
+    if name == "numpy":
+        return Numpy(_import("numpy"), _import("ml_dtypes") if _is_installed("ml_dtypes") else None)
+    if name == "none":
+        return Missing()
+    raise InvalidArgument(f"framework {name!r} is not known: choose 'torch' or 'numpy'")
+
+
+def _is_installed(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+def _import(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (ImportError, OSError) as error:
+        # Not passed over in silence: a broken torch is no reason to hand out numpy arrays.
+        raise Unsupported(f"framework {name!r} cannot be imported: {error}") from error

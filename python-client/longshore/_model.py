@@ -1,0 +1,203 @@
+"""A loaded model: names to tensors over mapped memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Generic, TypeVar, cast
+
+from longshore._attach import Attached
+from longshore._dtypes import expected_bytes
+from longshore._errors import Corrupt, FailedPrecondition, Unsupported
+from longshore._frameworks import Framework
+from longshore._proto import loader_pb2
+from longshore._records import LoadReport, SkippedFile
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """How a tensor is stored, and how it is delivered."""
+
+    name: str
+    #: As the safetensors format writes it, for instance ``BF16``.
+    dtype_name: str
+    #: In elements, as stored.
+    shape: tuple[int, ...]
+    nbytes: int
+    #: True when the framework lacks the dtype: the tensor is a flat uint8 array of the stored bytes.
+    raw: bool
+
+
+_NO_BYTES = memoryview(b"")
+
+
+@dataclass(frozen=True)
+class _Place:
+    region: int
+    offset: int
+    length: int
+
+
+class Model(Mapping[str, T_co], Generic[T_co]):
+    """Names to tensors, zero-copy over memory that is shared with the loader.
+
+    The loader keeps the model as long as this object or anything made from it lives: a tensor outlives the Model that
+    it came from. Tensors are made anew by each access; two of one name share their memory. Safe to use from several
+    threads and, tensors and lease alike, in forked children.
+    """
+
+    def __init__(self, attached: Attached, report: LoadReport, framework: Framework) -> None:
+        model = attached.model
+        self._framework = framework
+        self._lease = attached.lease
+        self._finalizer = weakref.finalize(self, attached.lease.release)
+        self._finalizer.atexit = False
+        self._regions: tuple[memoryview, ...] | None = attached.regions
+        sizes = [len(region) for region in attached.regions]
+        self._stored, self._places = _check_tensors(model, sizes, framework)
+        self._file_places = _check_files(model, sizes)
+
+        #: The canonical URL.
+        self.uri: str = model.uri
+        #: The revision that every byte is of.
+        self.revision: str = model.revision
+        #: Names the model on its loader.
+        self.model_id: str = model.model_id
+        #: The device it is on, for instance ``host``.
+        self.device: str = model.device
+        #: Size in memory, in bytes.
+        self.nbytes: int = model.size_bytes
+        #: How the model came into memory.
+        self.report: LoadReport = report
+        #: What was odd, but no reason to fail.
+        self.warnings: tuple[str, ...] = tuple(model.warnings)
+        #: Files under the URL that are not part of the load, and why.
+        self.skipped: tuple[SkippedFile, ...] = tuple(SkippedFile(s.name, s.reason) for s in model.skipped)
+
+    # ---- tensors
+
+    def __getitem__(self, name: str) -> T_co:
+        stored, place = self._stored[name], self._places[name]
+        data = self._region(place.region)
+        return cast(T_co, self._framework.tensor(data, place.offset, place.length, stored.dtype_name, stored.shape))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._stored)
+
+    def __len__(self) -> int:
+        return len(self._stored)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._stored
+
+    # A mapping compares by content, which here would read all the memory: a model is equal to itself only.
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._regions is None else f"{len(self)} tensors, {self.nbytes} bytes on {self.device}"
+        return f"<longshore.Model {self.uri} ({state})>"
+
+    def state_dict(self) -> dict[str, T_co]:
+        """All tensors, for ``module.load_state_dict(model.state_dict(), assign=True)``."""
+        return {name: self[name] for name in self}
+
+    def info(self, name: str) -> TensorInfo:
+        """How a tensor is stored, without touching its memory."""
+        return self._stored[name]
+
+    @property
+    def framework(self) -> str:
+        """``torch`` or ``numpy``, or ``none`` when neither is installed."""
+        return self._framework.name
+
+    # ---- files
+
+    @property
+    def files(self) -> Mapping[str, memoryview]:
+        """The files that are no tensor files (tokenizer, config, GGUF, ...) as read-only memoryviews."""
+        return MappingProxyType(
+            {
+                name: self._region(place.region)[place.offset : place.offset + place.length].toreadonly()
+                for name, place in self._file_places.items()
+            }
+        )
+
+    # ---- lifetime
+
+    def close(self) -> None:
+        """Gives up this object's claim. Tensors and memoryviews made before stay valid and keep the lease.
+
+        Without any of those left, the lease ends now. May be called again.
+        """
+        self._regions = None
+        self._finalizer()
+
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._regions is None
+
+    @property
+    def leased(self) -> bool:
+        """Whether this process still holds the lease, by this object or by anything made from it."""
+        return self._lease.is_open
+
+    def __enter__(self) -> Model[T_co]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        raise Unsupported("a model cannot be pickled; load it in the other process: that moves no bytes")
+
+    def _region(self, index: int) -> memoryview:
+        regions = self._regions
+        if regions is None:
+            raise FailedPrecondition(f"model {self.uri} is closed")
+        return regions[index] if index >= 0 else _NO_BYTES
+
+
+def _check_tensors(
+    model: loader_pb2.LoadedModel, sizes: list[int], framework: Framework
+) -> tuple[dict[str, TensorInfo], dict[str, _Place]]:
+    """The tensors by name, each known to lie inside its region and to be as long as its dtype and shape say."""
+    infos: dict[str, TensorInfo] = {}
+    places: dict[str, _Place] = {}
+    for tensor in model.tensors:
+        name, shape = tensor.name, tuple(tensor.shape)
+        if name in infos:
+            raise Corrupt(f"model {model.uri}: the loader names tensor {name!r} twice")
+        expected = expected_bytes(tensor.dtype, shape)
+        if expected is not None and expected != tensor.length_bytes:
+            raise Corrupt(
+                f"model {model.uri}: tensor {name!r} of {tensor.dtype} {list(shape)} has {tensor.length_bytes} bytes"
+            )
+        places[name] = _place(model.uri, tensor, sizes)
+        infos[name] = TensorInfo(
+            name, tensor.dtype, shape, tensor.length_bytes, raw=framework.is_raw(tensor.dtype, shape)
+        )
+    return infos, places
+
+
+def _check_files(model: loader_pb2.LoadedModel, sizes: list[int]) -> dict[str, _Place]:
+    return {file.name: _place(model.uri, file, sizes) for file in model.files}
+
+
+def _place(uri: str, placed: loader_pb2.PlacedTensor | loader_pb2.PlacedFile, sizes: list[int]) -> _Place:
+    # What has no bytes may lie in no region.
+    if placed.length_bytes == 0:
+        return _Place(-1, 0, 0)
+    if placed.region >= len(sizes) or placed.offset_bytes + placed.length_bytes > sizes[placed.region]:
+        raise Corrupt(f"model {uri}: {placed.name!r} lies outside of the memory that the loader handed over")
+    return _Place(placed.region, placed.offset_bytes, placed.length_bytes)

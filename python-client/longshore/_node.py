@@ -1,0 +1,279 @@
+"""A connection to the loader of this machine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import grpc
+
+from longshore import _address, _attach, _records
+from longshore._errors import (
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    Timeout,
+    Unsupported,
+    from_rpc,
+)
+from longshore._frameworks import Framework, choose
+from longshore._model import Model
+from longshore._progress import Bar, Callback, ProgressOption, observer
+from longshore._proto import loader_pb2
+from longshore._records import ModelInfo, NodeStatus, UnloadResult
+
+if TYPE_CHECKING:
+    import numpy
+    import torch
+
+_log = logging.getLogger("longshore")
+
+_SERVICE = "/longshore.v1.Loader/"
+_ATTACH_SECONDS = 30.0
+#: A model without leases can be evicted between its load and the attach; then it is loaded again.
+_ATTACH_ATTEMPTS = 3
+_CHANNEL_OPTIONS = (
+    ("grpc.max_receive_message_length", _attach.MESSAGE_BYTES_MAX),
+    # A proxy for the outside world is none for a loader on this machine.
+    ("grpc.enable_http_proxy", 0),
+    # For a unix socket gRPC would send the path, which is no valid authority.
+    ("grpc.default_authority", "localhost"),
+)
+
+
+class Node:
+    """The loader of this machine. Made by `connect`; safe to use from several threads, but not after a fork."""
+
+    def __init__(self, address: _address.Address) -> None:
+        self._address = address
+        self._pid = os.getpid()
+        self._channel: grpc.Channel | None = grpc.insecure_channel(address.target, options=_CHANNEL_OPTIONS)
+
+    @property
+    def address(self) -> str:
+        """Where the loader is, for instance ``unix:/run/longshore/loader.sock``."""
+        return str(self._address)
+
+    def __repr__(self) -> str:
+        return f"<longshore.Node {self._address}>"
+
+    def close(self) -> None:
+        """Closes the connection. Models that were loaded over it stay valid."""
+        channel, self._channel = self._channel, None
+        if channel is not None and os.getpid() == self._pid:
+            channel.close()
+
+    def __enter__(self) -> Node:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- loading
+
+    @overload
+    def load(
+        self,
+        uri: str,
+        device: str = ...,
+        *,
+        include: Iterable[str] | None = ...,
+        framework: None = ...,
+        progress: ProgressOption = ...,
+        revalidate: bool = ...,
+        timeout: float | None = ...,
+    ) -> Model[Any]: ...
+
+    @overload
+    def load(
+        self,
+        uri: str,
+        device: str = ...,
+        *,
+        include: Iterable[str] | None = ...,
+        framework: Literal["torch"],
+        progress: ProgressOption = ...,
+        revalidate: bool = ...,
+        timeout: float | None = ...,
+    ) -> Model[torch.Tensor]: ...
+
+    @overload
+    def load(
+        self,
+        uri: str,
+        device: str = ...,
+        *,
+        include: Iterable[str] | None = ...,
+        framework: Literal["numpy"],
+        progress: ProgressOption = ...,
+        revalidate: bool = ...,
+        timeout: float | None = ...,
+    ) -> Model[numpy.ndarray[Any, Any]]: ...
+
+    def load(
+        self,
+        uri: str,
+        device: str = "auto",
+        *,
+        include: Iterable[str] | None = None,
+        framework: str | None = None,
+        progress: ProgressOption = None,
+        revalidate: bool = False,
+        timeout: float | None = None,
+    ) -> Model[Any]:
+        """Loads a model, or attaches to it when it is in memory already.
+
+        `device` is ``host``, ``cuda:N`` or ``auto``; `include` are patterns of file names (None: safetensors and side
+        files); `framework` is ``torch``, ``numpy`` or None (torch when installed); `revalidate` asks the origin for the
+        newest revision; `timeout` in seconds bounds the whole call.
+
+        Raises the subclass of `longshore.Error` that names the reason.
+        """
+        if isinstance(include, str):
+            raise InvalidArgument("include takes a list of patterns, not one string")
+        request = loader_pb2.LoadModelRequest(
+            uri=os.fspath(uri), device=device, include=list(include or ()), revalidate=revalidate
+        )
+        deadline = None if timeout is None else time.monotonic() + timeout
+        chosen = choose(framework)
+        watcher = observer(progress, request.uri)
+        try:
+            model = self._load(request, chosen, watcher, deadline)
+        except BaseException:
+            watcher.failed()
+            raise
+        watcher.done(model.report)
+        return model
+
+    def _load(
+        self,
+        request: loader_pb2.LoadModelRequest,
+        framework: Framework,
+        watcher: Bar | Callback,
+        deadline: float | None,
+    ) -> Model[Any]:
+        for attempt in range(1, _ATTACH_ATTEMPTS + 1):
+            loaded = self._load_model(request, watcher, deadline)
+            if loaded.device.startswith("cuda"):
+                raise Unsupported(f"load of {request.uri}: this client attaches host memory, not {loaded.device}")
+            try:
+                attached = _attach.attach(self._attach_path(loaded), loaded.model_id, _left(deadline, _ATTACH_SECONDS))
+            except NotFound:
+                if attempt == _ATTACH_ATTEMPTS:
+                    raise
+                _log.info("model %s was evicted before the attach: loading it again", loaded.model_id)
+                continue
+            return Model(attached, _records.load_report(loaded), framework)
+        raise Internal("unreachable")  # pragma: no cover
+
+    def _load_model(
+        self, request: loader_pb2.LoadModelRequest, watcher: Bar | Callback, deadline: float | None
+    ) -> loader_pb2.LoadedModel:
+        doing = f"load of {request.uri}"
+        method = self._open().unary_stream(
+            _SERVICE + "LoadModel",
+            request_serializer=loader_pb2.LoadModelRequest.SerializeToString,
+            response_deserializer=loader_pb2.LoadModelResponse.FromString,
+        )
+        call: Any = method(request, timeout=None if deadline is None else _left(deadline, 0.0))
+        try:
+            for response in call:
+                if response.HasField("model"):
+                    loaded: loader_pb2.LoadedModel = response.model
+                    return loaded
+                if response.HasField("progress"):
+                    watcher.update(_records.progress(response.progress))
+        except grpc.RpcError as error:
+            raise from_rpc(error, doing, self.address) from error
+        finally:
+            call.cancel()
+        raise Internal(f"{doing}: the loader ended the call without a model")
+
+    def _attach_path(self, loaded: loader_pb2.LoadedModel) -> str:
+        """The attach socket; beside our own socket when the loader's path is not one here (it runs in a container)."""
+        path = loaded.attach_socket
+        if self._address.path is not None and not os.path.exists(path):
+            beside = os.path.join(os.path.dirname(self._address.path), os.path.basename(path) or "attach.sock")
+            if os.path.exists(beside):
+                return beside
+        if not path:
+            raise Unsupported(f"the loader at {self._address} has no attach socket")
+        return path
+
+    # ---- the other calls
+
+    def models(self, timeout: float | None = 30.0) -> list[ModelInfo]:
+        """The models in the loader's memory."""
+        response: loader_pb2.ListModelsResponse = self._call(
+            "ListModels", loader_pb2.ListModelsRequest(), loader_pb2.ListModelsResponse, timeout
+        )
+        return [_records.model_info(model) for model in response.models]
+
+    def unload(
+        self, uri: str | None = None, *, model_id: str | None = None, timeout: float | None = 30.0
+    ) -> UnloadResult:
+        """Makes the loader forget every model of a URI, or one by its id. Memory that clients hold stays theirs."""
+        if (uri is None) == (model_id is None):
+            raise InvalidArgument("unload takes a uri or a model_id, one of both")
+        request = loader_pb2.UnloadModelRequest(uri=uri or "", model_id=model_id or "")
+        response: loader_pb2.UnloadModelResponse = self._call(
+            "UnloadModel", request, loader_pb2.UnloadModelResponse, timeout
+        )
+        return UnloadResult(response.models, response.bytes_freed, response.bytes_leased)
+
+    def status(self, timeout: float | None = 30.0) -> NodeStatus:
+        """Memory, devices, models and workers as the loader sees them."""
+        response: loader_pb2.LoaderStatus = self._call(
+            "Status", loader_pb2.LoaderStatusRequest(), loader_pb2.LoaderStatus, timeout
+        )
+        return _records.node_status(response)
+
+    def _call(self, name: str, request: Any, answer: Any, timeout: float | None) -> Any:
+        method = self._open().unary_unary(
+            _SERVICE + name,
+            request_serializer=type(request).SerializeToString,
+            response_deserializer=answer.FromString,
+        )
+        try:
+            return method(request, timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_rpc(error, name, self.address) from error
+
+    def _open(self) -> grpc.Channel:
+        if os.getpid() != self._pid:
+            raise FailedPrecondition(
+                "this node was connected before a fork, and gRPC does not work across one: call longshore.connect in "
+                "the child, or start children with the spawn method; tensors loaded before may be used"
+            )
+        if self._channel is None:
+            raise FailedPrecondition(f"the connection to {self._address} is closed")
+        return self._channel
+
+
+def connect(address: str | None = None) -> Node:
+    """Connects to a running loader.
+
+    `address` is ``unix:/path``, ``/path`` or ``host:port``; by default ``LONGSHORE_LOADER``, else `loader.sock` in
+    ``LONGSHORE_SOCKET_DIR``, ``/run/longshore``, ``$XDG_RUNTIME_DIR/longshore`` or ``/tmp/longshore-<uid>``.
+
+    Raises `longshore.Unavailable` when nothing listens there.
+    """
+    found = _address.configured(address) or _address.default()
+    found.probe()
+    return Node(found)
+
+
+def _left(deadline: float | None, otherwise: float) -> float:
+    if deadline is None:
+        return otherwise
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise Timeout("the load did not end within the time given")
+    return left

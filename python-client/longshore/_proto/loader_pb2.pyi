@@ -1,0 +1,307 @@
+from longshore._proto import model_pb2 as _model_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class LoadStep(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    LOAD_STEP_UNSPECIFIED: _ClassVar[LoadStep]
+    LOAD_STEP_RESOLVE: _ClassVar[LoadStep]
+    LOAD_STEP_PLAN: _ClassVar[LoadStep]
+    LOAD_STEP_FETCH: _ClassVar[LoadStep]
+    LOAD_STEP_VERIFY: _ClassVar[LoadStep]
+    LOAD_STEP_UPLOAD: _ClassVar[LoadStep]
+    LOAD_STEP_PUBLISH: _ClassVar[LoadStep]
+LOAD_STEP_UNSPECIFIED: LoadStep
+LOAD_STEP_RESOLVE: LoadStep
+LOAD_STEP_PLAN: LoadStep
+LOAD_STEP_FETCH: LoadStep
+LOAD_STEP_VERIFY: LoadStep
+LOAD_STEP_UPLOAD: LoadStep
+LOAD_STEP_PUBLISH: LoadStep
+
+class LoadModelRequest(_message.Message):
+    __slots__ = ("uri", "device", "include", "revalidate", "trace")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_FIELD_NUMBER: _ClassVar[int]
+    REVALIDATE_FIELD_NUMBER: _ClassVar[int]
+    TRACE_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    device: str
+    include: _containers.RepeatedScalarFieldContainer[str]
+    revalidate: bool
+    trace: bool
+    def __init__(self, uri: _Optional[str] = ..., device: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., revalidate: bool = ..., trace: bool = ...) -> None: ...
+
+class LoadModelResponse(_message.Message):
+    __slots__ = ("progress", "model")
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    progress: LoadProgress
+    model: LoadedModel
+    def __init__(self, progress: _Optional[_Union[LoadProgress, _Mapping]] = ..., model: _Optional[_Union[LoadedModel, _Mapping]] = ...) -> None: ...
+
+class LoadProgress(_message.Message):
+    __slots__ = ("step", "bytes_done", "bytes_total", "elapsed_seconds")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ELAPSED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    step: LoadStep
+    bytes_done: int
+    bytes_total: int
+    elapsed_seconds: float
+    def __init__(self, step: _Optional[_Union[LoadStep, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., elapsed_seconds: _Optional[float] = ...) -> None: ...
+
+class Region(_message.Message):
+    __slots__ = ("size_bytes", "segment_bytes")
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    size_bytes: int
+    segment_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, size_bytes: _Optional[int] = ..., segment_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class PlacedTensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "region", "offset_bytes", "length_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    region: int
+    offset_bytes: int
+    length_bytes: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., region: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ...) -> None: ...
+
+class PlacedFile(_message.Message):
+    __slots__ = ("name", "region", "offset_bytes", "length_bytes")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    REGION_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    region: int
+    offset_bytes: int
+    length_bytes: int
+    def __init__(self, name: _Optional[str] = ..., region: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ...) -> None: ...
+
+class LoadedModel(_message.Message):
+    __slots__ = ("model_id", "uri", "revision", "device", "device_uuid", "size_bytes", "tensor_count", "regions", "tensors", "files", "skipped", "warnings", "leases", "idle_seconds", "report", "reattached", "attach_socket")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    REVISION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_UUID_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_COUNT_FIELD_NUMBER: _ClassVar[int]
+    REGIONS_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    FILES_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    WARNINGS_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    REATTACHED_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    uri: str
+    revision: str
+    device: str
+    device_uuid: str
+    size_bytes: int
+    tensor_count: int
+    regions: _containers.RepeatedCompositeFieldContainer[Region]
+    tensors: _containers.RepeatedCompositeFieldContainer[PlacedTensor]
+    files: _containers.RepeatedCompositeFieldContainer[PlacedFile]
+    skipped: _containers.RepeatedCompositeFieldContainer[_model_pb2.SkippedFile]
+    warnings: _containers.RepeatedScalarFieldContainer[str]
+    leases: int
+    idle_seconds: float
+    report: LoadReport
+    reattached: bool
+    attach_socket: str
+    def __init__(self, model_id: _Optional[str] = ..., uri: _Optional[str] = ..., revision: _Optional[str] = ..., device: _Optional[str] = ..., device_uuid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., tensor_count: _Optional[int] = ..., regions: _Optional[_Iterable[_Union[Region, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[PlacedTensor, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[PlacedFile, _Mapping]]] = ..., skipped: _Optional[_Iterable[_Union[_model_pb2.SkippedFile, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., leases: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., report: _Optional[_Union[LoadReport, _Mapping]] = ..., reattached: bool = ..., attach_socket: _Optional[str] = ...) -> None: ...
+
+class TierBytes(_message.Message):
+    __slots__ = ("tier", "bytes")
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    tier: _model_pb2.Tier
+    bytes: int
+    def __init__(self, tier: _Optional[_Union[_model_pb2.Tier, str]] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class StepTime(_message.Message):
+    __slots__ = ("step", "start_seconds", "end_seconds", "busy_seconds")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    START_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    END_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BUSY_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    step: LoadStep
+    start_seconds: float
+    end_seconds: float
+    busy_seconds: float
+    def __init__(self, step: _Optional[_Union[LoadStep, str]] = ..., start_seconds: _Optional[float] = ..., end_seconds: _Optional[float] = ..., busy_seconds: _Optional[float] = ...) -> None: ...
+
+class Fallback(_message.Message):
+    __slots__ = ("kind", "count", "last_detail")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    LAST_DETAIL_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    count: int
+    last_detail: str
+    def __init__(self, kind: _Optional[str] = ..., count: _Optional[int] = ..., last_detail: _Optional[str] = ...) -> None: ...
+
+class TraceEvent(_message.Message):
+    __slots__ = ("name", "category", "thread", "start_us", "duration_us", "bytes", "source")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CATEGORY_FIELD_NUMBER: _ClassVar[int]
+    THREAD_FIELD_NUMBER: _ClassVar[int]
+    START_US_FIELD_NUMBER: _ClassVar[int]
+    DURATION_US_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    category: str
+    thread: int
+    start_us: int
+    duration_us: int
+    bytes: int
+    source: str
+    def __init__(self, name: _Optional[str] = ..., category: _Optional[str] = ..., thread: _Optional[int] = ..., start_us: _Optional[int] = ..., duration_us: _Optional[int] = ..., bytes: _Optional[int] = ..., source: _Optional[str] = ...) -> None: ...
+
+class LoadReport(_message.Message):
+    __slots__ = ("seconds", "bytes", "bytes_by_tier", "fallbacks", "retries", "checksum_mismatches", "steps", "events", "events_dropped")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    BYTES_BY_TIER_FIELD_NUMBER: _ClassVar[int]
+    FALLBACKS_FIELD_NUMBER: _ClassVar[int]
+    RETRIES_FIELD_NUMBER: _ClassVar[int]
+    CHECKSUM_MISMATCHES_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_FIELD_NUMBER: _ClassVar[int]
+    EVENTS_DROPPED_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    bytes: int
+    bytes_by_tier: _containers.RepeatedCompositeFieldContainer[TierBytes]
+    fallbacks: _containers.RepeatedCompositeFieldContainer[Fallback]
+    retries: int
+    checksum_mismatches: int
+    steps: _containers.RepeatedCompositeFieldContainer[StepTime]
+    events: _containers.RepeatedCompositeFieldContainer[TraceEvent]
+    events_dropped: int
+    def __init__(self, seconds: _Optional[float] = ..., bytes: _Optional[int] = ..., bytes_by_tier: _Optional[_Iterable[_Union[TierBytes, _Mapping]]] = ..., fallbacks: _Optional[_Iterable[_Union[Fallback, _Mapping]]] = ..., retries: _Optional[int] = ..., checksum_mismatches: _Optional[int] = ..., steps: _Optional[_Iterable[_Union[StepTime, _Mapping]]] = ..., events: _Optional[_Iterable[_Union[TraceEvent, _Mapping]]] = ..., events_dropped: _Optional[int] = ...) -> None: ...
+
+class GetModelRequest(_message.Message):
+    __slots__ = ("model_id",)
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    def __init__(self, model_id: _Optional[str] = ...) -> None: ...
+
+class ListModelsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListModelsResponse(_message.Message):
+    __slots__ = ("models",)
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedCompositeFieldContainer[LoadedModel]
+    def __init__(self, models: _Optional[_Iterable[_Union[LoadedModel, _Mapping]]] = ...) -> None: ...
+
+class UnloadModelRequest(_message.Message):
+    __slots__ = ("model_id", "uri")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    URI_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    uri: str
+    def __init__(self, model_id: _Optional[str] = ..., uri: _Optional[str] = ...) -> None: ...
+
+class UnloadModelResponse(_message.Message):
+    __slots__ = ("models", "bytes_freed", "bytes_leased")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FREED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_LEASED_FIELD_NUMBER: _ClassVar[int]
+    models: int
+    bytes_freed: int
+    bytes_leased: int
+    def __init__(self, models: _Optional[int] = ..., bytes_freed: _Optional[int] = ..., bytes_leased: _Optional[int] = ...) -> None: ...
+
+class LoaderStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DeviceStatus(_message.Message):
+    __slots__ = ("device", "uuid", "name", "capacity_bytes", "used_bytes")
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    UUID_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    device: str
+    uuid: str
+    name: str
+    capacity_bytes: int
+    used_bytes: int
+    def __init__(self, device: _Optional[str] = ..., uuid: _Optional[str] = ..., name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
+
+class LoaderStatus(_message.Message):
+    __slots__ = ("version", "arena_capacity_bytes", "arena_used_bytes", "devices", "models", "members", "loads_in_flight", "attach_socket", "uptime_seconds")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ARENA_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ARENA_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICES_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    LOADS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
+    ATTACH_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    arena_capacity_bytes: int
+    arena_used_bytes: int
+    devices: _containers.RepeatedCompositeFieldContainer[DeviceStatus]
+    models: _containers.RepeatedCompositeFieldContainer[LoadedModel]
+    members: _containers.RepeatedCompositeFieldContainer[WorkerMember]
+    loads_in_flight: int
+    attach_socket: str
+    uptime_seconds: float
+    def __init__(self, version: _Optional[str] = ..., arena_capacity_bytes: _Optional[int] = ..., arena_used_bytes: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[LoadedModel, _Mapping]]] = ..., members: _Optional[_Iterable[_Union[WorkerMember, _Mapping]]] = ..., loads_in_flight: _Optional[int] = ..., attach_socket: _Optional[str] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
+
+class WorkerMember(_message.Message):
+    __slots__ = ("id", "address", "weight", "reachable")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    WEIGHT_FIELD_NUMBER: _ClassVar[int]
+    REACHABLE_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    address: str
+    weight: int
+    reachable: bool
+    def __init__(self, id: _Optional[str] = ..., address: _Optional[str] = ..., weight: _Optional[int] = ..., reachable: bool = ...) -> None: ...
+
+class AttachRequest(_message.Message):
+    __slots__ = ("model_id",)
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    def __init__(self, model_id: _Optional[str] = ...) -> None: ...
+
+class AttachResponse(_message.Message):
+    __slots__ = ("error_code", "error_message", "fd_count", "model")
+    ERROR_CODE_FIELD_NUMBER: _ClassVar[int]
+    ERROR_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    FD_COUNT_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    error_code: str
+    error_message: str
+    fd_count: int
+    model: LoadedModel
+    def __init__(self, error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., fd_count: _Optional[int] = ..., model: _Optional[_Union[LoadedModel, _Mapping]] = ...) -> None: ...
