@@ -232,7 +232,8 @@ impl Content {
                     (BlockChecksum::of(text.as_bytes()), text.len() as u64)
                 }
                 Segment::File { file, offset_bytes, len_bytes } => {
-                    let text = format!("{:?} {offset_bytes} {len_bytes}", file.metadata().map(|m| m.modified().ok()).ok());
+                    let text =
+                        format!("{:?} {offset_bytes} {len_bytes}", file.metadata().map(|m| m.modified().ok()).ok());
                     (BlockChecksum::of(text.as_bytes()), text.len() as u64)
                 }
             };

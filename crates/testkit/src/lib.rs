@@ -19,4 +19,3 @@ pub use cluster::Cluster;
 pub use content::Content;
 pub use origin::{Dialect, FakeOrigin, Fault, FaultKind, OriginConfig};
 pub use proxy::FaultProxy;
-

@@ -129,10 +129,12 @@ impl FakeOrigin {
             .enable_all()
             .build()?;
         let state = Arc::new(State::new(config, cdn_address));
-        runtime.block_on(async {
+        {
+            // Entered and not blocked on: a caller may be on a runtime of its own.
+            let _entered = runtime.enter();
             serve::spawn(listener, state.clone(), serve::Side::Front)?;
-            serve::spawn(cdn, state.clone(), serve::Side::Cdn)
-        })?;
+            serve::spawn(cdn, state.clone(), serve::Side::Cdn)?;
+        }
         Ok(FakeOrigin { state, address, runtime: Some(runtime) })
     }
 

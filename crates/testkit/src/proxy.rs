@@ -71,8 +71,11 @@ impl FaultProxy {
             bytes: AtomicU64::new(0),
             flips: AtomicU64::new(0),
         });
-        let listener = runtime.block_on(async { TcpListener::from_std(listener) })?;
-        runtime.spawn(accept(listener, shared.clone()));
+        {
+            // Entered and not blocked on: a caller may be on a runtime of its own.
+            let _entered = runtime.enter();
+            tokio::spawn(accept(TcpListener::from_std(listener)?, shared.clone()));
+        }
         Ok(FaultProxy { shared, address, runtime: Some(runtime) })
     }
 
@@ -180,7 +183,8 @@ impl Shared {
     async fn spoil(&self, piece: &mut [u8], at: u64) -> Option<usize> {
         let faults = self.faults.borrow().clone();
         tokio::time::sleep(faults.delay).await;
-        if let Some(byte) = faults.flip_at.and_then(|flip| piece.get_mut(usize::try_from(flip.checked_sub(at)?).ok()?)) {
+        if let Some(byte) = faults.flip_at.and_then(|flip| piece.get_mut(usize::try_from(flip.checked_sub(at)?).ok()?))
+        {
             *byte ^= 0x10;
             self.flips.fetch_add(1, Ordering::Relaxed);
         }

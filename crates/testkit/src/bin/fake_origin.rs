@@ -1,1 +1,88 @@
-fn main() {}
+//! The fake origin as a process, for benches, demos and tests in other languages.
+//!
+//! Prints one line when it listens, `fake-origin listening on http://127.0.0.1:PORT`, and serves until it is killed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use anyhow::{Context, anyhow};
+use clap::{Parser, ValueEnum};
+use longshore_testkit::{Dialect, FakeOrigin, OriginConfig};
+use longshore_types::ByteSize;
+
+/// A fast object store that counts what it serves and misbehaves on demand; see its pages /_counters, /_reset, /_fault
+/// and /_put.
+#[derive(Parser)]
+#[command(name = "fake-origin")]
+struct Args {
+    /// Address to listen on; port 0 takes a free one.
+    #[arg(long, default_value = "127.0.0.1:0")]
+    listen: SocketAddr,
+    /// What to speak.
+    #[arg(long, value_enum, default_value = "s3")]
+    dialect: Speaks,
+    /// Serve the files under this folder, as `PREFIX/name`.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Bucket, bucket and folder, or repository that the files of --folder are in.
+    #[arg(long, default_value = "bucket")]
+    prefix: String,
+    /// Serve a generated object: `bucket/key=SIZE`, for instance `bucket/big.bin=20GiB`. May be repeated.
+    #[arg(long)]
+    generate: Vec<String>,
+    /// Access key id that S3 requests must be signed with, together with --secret.
+    #[arg(long, requires = "secret")]
+    access_key: Option<String>,
+    /// Secret of the access key.
+    #[arg(long, requires = "access_key")]
+    secret: Option<String>,
+    /// Bearer token that GCS and hub requests must carry.
+    #[arg(long)]
+    token: Option<String>,
+    /// The hub redirects large files to a second server.
+    #[arg(long)]
+    redirect: bool,
+    /// Largest page of a listing.
+    #[arg(long, default_value_t = 1000)]
+    page_size: usize,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Speaks {
+    S3,
+    Gcs,
+    Hub,
+    Http,
+}
+
+fn main() -> anyhow::Result<()> {
+    let args = Args::parse();
+    let dialect = match args.dialect {
+        Speaks::S3 => Dialect::S3,
+        Speaks::Gcs => Dialect::Gcs,
+        Speaks::Hub => Dialect::Hub,
+        Speaks::Http => Dialect::Http,
+    };
+    let origin = FakeOrigin::try_with(OriginConfig {
+        dialect,
+        listen: args.listen,
+        access_key: args.access_key.zip(args.secret),
+        token: args.token,
+        page_size: args.page_size,
+        redirects_large_files: args.redirect,
+        ..OriginConfig::default()
+    })
+    .with_context(|| format!("cannot listen on {}", args.listen))?;
+    if let Some(folder) = &args.folder {
+        origin.put_folder(&args.prefix, folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    }
+    for (seed, text) in (1..).zip(&args.generate) {
+        let (path, size) = text.split_once('=').ok_or_else(|| anyhow!("--generate {text}: write bucket/key=SIZE"))?;
+        let size: ByteSize = size.parse().map_err(|error| anyhow!("--generate {text}: {error}"))?;
+        origin.generate(path, seed, size.0);
+    }
+    println!("fake-origin listening on {}", origin.url());
+    loop {
+        std::thread::park();
+    }
+}

@@ -15,7 +15,7 @@ use super::body::{self, Body};
 use super::faults::Verb;
 use super::request::Ask;
 use super::serve::{Call, Side, built};
-use super::state::{Object, State};
+use super::state::{Files, Object, State};
 use super::stores::Failure;
 use super::text::{decode, encode, encode_path, iso_date};
 use crate::content::{Content, hex};
@@ -23,8 +23,6 @@ use crate::content::{Content, hex};
 /// Files of that size, and those that look like weights, are kept apart (LFS) and may be redirected.
 const LARGE_BYTES: u64 = 10 << 20;
 const LARGE_ENDINGS: [&str; 4] = ["*.safetensors", "*.bin", "*.gguf", "*.pt"];
-
-type Files = BTreeMap<String, Arc<Object>>;
 
 pub(super) enum HubRoute {
     Info { repo: String, commit: String, files: Files },
@@ -131,7 +129,7 @@ pub(super) fn answer(call: Call, route: HubRoute) -> Response<Body> {
                 encode_path(&repo),
                 encode_path(&name)
             );
-            call.ticket.status(302, call.bad.count);
+            call.ticket.status(302);
             let response = Response::builder()
                 .status(StatusCode::FOUND)
                 .header(header::LOCATION, target)
@@ -181,7 +179,7 @@ fn tree(call: Call, commit: &str, files: &Files, folder: &str) -> Response<Body>
         let next = format!("<http://{host}{}?{query}cursor={}>; rel=\"next\"", call.ask.raw_path, encode(last));
         response = response.header(header::LINK, next);
     }
-    call.ticket.status(200, call.bad.count);
+    call.ticket.status(200);
     let list: Vec<Value> = page.into_iter().map(|(_, entry)| entry).collect();
     built(response.body(body::text(Value::from(list).to_string())))
 }

@@ -89,7 +89,7 @@ async fn answer(state: Arc<State>, side: Side, request: Request<Incoming>) -> Re
     let size = object_at(&state, &route, &path).map(|object| object.content.len_bytes());
     let range = size.filter(|_| verb == Verb::Get).map(|size| ask.span(size).range(size));
     let bad = strike(&mut state.faults.lock(), verb, &path, range.as_ref());
-    let ticket = state.enter(verb, &path, range);
+    let ticket = state.enter(verb, &path, range, bad.count);
     let call = Call { state, ask, path, ticket, bad, upload };
     Ok(call.answer(route, side).await)
 }
@@ -168,10 +168,10 @@ impl Call {
         let quirks = &self.state.config.quirks;
         let size = object.content.len_bytes();
         let etag = extra.iter().find(|(name, _)| *name == "etag").map_or(&object.etag, |(_, value)| value).clone();
-        if !quirks.ignores_conditions {
-            if let Err(failure) = self.check_conditions(&object, &etag) {
-                return self.fail(failure);
-            }
+        if !quirks.ignores_conditions
+            && let Err(failure) = self.check_conditions(&object, &etag)
+        {
+            return self.fail(failure);
         }
         let span = if quirks.ignores_ranges { Span::Whole } else { self.ask.span(size) };
         if span == Span::Unsatisfiable {
@@ -195,7 +195,7 @@ impl Call {
         }
         response = extra.into_iter().fold(response, |response, (name, value)| response.header(name, value));
         let status = if matches!(span, Span::Part(_)) { 206 } else { 200 };
-        self.ticket.status(status, self.bad.count);
+        self.ticket.status(status);
         let body = match self.ask.is_head() {
             true => body::empty(),
             false => body::object(object, range, self.bad, self.ticket),
@@ -226,14 +226,14 @@ impl Call {
 
     /// Answers with a text.
     pub(super) fn text(self, status: StatusCode, content_type: &str, text: String) -> Response<Body> {
-        self.ticket.status(status.as_u16(), self.bad.count);
+        self.ticket.status(status.as_u16());
         let response = Response::builder().status(status).header(header::CONTENT_TYPE, content_type);
         built(response.body(body::text(text)))
     }
 
     /// Answers with an error in the words of the dialect.
     pub(super) fn fail(self, failure: stores::Failure) -> Response<Body> {
-        self.ticket.status(failure.status, self.bad.count);
+        self.ticket.status(failure.status);
         stores::failure(&self, failure)
     }
 }

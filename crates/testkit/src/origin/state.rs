@@ -17,6 +17,9 @@ use crate::content::{Content, mix};
 /// Most requests that are remembered one by one.
 const RECORDS_MAX: usize = 200_000;
 
+/// Objects by name.
+pub(super) type Files = BTreeMap<String, Arc<Object>>;
+
 /// An object at one version.
 #[derive(Debug)]
 pub(super) struct Object {
@@ -110,9 +113,9 @@ pub(super) struct State {
     pub(super) faults: Mutex<Vec<Fault>>,
     pub(super) counters: Mutex<Counters>,
     /// Files of hub repositories at each commit that was ever asked for.
-    pub(super) commits: Mutex<HashMap<(String, String), BTreeMap<String, Arc<Object>>>>,
+    pub(super) commits: Mutex<HashMap<(String, String), Files>>,
     idle: Condvar,
-    objects: RwLock<BTreeMap<String, Arc<Object>>>,
+    objects: RwLock<Files>,
     buckets: RwLock<BTreeSet<String>>,
     generation: AtomicU64,
 }
@@ -181,8 +184,9 @@ impl State {
     }
 
     /// Counts a request in; the ticket counts it out when it is dropped.
-    pub(super) fn enter(self: &Arc<Self>, verb: Verb, path: &str, range: Option<Range<u64>>) -> Ticket {
+    pub(super) fn enter(self: &Arc<Self>, verb: Verb, path: &str, range: Option<Range<u64>>, faults: u64) -> Ticket {
         let mut counters = self.counters.lock();
+        counters.faults += faults;
         match verb {
             Verb::Get => counters.get += 1,
             Verb::Head => counters.head += 1,
@@ -224,10 +228,9 @@ pub(super) struct Ticket {
 }
 
 impl Ticket {
-    pub(super) fn status(&self, status: u16, faults: u64) {
+    pub(super) fn status(&self, status: u16) {
         let mut counters = self.state.counters.lock();
         counters.errors += u64::from(status >= 400);
-        counters.faults += faults;
         // After a reset the place may belong to another request or to none.
         if let Some(record) = counters.requests.get_mut(self.record).filter(|r| r.path == self.path) {
             record.status = status;

@@ -88,10 +88,14 @@ pub(super) fn check_credentials(call: &Call, side: Side) -> Result<(), Failure> 
     let given = authorization.and_then(|value| value.strip_prefix("Bearer "));
     match (config.dialect, given) {
         (Dialect::Gcs | Dialect::Hub, Some(given)) if given == token => Ok(()),
-        (Dialect::Gcs, None) => Err(Failure::new(403, "AccessDenied", "Anonymous caller does not have storage access.")),
+        (Dialect::Gcs, None) => {
+            Err(Failure::new(403, "AccessDenied", "Anonymous caller does not have storage access."))
+        }
         (Dialect::Gcs, Some(_)) => Err(Failure::new(401, "AuthenticationRequired", "Authentication required.")),
         (Dialect::Hub, None) => Err(Failure::new(401, "GatedRepo", "Access to this model is restricted.")),
-        (Dialect::Hub, Some(_)) => Err(Failure::new(401, "InvalidToken", "Invalid credentials in Authorization header")),
+        (Dialect::Hub, Some(_)) => {
+            Err(Failure::new(401, "InvalidToken", "Invalid credentials in Authorization header"))
+        }
         _ => Ok(()),
     }
 }
@@ -132,7 +136,7 @@ pub(super) fn put(call: Call) -> Response<Body> {
         return call.fail(Failure::of_status(412));
     }
     let object = call.state.put(&call.path, Content::from(call.upload.clone()));
-    call.ticket.status(200, call.bad.count);
+    call.ticket.status(200);
     let response = Response::builder().header(header::ETAG, &object.etag);
     built(response.header("x-goog-generation", object.generation).body(body::empty()))
 }
