@@ -15,6 +15,10 @@ fn get(address: SocketAddr, timeout: Duration) -> std::io::Result<Vec<u8>> {
     write!(stream, "GET /bucket/k HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
+    // The one part of an answer that changes by itself.
+    if let Some(date) = bytes.windows(6).position(|w| w == b"date: ") {
+        bytes[date + 6..date + 35].fill(b'-');
+    }
     Ok(bytes)
 }
 
