@@ -48,7 +48,8 @@ mod tests {
     }
 
     fn signal_self(name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &std::process::id().to_string()]).status().unwrap();
+        let status =
+            Command::new("kill").args([&format!("-{name}"), &std::process::id().to_string()]).status().unwrap();
         assert!(status.success());
     }
 
