@@ -93,7 +93,7 @@ impl SafetensorsHeader {
             .into_iter()
             .map(|(name, entry)| check_tensor(name, entry, span, data_bytes, file))
             .collect::<Result<Vec<_>>>()?;
-        tensors.sort_by(|a, b| (a.range.start, a.range.end).cmp(&(b.range.start, b.range.end)));
+        tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
         check_tiling(&tensors, span..file_size_bytes, file)?;
         Ok(SafetensorsHeader { tensors, metadata: raw.metadata, data_start: span })
     }

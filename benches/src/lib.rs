@@ -1,1 +1,0 @@
-//! longshore-benches

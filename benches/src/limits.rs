@@ -1,0 +1,215 @@
+//! The plain limits: what the machine does when a few threads move the same bytes and do nothing else.
+//!
+//! Bytes end in memory that was never touched before, backed by huge pages, as a load's do; `memcpy` and the warm read
+//! say what fresh memory costs.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, bail, ensure};
+use longshore_memory::{Arena, Buffer};
+use longshore_types::CHUNK_BYTES;
+
+use crate::system::own_cpu_seconds;
+
+/// One measurement.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// Wall-clock seconds.
+    pub seconds: f64,
+    /// CPU seconds of every process that took part.
+    pub cpu_seconds: f64,
+}
+
+/// Times `work` with the CPU of this process.
+pub fn measure<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(Sample, T)> {
+    let (cpu, start) = (own_cpu_seconds(), Instant::now());
+    let value = work()?;
+    let sample = Sample { seconds: start.elapsed().as_secs_f64(), cpu_seconds: own_cpu_seconds() - cpu };
+    Ok((sample, value))
+}
+
+/// Fresh memory for a whole model, one buffer a chunk.
+fn fresh(size_bytes: u64) -> anyhow::Result<Vec<(Range<u64>, Buffer)>> {
+    // An arena of its own each time: a shared one would hand out the memory of the round before.
+    let arena = Arena::new(size_bytes + 2 * CHUNK_BYTES);
+    let starts = (0..size_bytes).step_by(CHUNK_BYTES as usize);
+    starts
+        .map(|start| {
+            let range = start..(start + CHUNK_BYTES).min(size_bytes);
+            let buffer = arena.try_buffer((range.end - range.start) as usize).context("memory for the limit")?;
+            Ok((range, buffer))
+        })
+        .collect()
+}
+
+/// Deals `items` to `threads` threads, each with what `make` gives it.
+fn deal<I: Send, C>(
+    items: Vec<I>,
+    threads: u8,
+    make: impl Fn() -> anyhow::Result<C> + Sync,
+    work: impl Fn(&mut C, &mut I) -> anyhow::Result<()> + Sync,
+) -> anyhow::Result<Vec<I>> {
+    let queue = std::sync::Mutex::new(items.into_iter());
+    let next = || queue.lock().ok().and_then(|mut queue| queue.next());
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    let (mut context, mut done) = (make()?, Vec::new());
+                    while let Some(mut item) = next() {
+                        work(&mut context, &mut item)?;
+                        done.push(item);
+                    }
+                    Ok(done)
+                })
+            })
+            .collect();
+        let mut all = Vec::new();
+        for worker in workers {
+            let done: anyhow::Result<Vec<I>> =
+                worker.join().map_err(|_| anyhow::anyhow!("a limit's thread panicked"))?;
+            all.extend(done?);
+        }
+        Ok(all)
+    })
+}
+
+/// One core copies memory to memory, both touched before.
+pub fn memcpy(size_bytes: u64) -> anyhow::Result<Sample> {
+    let source = vec![7u8; 64 << 20];
+    let mut target = vec![1u8; 64 << 20];
+    let (sample, ()) = measure(|| {
+        for _ in 0..size_bytes.div_ceil(source.len() as u64) {
+            std::hint::black_box(&mut target).copy_from_slice(std::hint::black_box(&source));
+        }
+        Ok(())
+    })?;
+    Ok(sample)
+}
+
+/// Threads read a resident file into fresh memory.
+pub fn read_file(path: &Path, threads: u8) -> anyhow::Result<Sample> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let (sample, _) = measure(|| {
+        deal(fresh(size)?, threads, || Ok(()), |(), (range, buffer)| Ok(file.read_exact_at(buffer, range.start)?))
+    })?;
+    Ok(sample)
+}
+
+/// Threads read a resident file, each into one buffer that it uses again and again.
+pub fn read_file_warm(path: &Path, threads: u8) -> anyhow::Result<Sample> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let starts: Vec<u64> = (0..size).step_by(CHUNK_BYTES as usize).collect();
+    let (sample, _) = measure(|| {
+        let make = || Ok(vec![1u8; CHUNK_BYTES as usize]);
+        deal(starts, threads, make, |buffer, start| {
+            let len = (size - *start).min(CHUNK_BYTES) as usize;
+            Ok(file.read_exact_at(&mut buffer[..len], *start)?)
+        })
+    })?;
+    Ok(sample)
+}
+
+/// sendfile from a resident file to recv into fresh memory, over loopback, both ends in this process.
+pub fn raw_tcp(path: &Path, threads: u8) -> anyhow::Result<Sample> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let address = listener.local_addr()?;
+    let (sample, _) = measure(|| {
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..threads {
+                    let Ok((stream, _)) = listener.accept() else { return };
+                    let file = &file;
+                    scope.spawn(move || serve_ranges(stream, file));
+                }
+            });
+            deal(
+                fresh(size)?,
+                threads,
+                || Ok(TcpStream::connect(address)?),
+                |stream, (range, buffer)| {
+                    stream.write_all(&range.start.to_le_bytes())?;
+                    stream.write_all(&range.end.to_le_bytes())?;
+                    Ok(stream.read_exact(buffer)?)
+                },
+            )
+        })
+    })?;
+    Ok(sample)
+}
+
+/// Answers 16-byte requests (start, end) with those bytes of the file, until the client leaves.
+fn serve_ranges(mut stream: TcpStream, file: &File) -> anyhow::Result<()> {
+    let mut request = [0u8; 16];
+    while stream.read_exact(&mut request).is_ok() {
+        let (start, end) = request.split_at(8);
+        let (mut at, end) = (u64::from_le_bytes(start.try_into()?), u64::from_le_bytes(end.try_into()?));
+        while at < end {
+            let wanted = (end - at) as usize;
+            let sent = rustix::fs::sendfile(&stream, file, Some(&mut at), wanted)?;
+            ensure!(sent > 0, "the file ended early");
+        }
+    }
+    Ok(())
+}
+
+/// Parallel ranged GETs of 16 MiB from a plain HTTP server into fresh memory, on kept-alive connections.
+pub fn raw_get(address: &str, path: &str, size_bytes: u64, threads: u8) -> anyhow::Result<Sample> {
+    let (sample, _) = measure(|| {
+        deal(
+            fresh(size_bytes)?,
+            threads,
+            || Ok(TcpStream::connect(address)?),
+            |stream, (range, buffer)| {
+                let (start, last) = (range.start, range.end - 1);
+                write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nRange: bytes={start}-{last}\r\n\r\n")?;
+                let (status, length, early) = read_head(stream)?;
+                ensure!(status == 206 && length == buffer.len(), "GET {path} answered {status} with {length} bytes");
+                buffer[..early.len()].copy_from_slice(&early);
+                Ok(stream.read_exact(&mut buffer[early.len()..])?)
+            },
+        )
+    })?;
+    Ok(sample)
+}
+
+/// Status of a GET.
+pub fn http_status(address: &str, path: &str) -> anyhow::Result<u16> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_secs(2)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n")?;
+    Ok(read_head(&mut stream)?.0)
+}
+
+/// Reads a response head: status, Content-Length, and the bytes of the body that came with it.
+fn read_head(stream: &mut TcpStream) -> anyhow::Result<(u16, usize, Vec<u8>)> {
+    let mut head = Vec::with_capacity(4096);
+    let end = loop {
+        if let Some(end) = head.windows(4).position(|window| window == b"\r\n\r\n") {
+            break end + 4;
+        }
+        ensure!(head.len() < 64 << 10, "a response head of more than 64 KiB");
+        let mut piece = [0u8; 4096];
+        match stream.read(&mut piece)? {
+            0 => bail!("the server closed the connection"),
+            len => head.extend_from_slice(&piece[..len]),
+        }
+    };
+    let text = std::str::from_utf8(&head[..end])?;
+    let status = text.split(' ').nth(1).and_then(|status| status.parse().ok()).context("a status line")?;
+    let length = text.lines().find_map(|line| {
+        let (name, value) = line.split_once(':')?;
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok()).flatten()
+    });
+    Ok((status, length.unwrap_or(0), head.split_off(end)))
+}
