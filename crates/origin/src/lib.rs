@@ -1,1 +1,28 @@
-//! longshore-origin
+//! The only place where a store is opened: listing, sizes and conditional range reads of origins.
+//!
+//! An origin is S3, Google Cloud Storage, Azure (through `object_store`), a plain HTTP server, a Hugging Face hub or a
+//! local folder. They all answer the same three questions: what is there ([`Origins::resolve`]), what is this object
+//! ([`Origins::stat`]) and give me these bytes of that version ([`Origins::read`]).
+//!
+//! Invariants: bytes of two versions never mix (every response is compared with the version that was resolved, also
+//! when the server ignores `If-Match`); retries are ours alone, bounded per call and shared per origin, and resume at
+//! the byte reached; nothing is allocated from a size that the network names; no message holds a secret.
+//!
+//! Start reading at [`Origins`], then `backend.rs` (what each kind of origin does) and `read.rs` (how a read resumes).
+
+mod address;
+mod backend;
+mod bucket;
+mod fault;
+mod hub;
+mod lane;
+mod local;
+mod options;
+mod origins;
+mod read;
+mod resolve;
+mod stats;
+
+pub use options::{OriginOptions, Secret, StoreOption};
+pub use origins::Origins;
+pub use stats::OriginStats;

@@ -1,0 +1,202 @@
+//! Opening a store: the standard environment variables first, then our options over them.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_types::{Code, Error, Result, redact_url};
+use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
+use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
+use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::http::HttpBuilder;
+use object_store::list::PaginatedListStore;
+use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider};
+use url::Url;
+
+use super::watch::{Watcher, root_cause};
+use crate::address::Cloud;
+use crate::lane::Lane;
+use crate::options::OriginOptions;
+
+type Opened = (Arc<dyn ObjectStore>, Arc<dyn PaginatedListStore>);
+
+/// Checks what can be checked before any store is opened: endpoints and the names of store options.
+pub(crate) fn check_options(options: &OriginOptions) -> Result<()> {
+    let endpoints = [&options.s3_endpoint, &options.gcs_endpoint, &options.azure_endpoint, &options.hf_endpoint];
+    for endpoint in endpoints.into_iter().flatten() {
+        let valid = Url::parse(endpoint).is_ok_and(|url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.has_host()
+                && url.username().is_empty()
+                && url.password().is_none()
+        });
+        if !valid {
+            let text = format!(
+                "origin endpoint {:?} is not of the form http(s)://host:port, without credentials",
+                redact_url(endpoint)
+            );
+            return Err(Error::new(Code::InvalidArgument, text));
+        }
+    }
+    if options.s3_access_key_id.is_some() != options.s3_secret_access_key.is_some() {
+        let text = "of the S3 access key and the S3 secret key only one is set: set both or neither";
+        return Err(Error::new(Code::InvalidArgument, text));
+    }
+    for option in &options.store_options {
+        let key = option.key.as_str();
+        let known = match key.split('_').next() {
+            Some("aws") => key.parse::<AmazonS3ConfigKey>().is_ok(),
+            Some("google") => key.parse::<GoogleConfigKey>().is_ok(),
+            Some("azure") => key.parse::<AzureConfigKey>().is_ok(),
+            _ => false,
+        };
+        if !known {
+            let text = format!(
+                "origin option {key:?} is not known: use the aws_, google_ and azure_ settings of object_store"
+            );
+            return Err(Error::new(Code::InvalidArgument, text));
+        }
+    }
+    Ok(())
+}
+
+/// Opens a bucket. Sends nothing.
+pub(super) fn cloud(cloud: Cloud, bucket: &str, options: &OriginOptions, lane: Arc<Lane>) -> Result<Opened> {
+    let watcher = watcher(options, lane, false);
+    let opened = match cloud {
+        Cloud::S3 => s3(bucket, options, watcher),
+        Cloud::Gcs => gcs(bucket, options, watcher),
+        Cloud::Azure => azure(bucket, options, watcher),
+    };
+    opened.map_err(|error| {
+        let text = format!("cannot open {}://{bucket}: {}; check its settings", cloud.scheme(), root_cause(&error));
+        Error::new(Code::InvalidArgument, text)
+    })
+}
+
+fn watcher(options: &OriginOptions, lane: Arc<Lane>, all_main: bool) -> Watcher {
+    Watcher { lane, connections_max: options.connections_max.clamp(1, 4096) as usize, all_main }
+}
+
+/// Retries are ours alone.
+fn no_retries() -> RetryConfig {
+    RetryConfig { backoff: BackoffConfig::default(), max_retries: 0, retry_timeout: Duration::ZERO }
+}
+
+fn connect_timeout(options: &OriginOptions) -> String {
+    format!("{}ms", options.limits().connect.as_millis())
+}
+
+/// An endpoint that is given as `http://` is meant so.
+fn is_plain(endpoint: Option<&String>) -> bool {
+    endpoint.is_some_and(|endpoint| endpoint.to_ascii_lowercase().starts_with("http://"))
+}
+
+fn s3(bucket: &str, options: &OriginOptions, watcher: Watcher) -> object_store::Result<Opened> {
+    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
+    for (key, value) in settings::<AmazonS3ConfigKey>(options, "aws_") {
+        builder = builder.with_config(key, value);
+    }
+    if let Some(endpoint) = &options.s3_endpoint {
+        builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
+    }
+    if let Some(region) = &options.s3_region {
+        builder = builder.with_region(region);
+    }
+    if let (Some(key_id), Some(secret_key)) = (&options.s3_access_key_id, &options.s3_secret_access_key) {
+        // Not through the builder: a session token from the environment belongs to other keys.
+        builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(AwsCredential {
+            key_id: key_id.clone(),
+            secret_key: secret_key.expose().to_owned(),
+            token: None,
+        })));
+    }
+    if options.s3_skip_signature {
+        builder = builder.with_skip_signature(true);
+    }
+    let endpoint = builder
+        .get_config_value(&AmazonS3ConfigKey::S3Endpoint)
+        .or_else(|| builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
+    if is_plain(endpoint.as_ref()) {
+        builder = builder.with_allow_http(true);
+    }
+    let store = builder
+        .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::ConnectTimeout), connect_timeout(options))
+        .with_retry(no_retries())
+        .with_http_connector(watcher)
+        .build()?;
+    let store = Arc::new(store);
+    Ok((store.clone(), store))
+}
+
+fn gcs(bucket: &str, options: &OriginOptions, watcher: Watcher) -> object_store::Result<Opened> {
+    let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
+    for (key, value) in settings::<GoogleConfigKey>(options, "google_") {
+        builder = builder.with_config(key, value);
+    }
+    if let Some(endpoint) = &options.gcs_endpoint {
+        builder = builder.with_config(GoogleConfigKey::BaseUrl, endpoint.trim_end_matches('/'));
+    }
+    if options.gcs_skip_signature {
+        builder = builder.with_skip_signature(true);
+    }
+    if is_plain(builder.get_config_value(&GoogleConfigKey::BaseUrl).as_ref()) {
+        builder = builder.with_config(GoogleConfigKey::Client(ClientConfigKey::AllowHttp), "true");
+    }
+    let store = builder
+        .with_config(GoogleConfigKey::Client(ClientConfigKey::ConnectTimeout), connect_timeout(options))
+        .with_retry(no_retries())
+        .with_http_connector(watcher)
+        .build()?;
+    let store = Arc::new(store);
+    Ok((store.clone(), store))
+}
+
+fn azure(container: &str, options: &OriginOptions, watcher: Watcher) -> object_store::Result<Opened> {
+    let mut builder = MicrosoftAzureBuilder::from_env().with_container_name(container);
+    for (key, value) in settings::<AzureConfigKey>(options, "azure_") {
+        builder = builder.with_config(key, value);
+    }
+    if let Some(account) = &options.azure_account {
+        builder = builder.with_account(account);
+    }
+    if let Some(key) = &options.azure_access_key {
+        builder = builder.with_access_key(key.expose());
+    }
+    if let Some(endpoint) = &options.azure_endpoint {
+        builder = builder.with_endpoint(endpoint.trim_end_matches('/').to_owned());
+    }
+    if is_plain(builder.get_config_value(&AzureConfigKey::Endpoint).as_ref()) {
+        builder = builder.with_allow_http(true);
+    }
+    let store = builder
+        .with_config(AzureConfigKey::Client(ClientConfigKey::ConnectTimeout), connect_timeout(options))
+        .with_retry(no_retries())
+        .with_http_connector(watcher)
+        .build()?;
+    let store = Arc::new(store);
+    Ok((store.clone(), store))
+}
+
+/// Opens a plain HTTP server. Sends nothing.
+pub(super) fn web(server: &str, options: &OriginOptions, lane: Arc<Lane>) -> Result<Arc<dyn ObjectStore>> {
+    let client = ClientOptions::new().with_allow_http(true).with_connect_timeout(options.limits().connect);
+    let store = HttpBuilder::new()
+        .with_url(server)
+        .with_client_options(client)
+        .with_retry(no_retries())
+        .with_http_connector(watcher(options, lane, true))
+        .build();
+    match store {
+        Ok(store) => Ok(Arc::new(store)),
+        Err(error) => {
+            let text = format!("cannot open {}: {}", redact_url(server), root_cause(&error));
+            Err(Error::new(Code::InvalidArgument, text))
+        }
+    }
+}
+
+/// The store options of one cloud, with their keys parsed; names were checked before.
+fn settings<K: std::str::FromStr>(options: &OriginOptions, prefix: &str) -> Vec<(K, String)> {
+    let of_cloud = options.store_options.iter().filter(|option| option.key.starts_with(prefix));
+    of_cloud.filter_map(|option| Some((option.key.parse().ok()?, option.value.expose().to_owned()))).collect()
+}

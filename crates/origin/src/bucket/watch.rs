@@ -1,0 +1,249 @@
+//! The HTTP layer under `object_store`: time limits with names, bounds on bodies that it would collect whole, and the
+//! facts about a failed exchange that its errors do not carry.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use futures::StreamExt;
+use object_store::ClientOptions;
+use object_store::client::{
+    HttpClient, HttpConnector, HttpError, HttpErrorKind, HttpRequest, HttpResponse, HttpService, ReqwestConnector,
+};
+use parking_lot::Mutex;
+
+use crate::fault::Retry;
+use crate::lane::Lane;
+
+/// Most bytes of one page of a listing.
+const LISTING_BYTES_MAX: usize = 32 << 20;
+/// Most bytes of an error's body that are looked at.
+const ERROR_BYTES_MAX: usize = 64 << 10;
+/// Longest error code of a store, in bytes.
+const STORE_CODE_BYTES_MAX: usize = 64;
+
+/// Marks the requests that are the call itself, as against those that fetch credentials for it.
+#[derive(Clone)]
+pub(super) struct Main;
+
+/// What happened during one call, noted by the HTTP layer.
+#[derive(Clone, Default)]
+pub(super) struct Exchange(Arc<Mutex<Seen>>);
+
+/// The facts of the last request of a call.
+#[derive(Default, Clone)]
+pub(super) struct Seen {
+    /// Status of the call's own response.
+    pub status: Option<u16>,
+    /// The `Retry-After` of that response.
+    pub retry_after: Option<Duration>,
+    /// The store's own word for the failure, such as `NoSuchBucket`.
+    pub store_code: Option<String>,
+    /// `x-amz-bucket-region` of a response from the wrong region.
+    pub region: Option<String>,
+    /// Host and port that was asked.
+    pub host: String,
+    /// A failure to get any response.
+    pub transport: Option<Transport>,
+    /// The request that failed was for credentials.
+    pub of_credentials: bool,
+    listing: Option<Bytes>,
+}
+
+/// Why there was no response.
+#[derive(Clone)]
+pub(super) enum Transport {
+    ConnectTimeout,
+    FirstByteTimeout,
+    Connect(String),
+    Other(String),
+}
+
+tokio::task_local! {
+    static EXCHANGE: Exchange;
+}
+
+impl Exchange {
+    /// Runs a call of `object_store` and notes what its requests do.
+    pub(super) async fn watch<T>(&self, call: impl Future<Output = T>) -> T {
+        EXCHANGE.scope(self.clone(), call).await
+    }
+
+    pub(super) fn status(&self) -> Option<u16> {
+        self.0.lock().status
+    }
+
+    pub(super) fn take_listing(&self) -> Option<Bytes> {
+        self.0.lock().listing.take()
+    }
+
+    pub(super) fn seen(&self) -> Seen {
+        self.0.lock().clone()
+    }
+
+    fn note(&self, note: impl FnOnce(&mut Seen)) {
+        note(&mut self.0.lock());
+    }
+}
+
+/// Makes clients that note what they do.
+#[derive(Clone)]
+pub(super) struct Watcher {
+    pub lane: Arc<Lane>,
+    pub connections_max: usize,
+    /// All requests are the call's own: a plain HTTP server needs no requests for credentials.
+    pub all_main: bool,
+}
+
+impl fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watcher")
+    }
+}
+
+impl HttpConnector for Watcher {
+    fn connect(&self, options: &ClientOptions) -> object_store::Result<HttpClient> {
+        // No limit on a whole request: a large range may take long. Its parts are limited here and by the reader.
+        let options = options.clone().with_timeout_disabled().with_pool_max_idle_per_host(self.connections_max);
+        let inner = ReqwestConnector::default().connect(&options)?;
+        Ok(HttpClient::new(Watched { inner, watcher: self.clone() }))
+    }
+}
+
+#[derive(Debug)]
+struct Watched {
+    inner: HttpClient,
+    watcher: Watcher,
+}
+
+#[async_trait]
+impl HttpService for Watched {
+    async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
+        let exchange = EXCHANGE.try_with(Clone::clone).unwrap_or_default();
+        let is_main = self.watcher.all_main || request.extensions().get::<Main>().is_some();
+        let is_listing = is_main && is_listing(&request);
+        let host = request.uri().authority().map_or("", |authority| authority.as_str());
+        let host = host.rsplit('@').next().unwrap_or_default().to_owned();
+        exchange.note(|seen| *seen = Seen { host, of_credentials: !is_main, ..Seen::default() });
+
+        let limits = self.watcher.lane.limits;
+        let response = match tokio::time::timeout(limits.first_byte, self.inner.execute(request)).await {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
+                exchange.note(|seen| seen.transport = Some(transport_of(&error)));
+                return Err(error);
+            }
+            Err(elapsed) => {
+                exchange.note(|seen| seen.transport = Some(Transport::FirstByteTimeout));
+                return Err(HttpError::new(HttpErrorKind::Timeout, elapsed));
+            }
+        };
+        if is_main {
+            self.watcher.lane.reached();
+        }
+        exchange.note(|seen| seen.note_head(&response));
+        if !response.status().is_success() {
+            let (parts, body) = response.into_parts();
+            // A body that cannot be read leaves the status, which says enough.
+            let body = collect(body.bytes_stream(), ERROR_BYTES_MAX, limits.stall).await.unwrap_or_default();
+            exchange.note(|seen| seen.note_error_body(&body));
+            return Ok(HttpResponse::from_parts(parts, Bytes::new().into()));
+        }
+        if is_listing {
+            let (parts, body) = response.into_parts();
+            let body = collect(body.bytes_stream(), LISTING_BYTES_MAX, limits.stall).await.inspect_err(|error| {
+                exchange.note(|seen| {
+                    seen.status = None;
+                    seen.transport = Some(Transport::Other(error.to_string()));
+                });
+            })?;
+            exchange.note(|seen| seen.listing = Some(body.clone()));
+            return Ok(HttpResponse::from_parts(parts, body.into()));
+        }
+        Ok(response)
+    }
+}
+
+fn is_listing(request: &HttpRequest) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    request.method().as_str() == "PROPFIND" || query.split('&').any(|pair| matches!(pair, "list-type=2" | "comp=list"))
+}
+
+impl Seen {
+    fn note_head(&mut self, response: &HttpResponse) {
+        let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
+        self.status = Some(response.status().as_u16());
+        self.retry_after = header("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        self.region = header("x-amz-bucket-region").and_then(plain_code);
+        self.store_code = header("x-ms-error-code").and_then(plain_code);
+    }
+
+    /// Takes the `<Code>` of an XML error. The rest of the body may repeat keys and signatures and is dropped.
+    fn note_error_body(&mut self, body: &[u8]) {
+        let text = String::from_utf8_lossy(body);
+        let code = text.split_once("<Code>").and_then(|(_, rest)| rest.split_once("</Code>"));
+        if let Some(code) = code.and_then(|(code, _)| plain_code(code)) {
+            self.store_code = Some(code);
+        }
+    }
+
+    /// Whether to try again: the server's wish when it gave one.
+    pub(super) fn retry(&self) -> Retry {
+        Retry::After(self.retry_after)
+    }
+}
+
+/// A word that may be shown: it comes from the network.
+fn plain_code(text: &str) -> Option<String> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let fits = (1..=STORE_CODE_BYTES_MAX).contains(&text.len()) && text.chars().all(plain);
+    fits.then(|| text.to_owned())
+}
+
+/// Collects a body up to `bytes_max`, growing as bytes arrive and never from an announced length.
+async fn collect(
+    mut body: futures::stream::BoxStream<'static, Result<Bytes, HttpError>>,
+    bytes_max: usize,
+    stall: Duration,
+) -> Result<Bytes, HttpError> {
+    let mut all = BytesMut::new();
+    loop {
+        match tokio::time::timeout(stall, body.next()).await {
+            Ok(Some(piece)) => {
+                let piece = piece?;
+                if all.len() + piece.len() > bytes_max {
+                    let text = format!("the answer is longer than {bytes_max} bytes");
+                    return Err(HttpError::new(HttpErrorKind::Decode, std::io::Error::other(text)));
+                }
+                all.extend_from_slice(&piece);
+            }
+            Ok(None) => return Ok(all.freeze()),
+            Err(elapsed) => return Err(HttpError::new(HttpErrorKind::Timeout, elapsed)),
+        }
+    }
+}
+
+fn transport_of(error: &HttpError) -> Transport {
+    let is_connect =
+        sources(error).any(|source| source.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_connect));
+    match (error.kind(), is_connect) {
+        (HttpErrorKind::Timeout, true) => Transport::ConnectTimeout,
+        (HttpErrorKind::Timeout, false) => Transport::FirstByteTimeout,
+        (HttpErrorKind::Connect, _) | (_, true) => Transport::Connect(root_cause(error)),
+        _ => Transport::Other(root_cause(error)),
+    }
+}
+
+fn sources<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
+}
+
+/// The innermost message: "Connection refused", "dns error" and the like, which name no URL and hold no secret.
+pub(super) fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    sources(error).last().map(ToString::to_string).unwrap_or_default()
+}

@@ -1,0 +1,212 @@
+//! Folders and files of this machine. Blocking calls run on tokio's blocking threads, in pieces of bounded size; a
+//! buffer is moved into each call and comes back with its bytes, so a dropped read leaves nothing half-written.
+//!
+//! Symbolic links are followed, also out of the folder: a Hugging Face cache keeps `snapshots/<sha>/<file>` as links
+//! into `blobs/`. The version of a file is its size, modification time and inode, taken from the open descriptor.
+
+mod walk;
+
+use std::fs::{File, Metadata};
+use std::io::{ErrorKind, Read, Seek, SeekFrom};
+use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream;
+use longshore_types::{Artifact, Code, Error, Version};
+use tokio::task::JoinHandle;
+
+use crate::address::Address;
+use crate::backend::{Backend, Body, Page};
+use crate::fault::{Attempt, Fault};
+use crate::lane::Lane;
+use crate::options::OriginOptions;
+use crate::stats::{Counters, count};
+
+/// Bytes read by one blocking call; at most two such buffers are alive for each read.
+const PIECE_BYTES: u64 = 1 << 20;
+
+/// The local disk.
+pub(crate) struct Local {
+    lane: Lane,
+}
+
+impl Local {
+    pub(crate) fn new(options: &OriginOptions, counters: Arc<Counters>) -> Self {
+        let lane = Lane::new(options, counters);
+        lane.reached();
+        Local { lane }
+    }
+}
+
+#[async_trait]
+impl Backend for Local {
+    async fn stat(&self, target: &Address) -> Attempt<Artifact> {
+        count(&self.lane.counters.stat_requests, 1);
+        let path = path_of(target)?;
+        let url = target.to_string();
+        blocking(move || {
+            let metadata = std::fs::metadata(&path).map_err(|error| io_fault(&path, "look at", &error))?;
+            if metadata.is_dir() {
+                return Err(Fault::fatal(Code::NotFound, format!("{} is a folder without any file", path.display())));
+            }
+            if !metadata.is_file() {
+                let text = format!("{} is neither a file nor a folder", path.display());
+                return Err(Fault::fatal(Code::InvalidArgument, text));
+            }
+            Ok(Artifact::new(url, version_of(&metadata)?, metadata.size())?)
+        })
+        .await
+    }
+
+    async fn list(&self, folder: &Address, _token: Option<&str>) -> Attempt<Page> {
+        count(&self.lane.counters.list_requests, 1);
+        let path = path_of(folder)?;
+        let folder = folder.clone();
+        blocking(move || {
+            let mut files = Vec::new();
+            for (name, metadata) in walk::files_below(&path)? {
+                let artifact = Artifact::new(folder.child(&name).to_string(), version_of(&metadata)?, metadata.size())?;
+                files.push((name, artifact));
+            }
+            Ok(Page { files, next: None, revision: None })
+        })
+        .await
+    }
+
+    async fn open(&self, artifact: &Artifact, range: Range<u64>) -> Attempt<Body> {
+        count(&self.lane.counters.read_requests, 1);
+        let path = path_of(&Address::parse(artifact.url())?)?;
+        let source = Source { path, artifact: artifact.clone() };
+        let first = blocking(move || {
+            let mut file = File::open(&source.path).map_err(|error| io_fault(&source.path, "open", &error))?;
+            source.check(&file)?;
+            file.seek(SeekFrom::Start(range.start)).map_err(|error| io_fault(&source.path, "read", &error))?;
+            Ok(Cursor { file, source, left: range.end - range.start })
+        })
+        .await?;
+        // One piece is read ahead while the caller works on the one before.
+        let pieces = stream::try_unfold(first.read_piece(), |pending| async move {
+            match join(pending).await? {
+                Some((piece, cursor)) => Ok(Some((piece, cursor.read_piece()))),
+                None => Ok(None),
+            }
+        });
+        Ok(pieces.boxed())
+    }
+
+    fn lane(&self) -> &Lane {
+        &self.lane
+    }
+}
+
+/// The file that is read and what it must be.
+struct Source {
+    path: PathBuf,
+    artifact: Artifact,
+}
+
+impl Source {
+    /// Compares the open file with the version that was resolved.
+    fn check(&self, file: &File) -> Attempt<()> {
+        let metadata = file.metadata().map_err(|error| io_fault(&self.path, "look at", &error))?;
+        let now = version_of(&metadata)?;
+        if &now == self.artifact.version() {
+            return Ok(());
+        }
+        let text = format!(
+            "{} changed since it was resolved: it was {} and is {now}; resolve the model again",
+            self.artifact.url(),
+            self.artifact.version()
+        );
+        Err(Fault::fatal(Code::FailedPrecondition, text))
+    }
+}
+
+/// An open file at the next byte to read.
+struct Cursor {
+    file: File,
+    source: Source,
+    left: u64,
+}
+
+type PieceRead = JoinHandle<Attempt<Option<(Bytes, Cursor)>>>;
+
+impl Cursor {
+    /// Starts to read the next piece; the version is checked again after each, so bytes of a file that was written to
+    /// meanwhile are not handed out.
+    fn read_piece(mut self) -> PieceRead {
+        tokio::task::spawn_blocking(move || {
+            if self.left == 0 {
+                return Ok(None);
+            }
+            let len = self.left.min(PIECE_BYTES);
+            let mut piece = Vec::with_capacity(len as usize);
+            let got = (&mut self.file)
+                .take(len)
+                .read_to_end(&mut piece)
+                .map_err(|error| io_fault(&self.source.path, "read", &error))?;
+            self.source.check(&self.file)?;
+            if (got as u64) < len {
+                let text = format!(
+                    "{} ended before its size of {} bytes",
+                    self.source.artifact.url(),
+                    self.source.artifact.size_bytes()
+                );
+                return Err(Fault::fatal(Code::Corrupt, text));
+            }
+            self.left -= len;
+            Ok(Some((Bytes::from(piece), self)))
+        })
+    }
+}
+
+fn path_of(address: &Address) -> Attempt<PathBuf> {
+    match address {
+        Address::File(path) => Ok(path.clone()),
+        other => Err(Fault::fatal(Code::Internal, format!("{other} is not a local path"))),
+    }
+}
+
+/// `mtime:<size>-<modification time in ns>-<inode>`.
+fn version_of(metadata: &Metadata) -> Result<Version, Error> {
+    let mtime_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
+    Version::new(format!("mtime:{}-{mtime_ns}-{}", metadata.size(), metadata.ino()))
+}
+
+fn io_fault(path: &Path, doing: &str, error: &std::io::Error) -> Fault {
+    let name = path.display();
+    match error.kind() {
+        ErrorKind::NotFound | ErrorKind::NotADirectory => match std::fs::read_link(path) {
+            Ok(target) => Fault::fatal(
+                Code::NotFound,
+                format!("{name} is a symbolic link to {}, which does not exist", target.display()),
+            ),
+            Err(_) => Fault::fatal(Code::NotFound, format!("{name} does not exist")),
+        },
+        ErrorKind::PermissionDenied => Fault::fatal(
+            Code::PermissionDenied,
+            format!("cannot {doing} {name}: permission denied; check its mode and owner"),
+        ),
+        ErrorKind::Interrupted | ErrorKind::TimedOut => {
+            Fault::passing(Code::Unavailable, format!("cannot {doing} {name}: {error}"))
+        }
+        _ => Fault::fatal(Code::Internal, format!("cannot {doing} {name}: {error}")),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Attempt<T> + Send + 'static) -> Attempt<T> {
+    join(tokio::task::spawn_blocking(work)).await
+}
+
+async fn join<T>(handle: JoinHandle<Attempt<T>>) -> Attempt<T> {
+    match handle.await {
+        Ok(result) => result,
+        Err(error) if error.is_cancelled() => Err(Fault::fatal(Code::Cancelled, "the read was cancelled at shutdown")),
+        Err(error) => Err(Fault::fatal(Code::Internal, format!("a reading thread failed: {error}"))),
+    }
+}
