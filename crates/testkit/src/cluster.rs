@@ -1,3 +1,235 @@
-//! Processes.
-/// A set of daemons.
-pub struct Cluster;
+//! Workers and loaders as real processes, in a temporary folder, on ports of their own.
+//!
+//! ```no_run
+//! # use longshore_testkit::cluster::{Cluster, ClusterSpec};
+//! # use longshore_testkit::{FakeOrigin, modelgen::ModelSpec};
+//! let origin = FakeOrigin::start();
+//! ModelSpec::small(1).build().put_into(&origin, "bucket/model");
+//! let mut cluster = Cluster::start(ClusterSpec::new(3, 1).origin(&origin));
+//! let done = cluster.cli(0).args(["load", "s3://bucket/model", "--json"]).run();
+//! assert!(done.success(), "{done}");
+//! cluster.worker(0).kill();
+//! ```
+//!
+//! Daemons are ready when `/readyz` says so. What they log lies in files and is shown when a test fails.
+
+mod cli;
+mod daemon;
+mod metrics;
+mod net;
+mod procfs;
+
+use std::path::{Path, PathBuf};
+
+use tempfile::TempDir;
+
+pub use cli::{Cli, CliOutput, RunningCli};
+pub use daemon::{Daemon, binary};
+pub use metrics::Metrics;
+pub use net::{free_port, http_get};
+pub use procfs::{Memory, memory_of};
+
+use crate::origin::FakeOrigin;
+
+/// What to start.
+#[derive(Debug, Clone)]
+pub struct ClusterSpec {
+    /// Number of workers.
+    pub workers: usize,
+    /// Number of loaders.
+    pub loaders: usize,
+    /// Budget of each worker's memory tier, as written on a command line.
+    pub worker_memory: String,
+    /// Budget of each worker's disk tier.
+    pub worker_disk: String,
+    /// Budget of each loader's arena.
+    pub loader_memory: String,
+    /// Whether workers have a unix socket, over which loaders are handed descriptors; otherwise all goes over TCP.
+    pub unix_sockets: bool,
+    /// Variables for every process: origins and their credentials.
+    pub env: Vec<(String, String)>,
+    /// Further arguments of workers.
+    pub worker_args: Vec<String>,
+    /// Further arguments of loaders.
+    pub loader_args: Vec<String>,
+}
+
+impl ClusterSpec {
+    /// So many workers and loaders, with small budgets.
+    pub fn new(workers: usize, loaders: usize) -> ClusterSpec {
+        ClusterSpec {
+            workers,
+            loaders,
+            worker_memory: "256MiB".to_owned(),
+            worker_disk: "8GiB".to_owned(),
+            loader_memory: "1GiB".to_owned(),
+            unix_sockets: false,
+            env: Vec::new(),
+            worker_args: Vec::new(),
+            loader_args: Vec::new(),
+        }
+    }
+
+    /// With this origin; may be called for several.
+    #[must_use]
+    pub fn origin(mut self, origin: &FakeOrigin) -> ClusterSpec {
+        self.env.extend(origin.client_env());
+        self
+    }
+
+    /// With another variable for every process.
+    #[must_use]
+    pub fn env(mut self, name: &str, value: &str) -> ClusterSpec {
+        self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// With other budgets: memory of a worker, disk of a worker, memory of a loader.
+    #[must_use]
+    pub fn budgets(mut self, worker_memory: &str, worker_disk: &str, loader_memory: &str) -> ClusterSpec {
+        self.worker_memory = worker_memory.to_owned();
+        self.worker_disk = worker_disk.to_owned();
+        self.loader_memory = loader_memory.to_owned();
+        self
+    }
+
+    /// With unix sockets at the workers.
+    #[must_use]
+    pub fn unix_sockets(self) -> ClusterSpec {
+        ClusterSpec { unix_sockets: true, ..self }
+    }
+
+    /// With further arguments for workers.
+    #[must_use]
+    pub fn worker_args(mut self, args: &[&str]) -> ClusterSpec {
+        self.worker_args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+
+    /// With further arguments for loaders.
+    #[must_use]
+    pub fn loader_args(mut self, args: &[&str]) -> ClusterSpec {
+        self.loader_args.extend(args.iter().map(|arg| (*arg).to_owned()));
+        self
+    }
+}
+
+/// Running processes; all are killed when it is dropped.
+pub struct Cluster {
+    spec: ClusterSpec,
+    folder: TempDir,
+    workers: Vec<Daemon>,
+    loaders: Vec<Daemon>,
+}
+
+impl Cluster {
+    /// Starts everything and waits until all of it is ready.
+    ///
+    /// # Panics
+    /// When the binary is not there, or a daemon ends or is not ready in time; with its log.
+    pub fn start(spec: ClusterSpec) -> Cluster {
+        let folder = tempfile::Builder::new().prefix("longshore-test-").tempdir().expect("a temporary folder");
+        let data_ports: Vec<u16> = (0..spec.workers).map(|_| free_port()).collect();
+        let addresses = data_ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
+        let workers = data_ports.iter().enumerate().map(|(i, port)| {
+            let unix_socket = folder.path().join(format!("worker-{i}.sock"));
+            let mut daemon = Daemon::new("worker", &format!("worker-{i}"), folder.path())
+                .env("LONGSHORE_WORKER_DATA_LISTEN", format!("127.0.0.1:{port}"))
+                .env("LONGSHORE_WORKER_CONTROL_LISTEN", format!("127.0.0.1:{}", free_port()))
+                .env("LONGSHORE_CACHE_DIR", folder.path().join(format!("cache-{i}")).display().to_string())
+                .env("LONGSHORE_WORKER_MEMORY", spec.worker_memory.clone())
+                .env("LONGSHORE_WORKER_DISK", spec.worker_disk.clone())
+                .env("LONGSHORE_WORKER_DISK_FREE_FLOOR", "0".to_owned())
+                .env("LONGSHORE_WORKERS", addresses.clone())
+                .envs(&spec.env)
+                .args(&spec.worker_args);
+            daemon = daemon.data_address(format!("127.0.0.1:{port}"));
+            if spec.unix_sockets {
+                daemon = daemon.env("LONGSHORE_WORKER_UNIX_SOCKET", unix_socket.display().to_string());
+            }
+            daemon
+        });
+        let workers = workers.collect();
+        let loaders = (0..spec.loaders).map(|i| {
+            let sockets = folder.path().join(format!("loader-{i}"));
+            Daemon::new("loader", &format!("loader-{i}"), folder.path())
+                .env("LONGSHORE_SOCKET_DIR", sockets.display().to_string())
+                .env("LONGSHORE_LOADER_LISTEN", "none".to_owned())
+                .env("LONGSHORE_LOADER_MEMORY", spec.loader_memory.clone())
+                .env("LONGSHORE_WORKERS", addresses.clone())
+                .envs(&spec.env)
+                .args(&spec.loader_args)
+        });
+        let loaders = loaders.collect();
+        let mut cluster = Cluster { spec, folder, workers, loaders };
+        // Workers ask each other who they are, so all start before any is waited for.
+        cluster.workers.iter_mut().for_each(Daemon::spawn);
+        cluster.workers.iter_mut().for_each(Daemon::wait_ready);
+        cluster.loaders.iter_mut().for_each(Daemon::spawn);
+        cluster.loaders.iter_mut().for_each(Daemon::wait_ready);
+        cluster
+    }
+
+    /// What was started.
+    pub fn spec(&self) -> &ClusterSpec {
+        &self.spec
+    }
+
+    /// The folder that everything lies in.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// A worker.
+    pub fn worker(&mut self, index: usize) -> &mut Daemon {
+        &mut self.workers[index]
+    }
+
+    /// All workers.
+    pub fn workers(&self) -> &[Daemon] {
+        &self.workers
+    }
+
+    /// A loader.
+    pub fn loader(&mut self, index: usize) -> &mut Daemon {
+        &mut self.loaders[index]
+    }
+
+    /// All loaders.
+    pub fn loaders(&self) -> &[Daemon] {
+        &self.loaders
+    }
+
+    /// The cache folder of a worker.
+    pub fn cache_folder(&self, worker: usize) -> PathBuf {
+        self.folder.path().join(format!("cache-{worker}"))
+    }
+
+    /// The gRPC socket of a loader.
+    pub fn loader_socket(&self, loader: usize) -> PathBuf {
+        self.folder.path().join(format!("loader-{loader}")).join("loader.sock")
+    }
+
+    /// The command line, as it is used beside that loader.
+    pub fn cli(&self, loader: usize) -> Cli {
+        Cli::new(self.folder.path())
+            .envs(&self.spec.env)
+            .env("LONGSHORE_LOADER", &format!("unix://{}", self.loader_socket(loader).display()))
+    }
+
+    /// The sum of a counter over all workers.
+    pub fn worker_metric(&self, name: &str) -> f64 {
+        self.workers.iter().filter(|worker| worker.is_running()).map(|worker| worker.metrics().sum(name)).sum()
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for daemon in self.loaders.iter_mut().chain(&mut self.workers) {
+            daemon.kill();
+            if std::thread::panicking() {
+                eprintln!("--- {} ---\n{}", daemon.name(), daemon.log_tail(60));
+            }
+        }
+    }
+}
