@@ -94,8 +94,9 @@ impl Daemon {
         self
     }
 
-    pub(super) fn data_address(self, data_address: String) -> Daemon {
-        Daemon { data_address, ..self }
+    pub(super) fn data_address(mut self, data_address: String) -> Daemon {
+        self.data_address = data_address;
+        self
     }
 
     /// Its name, for instance `worker-0`.
