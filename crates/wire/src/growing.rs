@@ -186,3 +186,88 @@ impl GrowingWriter {
         self.written_bytes += len as u64;
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use longshore_memory::Arena;
+    use longshore_types::{Artifact, Version};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const NOW: Duration = Duration::ZERO;
+
+    fn begin(len: usize) -> (GrowingWriter, Arc<GrowingChunk>) {
+        let artifact = Artifact::new("file:///m", Version::new("v").unwrap(), len as u64).unwrap();
+        let buffer = Arena::new(32 << 20).try_buffer(len).unwrap();
+        GrowingChunk::begin(ChunkKey::new(Arc::new(artifact), 0).unwrap(), buffer).unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 32, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_portions_give_the_same_blocks(len in 1usize..3 << 20, portions in proptest::collection::vec((1usize..1 << 20, any::<bool>()), 1..9)) {
+            let bytes: Vec<u8> = (0..len).map(|i| ((i * 31) >> 3) as u8).collect();
+            let (mut writer, chunk) = begin(len);
+            let mut at = 0;
+            for (portion, spare) in portions.into_iter().cycle() {
+                if at == len {
+                    break;
+                }
+                let mut portion = portion.min(len - at);
+                if spare {
+                    let room = writer.spare();
+                    portion = portion.min(room.len());
+                    room[..portion].copy_from_slice(&bytes[at..at + portion]);
+                    writer.commit(portion).unwrap();
+                } else {
+                    writer.write(&bytes[at..at + portion]).unwrap();
+                }
+                at += portion;
+                prop_assert_eq!(writer.written_bytes(), at as u64);
+                // A block is there as soon as its last byte is, and not before.
+                let whole = if at == len { chunk.key().block_count() } else { at / BLOCK_BYTES as usize };
+                for index in 0..chunk.key().block_count() {
+                    prop_assert_eq!(chunk.block(index, NOW).is_ok(), index < whole);
+                }
+                prop_assert!(!chunk.is_complete() && chunk.checksums().is_none());
+            }
+            writer.finish().unwrap();
+            prop_assert!(chunk.is_complete());
+            prop_assert_eq!(&chunk.checksums().unwrap()[..], &BlockChecksum::of_blocks(&bytes)[..]);
+            prop_assert!(chunk.get(0..len as u64).unwrap() == bytes);
+        }
+    }
+
+    #[test]
+    fn readers_learn_how_a_fill_ended() {
+        let (mut writer, chunk) = begin(100);
+        assert_eq!(chunk.block(0, NOW).unwrap_err().code(), Code::Timeout);
+        assert_eq!(chunk.block(1, NOW).unwrap_err().code(), Code::InvalidArgument);
+        assert_eq!(writer.write(&[0; 101]).unwrap_err().code(), Code::Corrupt);
+        assert_eq!(writer.commit(101).unwrap_err().code(), Code::Internal);
+        writer.write(&[0; 99]).unwrap();
+        assert_eq!(writer.finish().unwrap_err().code(), Code::Corrupt);
+        assert_eq!(chunk.block(0, NOW).unwrap_err().code(), Code::Corrupt);
+
+        let (writer, chunk) = begin(100);
+        writer.fail(Error::new(Code::NotFound, "gone"));
+        assert_eq!(chunk.block(0, NOW).unwrap_err().code(), Code::NotFound);
+
+        let (mut writer, chunk) = begin(100);
+        writer.write(&[0; 100]).unwrap();
+        drop(writer);
+        // What was published stays readable, but the fill never said that it was good.
+        assert!(chunk.block(0, NOW).is_ok() && !chunk.is_complete());
+    }
+
+    #[test]
+    fn a_buffer_of_another_length_is_refused() {
+        let artifact = Artifact::new("file:///m", Version::new("v").unwrap(), 100).unwrap();
+        let buffer = Arena::new(1000).try_buffer(99).unwrap();
+        let key = ChunkKey::new(Arc::new(artifact), 0).unwrap();
+        assert_eq!(GrowingChunk::begin(key, buffer).err().unwrap().code(), Code::Internal);
+    }
+}

@@ -101,7 +101,7 @@ fn refused(mut lease: Lease<'_>, head: &ResponseHead) -> Error {
     };
     let taken = len.min(ERROR_BODY_BYTES_MAX as u64) as usize;
     let body = lease.connection().and_then(|connection| read_small(connection, taken));
-    let text = body.as_deref().map(|body| clean_text(body)).unwrap_or_default();
+    let text = body.as_deref().map(clean_text).unwrap_or_default();
     if body.is_ok() && taken as u64 == len && head.framing != Framing::Chunked && head.keep_alive {
         lease.give_back();
     }

@@ -4,6 +4,8 @@ use longshore_types::BlockChecksum;
 
 /// The longest such line, with its end of line. Ours have 35 bytes.
 pub(crate) const LINE_BYTES_MAX: usize = 128;
+/// What ends a piece.
+pub(crate) const PIECE_END: &[u8] = b"\r\n";
 /// What ends a chunked body, after the end of its last piece.
 pub(crate) const LAST: &[u8] = b"0\r\n\r\n";
 

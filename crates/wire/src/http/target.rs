@@ -82,7 +82,7 @@ pub(crate) fn decode(query: &str) -> Result<ChunkTarget> {
 }
 
 fn wrong(parameter: &str, why: &str) -> Error {
-    Error::new(Code::InvalidArgument, format!("parameter {parameter} of the chunk request {why}"))
+    Error::new(Code::InvalidArgument, format!("chunk request: parameter {parameter} {why}"))
 }
 
 #[cfg(test)]

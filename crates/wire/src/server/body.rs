@@ -72,13 +72,12 @@ pub(crate) fn send_growing(
         let piece = request.range.start.max(block.start)..request.range.end.min(block.end);
         let bytes = &bytes[(piece.start - block.start) as usize..(piece.end - block.start) as usize];
         before.extend_from_slice(chunked::line(bytes.len(), checksum).as_bytes());
-        exchange.stream.write_all(&mut [IoSlice::new(&before), IoSlice::new(bytes)])?;
+        let parts = &mut [IoSlice::new(&before), IoSlice::new(bytes), IoSlice::new(chunked::PIECE_END)];
+        exchange.stream.write_all(parts)?;
         exchange.shared.counters.sent_bytes.fetch_add(bytes.len() as u64, Relaxed);
         before.clear();
-        before.extend_from_slice(b"\r\n");
     }
-    before.extend_from_slice(chunked::LAST);
-    exchange.stream.write_all(&mut [IoSlice::new(&before)])
+    exchange.stream.write_all(&mut [IoSlice::new(chunked::LAST)])
 }
 
 fn unreadable(exchange: &Exchange<'_>, request: &ChunkRequest, error: io::Error) -> io::Error {

@@ -1,0 +1,12 @@
+//! The data plane end to end: real sockets, real files, and peers that misbehave.
+#![allow(clippy::unwrap_used)]
+
+mod abuse;
+mod curl;
+mod drain;
+mod peers;
+mod pooling;
+mod round_trip;
+mod sockets;
+mod streaming;
+mod support;
