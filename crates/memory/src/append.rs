@@ -255,3 +255,6 @@ impl std::fmt::Debug for Appender {
         write!(f, "Appender({} bytes remain)", self.remaining())
     }
 }
+
+#[cfg(test)]
+mod tests;

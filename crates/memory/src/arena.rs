@@ -242,3 +242,6 @@ impl std::fmt::Debug for Arena {
         self.stats().fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -224,3 +224,6 @@ impl std::fmt::Debug for Landing {
         write!(f, "Landing({} bytes in {} pieces)", self.len, self.pieces.len())
     }
 }
+
+#[cfg(test)]
+mod tests;

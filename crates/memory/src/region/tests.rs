@@ -1,1 +1,115 @@
+//! Claims, seals and accounting of regions, as seen from this process; `tests/other_process.rs` has the other view.
 
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+
+use rustix::fs::{FallocateFlags, fallocate, fcntl_get_seals};
+use rustix::io::{FdFlags, fcntl_getfd};
+
+use super::*;
+use crate::Arena;
+
+fn writer(len: u64) -> (Arena, RegionWriter) {
+    let arena = Arena::new(64 << 20);
+    let reservation = arena.try_reserve(len).unwrap();
+    let writer = RegionWriter::create("a test's region", len, reservation).unwrap();
+    (arena, writer)
+}
+
+#[test]
+fn windows_are_exclusive_and_may_be_claimed_again() {
+    let (_arena, writer) = writer(100);
+    let mut front = writer.claim(0..40).unwrap();
+    for overlapping in [0..1, 39..41, 10..20, 0..100] {
+        let error = writer.claim(overlapping).unwrap_err();
+        assert_eq!(error.code(), Code::Internal);
+        assert!(error.message().contains("0..40"), "{error}");
+    }
+    let mut back = writer.claim(40..100).unwrap();
+    front.fill(1);
+    back.fill(2);
+    assert_eq!((front.len(), back.range()), (40, 40..100));
+    for outside in [100..101, 0..u64::MAX, Range { start: 50, end: 40 }] {
+        assert_eq!(writer.claim(outside).unwrap_err().code(), Code::Internal);
+    }
+    drop(front);
+    let mut again = writer.claim(10..20).unwrap();
+    assert_eq!(again[0], 1);
+    again.fill(3);
+    drop((again, back));
+    let region = writer.finish().unwrap();
+    let expected: Vec<u8> = [vec![1; 10], vec![3; 10], vec![1; 20], vec![2; 60]].concat();
+    assert_eq!(region.as_slice(), expected);
+}
+
+#[test]
+fn threads_fill_disjoint_windows() {
+    const PART: u64 = 100_003;
+    let (_arena, writer) = writer(8 * PART);
+    std::thread::scope(|scope| {
+        for part in 0..8 {
+            let writer = &writer;
+            scope.spawn(move || writer.claim(part * PART..(part + 1) * PART).unwrap().fill(part as u8 + 1));
+        }
+    });
+    let region = writer.finish().unwrap();
+    for (part, bytes) in region.as_slice().chunks(PART as usize).enumerate() {
+        assert!(bytes.iter().all(|byte| *byte == part as u8 + 1));
+    }
+}
+
+#[test]
+fn an_open_window_forbids_finishing_and_outlives_the_writer() {
+    let (arena, writer) = writer(4096);
+    let mut window = writer.claim(0..10).unwrap();
+    assert_eq!(writer.finish().unwrap_err().code(), Code::Internal);
+    // The writer is gone, the mapping is not.
+    window.fill(9);
+    assert_eq!(*window, [9; 10]);
+    drop(window);
+    assert_eq!(arena.used_bytes(), 0);
+}
+
+#[test]
+fn a_finished_region_cannot_be_changed_through_its_descriptor() {
+    let (_arena, writer) = writer(10_000);
+    writer.claim(0..5).unwrap().copy_from_slice(b"hello");
+    let region = writer.finish().unwrap();
+    let file = File::from(region.fd().try_clone_to_owned().unwrap());
+    assert!(fcntl_get_seals(&file).unwrap().contains(seals()));
+    assert!(fcntl_getfd(region.fd()).unwrap().contains(FdFlags::CLOEXEC));
+    let denied = |result: std::io::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied);
+    denied(file.write_at(b"x", 0).map(drop));
+    denied(file.set_len(0));
+    denied(file.set_len(20_000));
+    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    denied(fallocate(&file, hole, 0, 4096).map_err(Into::into));
+    denied(fcntl_add_seals(&file, SealFlags::WRITE).map_err(Into::into));
+    assert_eq!(&region.as_slice()[..6], b"hello\0");
+}
+
+#[test]
+fn memory_is_charged_until_the_last_clone_is_gone() {
+    let (arena, writer) = writer(1 << 20);
+    let region = writer.finish().unwrap();
+    let other = region.clone();
+    drop(region);
+    assert_eq!((arena.leased_bytes(), other.len()), (1 << 20, 1 << 20));
+    drop(other);
+    assert_eq!(arena.leased_bytes(), 0);
+}
+
+#[test]
+fn odd_regions() {
+    let (arena, writer) = writer(0);
+    drop(writer.claim(0..0).unwrap());
+    let region = writer.finish().unwrap();
+    assert!(region.is_empty() && region.as_slice().is_empty());
+
+    let reservation = arena.try_reserve(10).unwrap();
+    assert_eq!(RegionWriter::create("small", 11, reservation).unwrap_err().code(), Code::Internal);
+    assert_eq!(arena.used_bytes(), 0);
+
+    let name = "\0 \u{e4}\n".to_owned() + &"n".repeat(1000);
+    assert!(RegionWriter::create(&name, 1, arena.try_reserve(1).unwrap()).is_ok());
+}
