@@ -14,7 +14,7 @@ const SHORT: Duration = Duration::from_millis(100);
 const LEN: usize = 2 << 20;
 
 fn nothing() -> std::sync::Arc<dyn longshore_wire::ChunkService> {
-    Service::new(|_| Err(not_found()))
+    Service::with(|_| Err(not_found()))
 }
 
 #[test]

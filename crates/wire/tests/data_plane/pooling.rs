@@ -93,7 +93,7 @@ fn a_server_that_came_back_is_not_held_against() {
 
 #[test]
 fn old_idle_connections_are_not_used() {
-    let server = start(ServerOptions::default(), Service::new(|_| Err(not_found())));
+    let server = start(ServerOptions::default(), Service::with(|_| Err(not_found())));
     let client = DataClient::new(ClientOptions { idle_timeout: Duration::ZERO, ..ClientOptions::default() });
     for _ in 0..3 {
         client.page(&server.tcp(), "/healthz", 10).unwrap();

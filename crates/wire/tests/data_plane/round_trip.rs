@@ -93,7 +93,7 @@ fn a_file_that_ends_early_is_found_on_every_way() {
 #[test]
 fn the_request_arrives_as_it_was_made() {
     let seen = Arc::new(Mutex::new(Vec::new()));
-    let service = Service::new({
+    let service = Service::with({
         let seen = seen.clone();
         move |request| {
             seen.lock().push(request.clone());
@@ -115,7 +115,7 @@ fn the_request_arrives_as_it_was_made() {
 fn errors_keep_their_code_and_text_and_the_connection() {
     let (key, client) = (key(LEN), client());
     for code in Code::ALL {
-        let service = Service::new(move |_| Err(longshore_types::Error::new(code, "why it is so")));
+        let service = Service::with(move |_| Err(longshore_types::Error::new(code, "why it is so")));
         let server = start(ServerOptions::default(), service);
         for endpoint in server.endpoints() {
             for _ in 0..2 {
@@ -144,7 +144,7 @@ fn wrong_calls_are_refused_before_anything_is_sent() {
 #[test]
 fn pages() {
     let client = client();
-    let service = Service::new(|_| Err(not_found()));
+    let service = Service::with(|_| Err(not_found()));
     let server = start(ServerOptions::default(), service.clone());
     for endpoint in [server.tcp(), server.unix(), Endpoint::InProcess(service)] {
         assert_eq!(client.page(&endpoint, "/healthz", 100).unwrap(), b"ok\n");

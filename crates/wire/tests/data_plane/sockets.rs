@@ -9,7 +9,7 @@ use crate::support::*;
 
 fn bind(unix: &std::path::Path) -> longshore_types::Result<DataServer> {
     let options = ServerOptions { unix: Some(unix.to_owned()), ..ServerOptions::default() };
-    DataServer::bind(options, Service::new(|_| Err(not_found())))
+    DataServer::bind(options, Service::with(|_| Err(not_found())))
 }
 
 fn error(unix: &std::path::Path) -> longshore_types::Error {
@@ -61,9 +61,9 @@ fn what_is_no_socket_stays() {
 fn a_port_in_use_says_so() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let options = ServerOptions { tcp: taken.local_addr().ok(), ..ServerOptions::default() };
-    let refused = DataServer::bind(options, Service::new(|_| Err(not_found()))).err().unwrap();
+    let refused = DataServer::bind(options, Service::with(|_| Err(not_found()))).err().unwrap();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(refused.message().contains("another process"), "{refused}");
-    let none = DataServer::bind(ServerOptions::default(), Service::new(|_| Err(not_found()))).err().unwrap();
+    let none = DataServer::bind(ServerOptions::default(), Service::with(|_| Err(not_found()))).err().unwrap();
     assert_eq!(none.code(), Code::InvalidArgument);
 }

@@ -24,13 +24,13 @@ type Get = dyn Fn(&ChunkRequest) -> Result<ChunkReply> + Send + Sync;
 pub struct Service(Box<Get>);
 
 impl Service {
-    pub fn new(get: impl Fn(&ChunkRequest) -> Result<ChunkReply> + Send + Sync + 'static) -> Arc<dyn ChunkService> {
+    pub fn with(get: impl Fn(&ChunkRequest) -> Result<ChunkReply> + Send + Sync + 'static) -> Arc<dyn ChunkService> {
         Arc::new(Service(Box::new(get)))
     }
 
     /// Always the same answer.
     pub fn of(body: ChunkBody) -> Arc<dyn ChunkService> {
-        Service::new(move |_| Ok(ChunkReply { tier: Tier::Disk, body: body.clone() }))
+        Service::with(move |_| Ok(ChunkReply { tier: Tier::Disk, body: body.clone() }))
     }
 }
 
