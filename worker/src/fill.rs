@@ -1,0 +1,260 @@
+//! Fills: bringing a missing chunk in, once however many wait, and streaming it to them meanwhile.
+//!
+//! The first who misses leads: it takes a permit and memory on its own (data) thread, and starts a task that writes
+//! into a [`GrowingChunk`]. Everybody gets that chunk as soon as it is known where the bytes come from, and follows
+//! the writer. The task goes on when all of them leave. Invariant: a flight is in [`Flights`] from the miss until the
+//! complete chunk is in the store, so that a chunk is never fetched twice at once.
+
+mod flight;
+mod peer;
+mod permits;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use longshore_origin::Origins;
+use longshore_types::{ChunkId, ChunkKey, Code, Error, Result, redact_url};
+use longshore_wire::{ChunkBody, ChunkReply, ChunkRequest, DataClient, GrowingChunk, GrowingWriter, Mode, Tier};
+use moka::sync::Cache;
+use tokio::runtime::Handle;
+use tracing::Instrument;
+
+use crate::metrics::Metrics;
+use crate::peers::{Peers, Route};
+use crate::store::Store;
+use flight::{Flight, Flights, Joined};
+use permits::{Permit, Permits};
+
+/// Bytes fetched from another worker at a time: four blocks.
+pub const PEER_STEP_BYTES: u64 = 4 << 20;
+/// Most chunks of which it is remembered that they do not exist.
+const NEGATIVE_CHUNKS_MAX: u64 = 100_000;
+
+/// What fills need to know.
+#[derive(Debug, Clone)]
+pub struct FillOptions {
+    /// Fills that run at once.
+    pub fills_max: usize,
+    /// How long a request waits for a permit and memory.
+    pub wait: Duration,
+    /// How long a chunk that does not exist is not asked for again.
+    pub negative_ttl: Duration,
+    /// Whether chunks of local files go to the disk tier.
+    pub cache_local_origin: bool,
+}
+
+/// The chunks of this worker, filled when they are missing.
+pub struct Chunks {
+    /// What is here.
+    pub store: Store,
+    /// Where everything comes from in the end.
+    pub origins: Origins,
+    /// The other workers.
+    pub peers: Arc<Peers>,
+    /// Asks them.
+    pub client: DataClient,
+    options: FillOptions,
+    flights: Flights,
+    permits: Permits,
+    negative: Cache<ChunkId, Error>,
+    runtime: Handle,
+    metrics: Arc<Metrics>,
+}
+
+/// A fill at work.
+struct Fill {
+    id: ChunkId,
+    flight: Arc<Flight>,
+    chunk: Arc<GrowingChunk>,
+    route: Route,
+    _permit: Permit,
+}
+
+impl Chunks {
+    /// Puts the parts together; fills run on `runtime`.
+    pub fn new(
+        store: Store,
+        origins: Origins,
+        peers: Arc<Peers>,
+        client: DataClient,
+        options: FillOptions,
+        runtime: Handle,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
+        Arc::new(Chunks {
+            store,
+            origins,
+            peers,
+            client,
+            flights: Flights::default(),
+            permits: Permits::new(options.fills_max),
+            negative: Cache::builder().max_capacity(NEGATIVE_CHUNKS_MAX).time_to_live(options.negative_ttl).build(),
+            options,
+            runtime,
+            metrics,
+        })
+    }
+
+    /// Finds or fills a chunk. Blocks until it is known where the bytes come from.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`] on a miss that may not be filled, [`Code::Exhausted`] when the bounds leave no room for a
+    /// fill in time, else what the origin said.
+    pub fn get(self: &Arc<Self>, request: &ChunkRequest) -> Result<ChunkReply> {
+        let (key, id) = (&request.key, request.key.id());
+        if let Some(reply) = self.store.get(key, &id, request.recheck) {
+            return Ok(reply);
+        }
+        if request.mode == Mode::OnlyIfCached {
+            return self.follow_origin(key, &id);
+        }
+        if let Some(error) = self.negative.get(&id) {
+            return Err(error);
+        }
+        match self.flights.join(key, id, || self.store.contains(key, &id))? {
+            // It came in between the two looks. Should it be gone again already, that is a miss of its own.
+            None => self.store.get(key, &id, false).ok_or_else(|| {
+                Error::new(Code::Unavailable, format!("chunk {id} was evicted while it was asked for; ask again"))
+            }),
+            Some(Joined::Follow(flight)) => {
+                self.metrics.fill_joins.inc();
+                let (chunk, _) = flight.wait(self.options.wait)?;
+                Ok(ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) })
+            }
+            Some(Joined::Lead(flight)) => {
+                if let Err(error) = self.begin(&flight, id, request.mode) {
+                    flight.start(Err(error.clone()));
+                    self.flights.land(&id);
+                    return Err(error);
+                }
+                let (chunk, tier) = flight.wait(self.options.wait)?;
+                Ok(ChunkReply { tier, body: ChunkBody::Memory(chunk) })
+            }
+        }
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// How long a request waits for memory.
+    pub fn wait(&self) -> Duration {
+        self.options.wait
+    }
+
+    /// Fills that are running.
+    pub fn fills_in_flight(&self) -> usize {
+        self.permits.taken()
+    }
+
+    /// Waits until no fill is running; false when `timeout` passes first. Blocks.
+    pub fn wait_idle(&self, timeout: Duration) -> bool {
+        self.permits.wait_idle(timeout)
+    }
+
+    fn follow_origin(&self, key: &ChunkKey, id: &ChunkId) -> Result<ChunkReply> {
+        let Some(flight) = self.flights.from_origin(key, id) else {
+            return Err(Error::new(Code::NotFound, format!("chunk {id} is not cached here")));
+        };
+        self.metrics.fill_joins.inc();
+        let (chunk, _) = flight.wait(self.options.wait)?;
+        Ok(ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) })
+    }
+
+    /// Takes what a fill needs and starts it.
+    fn begin(self: &Arc<Self>, flight: &Arc<Flight>, id: ChunkId, mode: Mode) -> Result<()> {
+        let key = &flight.key;
+        let url = redact_url(key.artifact().url());
+        // The request names the URL: it must be one that the origin layer would have written itself.
+        if self.origins.canonical_url(key.artifact().url())? != key.artifact().url() {
+            return Err(Error::new(Code::InvalidArgument, format!("{url} is not in its canonical form")));
+        }
+        let permit = self.permits.take(self.options.wait).ok_or_else(|| {
+            let (running, waited) = (self.options.fills_max, self.options.wait);
+            Error::new(Code::Exhausted, format!("{running} fills are running and none ended within {waited:?}"))
+        })?;
+        let buffer = self.store.memory.buffer(key.len_bytes() as usize, self.options.wait)?;
+        let (writer, chunk) = GrowingChunk::begin(key.clone(), buffer)?;
+        let route = self.peers.route(&id, mode);
+        let fill = Fill { id, flight: flight.clone(), chunk, route, _permit: permit };
+        let span = tracing::info_span!("fill", chunk = %id, url, index = key.index(), bytes = key.len_bytes());
+        let chunks = self.clone();
+        self.metrics.fills_in_flight.inc();
+        self.runtime.spawn(async move { chunks.run(fill, writer).await }.instrument(span));
+        Ok(())
+    }
+
+    async fn run(self: Arc<Self>, fill: Fill, mut writer: GrowingWriter) {
+        let started = Instant::now();
+        let (source, outcome) = self.write_all(&fill, &mut writer).await;
+        let outcome = match outcome {
+            Ok(()) => writer.finish(),
+            Err(error) => {
+                writer.fail(error.clone());
+                Err(error)
+            }
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        self.metrics.fill_seconds.with_label_values(&[source.as_str()]).observe(seconds);
+        let label = outcome.as_ref().map_or_else(|error| error.code().as_str(), |()| "ok");
+        self.metrics.fills.with_label_values(&[source.as_str(), label]).inc();
+        match outcome {
+            Ok(()) => self.keep(fill, source).await,
+            Err(error) => {
+                tracing::warn!(%source, code = %error.code(), %error, "fill failed");
+                if error.code() == Code::NotFound {
+                    self.negative.insert(fill.id, error.clone());
+                }
+                self.flights.land(&fill.id);
+                fill.flight.start(Err(error));
+            }
+        }
+        self.metrics.fills_in_flight.dec();
+    }
+
+    /// Puts a complete chunk into the store. The permit is held until the disk's queue has taken it: that is what
+    /// keeps a fast origin from outrunning the disk at once.
+    async fn keep(self: &Arc<Self>, fill: Fill, source: Tier) {
+        self.store.memory.put(fill.id, fill.chunk.clone());
+        self.flights.land(&fill.id);
+        let is_local = Origins::local_path(fill.flight.key.artifact().url()).is_some();
+        // A copy of what an owner has belongs there; memory is enough for it here.
+        let belongs_here = fill.route.is_mine || source == Tier::Origin;
+        if !belongs_here || (is_local && !self.options.cache_local_origin) {
+            return;
+        }
+        let Some(disk) = self.store.disk.clone() else { return };
+        let queued = tokio::task::spawn_blocking(move || {
+            disk.put(fill.chunk.clone());
+            drop(fill);
+        });
+        if let Err(error) = queued.await {
+            tracing::error!(%error, "queueing a chunk for the disk failed");
+        }
+    }
+
+    /// Writes the whole chunk from the first sources that can give it, and says which was the last.
+    async fn write_all(self: &Arc<Self>, fill: &Fill, writer: &mut GrowingWriter) -> (Tier, Result<()>) {
+        if !fill.route.asks.is_empty() && self.write_from_peers(fill, writer).await {
+            return (Tier::Peer, Ok(()));
+        }
+        fill.flight.reached_origin();
+        fill.flight.start(Ok((fill.chunk.clone(), Tier::Origin)));
+        (Tier::Origin, self.write_from_origin(fill, writer).await)
+    }
+
+    async fn write_from_origin(&self, fill: &Fill, writer: &mut GrowingWriter) -> Result<()> {
+        let key = &fill.flight.key;
+        let range = key.range();
+        let mut bytes = self.origins.read(key.artifact(), range.start + writer.written_bytes()..range.end);
+        let counter = self.metrics.fill_bytes.with_label_values(&[Tier::Origin.as_str()]);
+        while let Some(piece) = bytes.next().await {
+            let piece = piece?;
+            writer.write(&piece)?;
+            counter.inc_by(piece.len() as u64);
+        }
+        Ok(())
+    }
+}

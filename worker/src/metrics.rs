@@ -1,0 +1,133 @@
+//! Every metric of the worker, with unit and help. Labels are bounded: tiers, reasons, kinds; never a URL or an id.
+
+use longshore_runtime::metrics::{Metrics as Registry, SECONDS};
+use longshore_types::Result;
+use prometheus::core::Collector;
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+/// The metrics of one worker; several workers in one process have a registry each.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Chunk requests answered, by the tier the bytes came from.
+    pub requests: IntCounterVec,
+    /// Chunk requests that failed, by code.
+    pub request_errors: IntCounterVec,
+    /// Bytes of the ranges that were answered, by tier.
+    pub served_bytes: IntCounterVec,
+    /// Requests that joined a fill in flight.
+    pub fill_joins: IntCounter,
+    /// Fills ended, by the source that gave the last byte and outcome.
+    pub fills: IntCounterVec,
+    /// Bytes brought in by fills, by source.
+    pub fill_bytes: IntCounterVec,
+    /// Time from the start of a fill to its last byte.
+    pub fill_seconds: HistogramVec,
+    /// Fills in flight.
+    pub fills_in_flight: IntGauge,
+    /// Ways that were not the first choice, by kind.
+    pub fallbacks: IntCounterVec,
+    /// Copies with a wrong block checksum, by the tier that held them.
+    pub checksum_mismatches: IntCounterVec,
+    /// Budget of each tier.
+    pub capacity_bytes: IntGaugeVec,
+    /// Bytes in each tier.
+    pub used_bytes: IntGaugeVec,
+    /// Chunks in each tier.
+    pub chunks: IntGaugeVec,
+    /// Bytes of the arena in use, chunks being filled or sent among them.
+    pub arena_used_bytes: IntGauge,
+    /// Chunk files written.
+    pub disk_writes: IntCounter,
+    /// Bytes of chunk files written.
+    pub disk_written_bytes: IntCounter,
+    /// Time to write one chunk file.
+    pub disk_write_seconds: Histogram,
+    /// Chunks that were not written to disk, by reason.
+    pub disk_skips: IntCounterVec,
+    /// Failures of the disk, by operation.
+    pub disk_errors: IntCounterVec,
+    /// Chunk files evicted.
+    pub disk_evictions: IntCounter,
+    /// Files dropped when the index was rebuilt or a chunk was opened, by reason.
+    pub disk_dropped: IntCounterVec,
+    /// 1 while the disk tier takes writes.
+    pub disk_healthy: IntGauge,
+    /// Metadata requests, by kind and outcome.
+    pub metadata: IntCounterVec,
+    /// Workers in the view.
+    pub members: IntGauge,
+    /// Requests of each kind that were sent to origins.
+    pub origin_requests: IntGaugeVec,
+    /// Attempts at origins that were repeated.
+    pub origin_retries: IntGauge,
+    /// Bytes of objects received from origins.
+    pub origin_bytes: IntGauge,
+}
+
+impl Metrics {
+    /// Registers all metrics in `registry`.
+    ///
+    /// # Errors
+    /// [`longshore_types::Code::Internal`] when a name is taken already.
+    pub fn new(registry: &Registry) -> Result<Self> {
+        let name = |short: &str| format!("longshore_worker_{short}");
+        let counter = |short: &str, help: &str| registry.counter(&name(short), help);
+        let counters = |short: &str, help: &str, label: &str| registry.counter_vec(&name(short), help, &[label]);
+        let gauge = |short: &str, help: &str| registry.int_gauge(&name(short), help);
+        let gauges = |short: &str, help: &str, label: &str| registry.int_gauge_vec(&name(short), help, &[label]);
+        let two = |short: &str, help: &str, labels: [&str; 2]| registry.counter_vec(&name(short), help, &labels);
+        Ok(Metrics {
+            requests: counters("requests_total", "Chunk requests answered.", "tier")?,
+            request_errors: counters("request_errors_total", "Chunk requests that failed.", "code")?,
+            served_bytes: counters("served_bytes_total", "Bytes of the ranges that were answered.", "tier")?,
+            fill_joins: counter("fill_joins_total", "Requests that joined a fill in flight.")?,
+            fills: two("fills_total", "Fills ended, by last source and outcome.", ["source", "outcome"])?,
+            fill_bytes: counters("fill_bytes_total", "Bytes brought in by fills.", "source")?,
+            fill_seconds: registry.histogram_vec(
+                &name("fill_seconds"),
+                "Time from the start of a fill to its end.",
+                SECONDS,
+                &["source"],
+            )?,
+            fills_in_flight: gauge("fills_in_flight", "Fills in flight.")?,
+            fallbacks: counters("fallbacks_total", "Ways taken that were not the first choice.", "kind")?,
+            checksum_mismatches: counters(
+                "checksum_mismatches_total",
+                "Copies dropped because a block checksum was wrong.",
+                "tier",
+            )?,
+            capacity_bytes: gauges("capacity_bytes", "Budget of the tier.", "tier")?,
+            used_bytes: gauges("used_bytes", "Bytes held by the tier.", "tier")?,
+            chunks: gauges("chunks", "Chunks held by the tier.", "tier")?,
+            arena_used_bytes: gauge("arena_used_bytes", "Memory in use for chunks held, filled and sent.")?,
+            disk_writes: counter("disk_writes_total", "Chunk files written.")?,
+            disk_written_bytes: counter("disk_written_bytes_total", "Bytes of chunk files written.")?,
+            disk_write_seconds: registry.histogram(
+                &name("disk_write_seconds"),
+                "Time to write one chunk file.",
+                SECONDS,
+            )?,
+            disk_skips: counters("disk_writes_skipped_total", "Chunks not written to disk.", "reason")?,
+            disk_errors: counters("disk_errors_total", "Failures of the cache disk.", "operation")?,
+            disk_evictions: counter("disk_evictions_total", "Chunk files evicted.")?,
+            disk_dropped: counters("disk_dropped_total", "Files dropped as unusable.", "reason")?,
+            disk_healthy: gauge("disk_healthy", "1 while the disk tier takes writes.")?,
+            metadata: two("metadata_requests_total", "Metadata requests.", ["kind", "outcome"])?,
+            members: gauge("members", "Workers in the view.")?,
+            origin_requests: gauges("origin_requests", "Requests sent to origins since the start.", "kind")?,
+            origin_retries: gauge("origin_retries", "Attempts at origins that were repeated since the start.")?,
+            origin_bytes: gauge("origin_bytes", "Bytes of objects received from origins since the start.")?,
+        })
+    }
+
+    /// Counts a way that was not the first choice.
+    pub fn fallback(&self, kind: &str) {
+        self.fallbacks.with_label_values(&[kind]).inc();
+    }
+}
+
+/// The sum of a counter over its labels.
+pub fn sum(counter: &IntCounterVec) -> u64 {
+    let families = counter.collect();
+    families.iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value() as u64).sum()
+}

@@ -1,0 +1,124 @@
+//! What this worker holds: chunks in memory and on disk. Finding and keeping is here; fetching is in `fill.rs`.
+
+pub mod disk;
+pub mod format;
+pub mod index;
+pub mod memory;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_types::{ChunkId, ChunkKey};
+use longshore_wire::{ChunkBody, ChunkReply, Tier};
+
+use crate::metrics::Metrics;
+use disk::DiskTier;
+use memory::MemoryTier;
+
+/// What a removal gave back.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Freed {
+    /// Bytes in memory and on disk.
+    pub bytes: u64,
+    /// Copies of chunks.
+    pub chunks: u32,
+}
+
+impl Freed {
+    /// Counts one more copy of `bytes`.
+    pub fn add(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.chunks += u32::from(bytes > 0);
+    }
+}
+
+/// Whether `url` is at `root` or under it.
+pub fn covers(root: &str, url: &str) -> bool {
+    url.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || root.ends_with('/'))
+}
+
+/// The tiers of one worker.
+#[derive(Debug)]
+pub struct Store {
+    /// Always there.
+    pub memory: MemoryTier,
+    /// `None` when the cache is kept in memory only.
+    pub disk: Option<Arc<DiskTier>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Store {
+    /// Puts the tiers together.
+    pub fn new(memory: MemoryTier, disk: Option<Arc<DiskTier>>, metrics: Arc<Metrics>) -> Self {
+        Store { memory, disk, metrics }
+    }
+
+    /// The chunk from the first tier that has it. With `recheck`, copies are verified first and bad ones dropped.
+    pub fn get(&self, key: &ChunkKey, id: &ChunkId, recheck: bool) -> Option<ChunkReply> {
+        if recheck {
+            self.drop_bad_copies(key, id);
+        }
+        if let Some(chunk) = self.memory.get(key, id) {
+            return Some(ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) });
+        }
+        let chunk = self.disk.as_ref()?.get(key, id)?;
+        let body = ChunkBody::File { file: chunk.file, offset_bytes: 0, checksums: chunk.checksums };
+        Some(ChunkReply { tier: Tier::Disk, body })
+    }
+
+    /// Whether any tier holds the chunk.
+    pub fn contains(&self, key: &ChunkKey, id: &ChunkId) -> bool {
+        self.memory.get(key, id).is_some() || self.disk.as_ref().is_some_and(|disk| disk.contains(id))
+    }
+
+    /// Drops all chunks of artifacts at `url` or under it, every version. Blocks on the disk.
+    pub fn free(&self, url: &str) -> Freed {
+        let mut freed = self.memory.free(url);
+        if let Some(disk) = &self.disk {
+            let on_disk = disk.free(url);
+            freed.bytes += on_disk.bytes;
+            freed.chunks += on_disk.chunks;
+        }
+        freed
+    }
+
+    /// Waits until chunks on their way to the disk are there. False when `timeout` passes first.
+    pub fn flush(&self, timeout: Duration) -> bool {
+        self.disk.as_ref().is_none_or(|disk| disk.flush(timeout))
+    }
+
+    fn drop_bad_copies(&self, key: &ChunkKey, id: &ChunkId) {
+        if let Some(chunk) = self.memory.get(key, id)
+            && !memory::is_intact(&chunk)
+        {
+            self.memory.remove(id);
+            self.count_bad(id, Tier::Memory);
+        }
+        if let Some(disk) = &self.disk
+            && let Some(chunk) = disk.get(key, id)
+            && !disk.is_intact(&chunk, key)
+        {
+            disk.remove(id);
+            self.count_bad(id, Tier::Disk);
+        }
+    }
+
+    fn count_bad(&self, id: &ChunkId, tier: Tier) {
+        self.metrics.checksum_mismatches.with_label_values(&[tier.as_str()]).inc();
+        tracing::warn!(chunk = %id, %tier, "copy with a wrong checksum dropped; it is filled again");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::covers;
+
+    #[test]
+    fn a_url_covers_itself_and_what_is_under_it() {
+        assert!(covers("s3://b/model", "s3://b/model"));
+        assert!(covers("s3://b/model", "s3://b/model/a/b"));
+        assert!(covers("s3://", "s3://b/model"));
+        assert!(!covers("s3://b/model", "s3://b/model-2"));
+        assert!(!covers("s3://b/model/a", "s3://b/model"));
+    }
+}

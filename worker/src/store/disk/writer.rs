@@ -1,0 +1,264 @@
+//! Write-behind: a bounded queue and a few threads that turn complete chunks into files.
+//!
+//! When the queue is full a fill waits a bounded time for room, so that a fast origin does not outrun a slow disk at
+//! once. When that time passes the chunk is not written and the skip is counted; until the disk has finished a write
+//! again nobody else waits, so that a hanging disk costs one wait, not one for each fill.
+
+use std::collections::VecDeque;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use longshore_types::{BlockChecksum, ChunkId, Code, Error, Result};
+use longshore_wire::GrowingChunk;
+use parking_lot::{Condvar, Mutex};
+
+use super::{DiskTier, SyncPolicy};
+use crate::store::format::{self, PAGE_BYTES};
+
+/// Chunks on their way to the disk.
+#[derive(Debug)]
+pub struct WriteQueue {
+    capacity: usize,
+    wait: Duration,
+    state: Mutex<State>,
+    room: Condvar,
+    work: Condvar,
+    idle: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Arc<GrowingChunk>>,
+    writing: usize,
+    /// A wait for room has timed out and no write has ended since.
+    stalled: bool,
+    closed: bool,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} waiting, {} writing", self.waiting.len(), self.writing)
+    }
+}
+
+impl WriteQueue {
+    pub fn new(capacity: usize, wait: Duration) -> Self {
+        WriteQueue {
+            capacity,
+            wait,
+            state: Mutex::default(),
+            room: Condvar::new(),
+            work: Condvar::new(),
+            idle: Condvar::new(),
+        }
+    }
+
+    /// Adds a chunk; false when there was no room in time.
+    pub fn push(&self, chunk: Arc<GrowingChunk>) -> bool {
+        let deadline = Instant::now() + self.wait;
+        let mut state = self.state.lock();
+        while state.waiting.len() >= self.capacity && !state.closed {
+            if state.stalled || self.room.wait_until(&mut state, deadline).timed_out() {
+                state.stalled = true;
+                return false;
+            }
+        }
+        if state.closed {
+            return false;
+        }
+        state.waiting.push_back(chunk);
+        self.work.notify_one();
+        true
+    }
+
+    /// The next chunk; `None` when the queue is closed.
+    fn pop(&self) -> Option<Arc<GrowingChunk>> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(chunk) = state.waiting.pop_front() {
+                state.writing += 1;
+                self.room.notify_one();
+                return Some(chunk);
+            }
+            if state.closed {
+                return None;
+            }
+            self.work.wait(&mut state);
+        }
+    }
+
+    fn done(&self) {
+        let mut state = self.state.lock();
+        state.writing -= 1;
+        state.stalled = false;
+        if state.writing == 0 && state.waiting.is_empty() {
+            self.idle.notify_all();
+        }
+    }
+
+    /// Waits until nothing is queued or being written.
+    pub fn wait_idle(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state.lock();
+        while state.writing > 0 || !state.waiting.is_empty() {
+            if self.idle.wait_until(&mut state, deadline).timed_out() {
+                return state.writing == 0 && state.waiting.is_empty();
+            }
+        }
+        true
+    }
+
+    /// Ends the writers; what waits is dropped.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.waiting.clear();
+        self.work.notify_all();
+        self.room.notify_all();
+    }
+}
+
+/// Starts the writer threads. They end when the tier is dropped.
+///
+/// # Errors
+/// [`Code::Internal`] when a thread cannot be started.
+pub fn start(tier: &Arc<DiskTier>, threads: usize) -> Result<()> {
+    for number in 0..threads.max(1) {
+        let (queue, tier) = (tier.queue.clone(), Arc::downgrade(tier));
+        std::thread::Builder::new()
+            .name(format!("disk-write-{number}"))
+            .spawn(move || write_loop(&queue, &tier))
+            .map_err(|error| Error::new(Code::Internal, format!("cannot start a disk thread: {error}")))?;
+    }
+    Ok(())
+}
+
+fn write_loop(queue: &WriteQueue, tier: &Weak<DiskTier>) {
+    while let Some(chunk) = queue.pop() {
+        if let Some(tier) = tier.upgrade() {
+            tier.write_behind(&chunk);
+        }
+        queue.done();
+    }
+}
+
+/// Why a chunk was not written.
+enum Unwritten {
+    /// Budget or floor leave no room.
+    NoRoom,
+    Failed(io::Error),
+}
+
+impl From<io::Error> for Unwritten {
+    fn from(error: io::Error) -> Self {
+        Unwritten::Failed(error)
+    }
+}
+
+impl DiskTier {
+    fn write_behind(&self, chunk: &GrowingChunk) {
+        let (id, Some(checksums)) = (chunk.key().id(), chunk.checksums()) else { return };
+        if self.contains(&id) {
+            return;
+        }
+        if !self.health.may_write() {
+            return self.skip("disk_failed");
+        }
+        let started = Instant::now();
+        let bytes = format::file_bytes(chunk.key());
+        match self.make_room(bytes).and_then(|()| {
+            let written = self.write_file(&id, chunk, &checksums);
+            if written.is_ok() {
+                self.index.lock().insert(id, bytes);
+            }
+            self.space.settle(bytes);
+            written
+        }) {
+            Ok(()) => {
+                self.metrics.disk_writes.inc();
+                self.metrics.disk_written_bytes.inc_by(bytes);
+                self.metrics.disk_write_seconds.observe(started.elapsed().as_secs_f64());
+                if self.health.succeeded() {
+                    tracing::info!(folder = %self.folder.display(), "cache disk takes writes again");
+                    self.metrics.disk_healthy.set(1);
+                }
+            }
+            Err(Unwritten::NoRoom) => self.skip("no_room"),
+            Err(Unwritten::Failed(error)) => self.write_failed(&error),
+        }
+    }
+
+    fn write_failed(&self, error: &io::Error) {
+        self.metrics.disk_errors.with_label_values(&["write"]).inc();
+        self.metrics.disk_healthy.set(0);
+        self.skip("disk_failed");
+        let reason = format!("cannot write under {}: {error}", self.folder.display());
+        if self.health.failed(reason) {
+            tracing::error!(folder = %self.folder.display(), %error, "cache disk failed; going on without it");
+        }
+    }
+
+    /// Evicts until `bytes` fit the budget and the floor, and takes them. Evicts no more than that: when others fill
+    /// the disk, the cache does not empty itself for nothing.
+    fn make_room(&self, bytes: u64) -> Result<(), Unwritten> {
+        let mut shortfall = self.space.shortfall_bytes(bytes);
+        let short_before = shortfall > 0;
+        loop {
+            let victim = {
+                let mut index = self.index.lock();
+                if shortfall == 0 && self.space.reserve(index.bytes(), bytes) {
+                    break;
+                }
+                let Some(victim) = index.victim() else { return Err(Unwritten::NoRoom) };
+                let freed = index.remove(&victim).unwrap_or(0);
+                shortfall = shortfall.saturating_sub(freed);
+                victim
+            };
+            self.metrics.disk_evictions.inc();
+            self.unlink(&victim);
+        }
+        if short_before && self.space.shortfall_bytes(bytes) > 0 {
+            self.space.settle(bytes);
+            return Err(Unwritten::NoRoom);
+        }
+        Ok(())
+    }
+
+    fn write_file(&self, id: &ChunkId, chunk: &GrowingChunk, checksums: &[BlockChecksum]) -> Result<(), Unwritten> {
+        let temporary = self.temporary_path();
+        let written = self.write_temporary(&temporary, chunk, checksums);
+        let named = written.and_then(|()| fs::rename(&temporary, self.path(id)));
+        if named.is_err() {
+            // The write's error is what matters; a file left behind goes at the next start.
+            let _ = fs::remove_file(&temporary);
+        }
+        Ok(named?)
+    }
+
+    fn write_temporary(&self, path: &PathBuf, chunk: &GrowingChunk, checksums: &[BlockChecksum]) -> io::Result<()> {
+        let len = chunk.len_bytes();
+        let data = chunk.get(0..len).ok_or_else(|| io::Error::other("the chunk is not complete"))?;
+        let padding = (format::padded_bytes(len) - len) as usize;
+        let mut file: File = OpenOptions::new().write(true).create_new(true).open(path)?;
+        file.write_all(data)?;
+        let mut tail = vec![0u8; padding];
+        debug_assert!(padding < PAGE_BYTES as usize);
+        tail.extend(format::encode(chunk.key(), checksums));
+        file.write_all(&tail)?;
+        match self.sync {
+            SyncPolicy::None => Ok(()),
+            SyncPolicy::Data => file.sync_data(),
+        }
+    }
+
+    /// A name that no other write of this process has; `tmp/` is empty at the start.
+    fn temporary_path(&self) -> PathBuf {
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        self.folder.join("tmp").join(format!("{}-{number}", std::process::id()))
+    }
+}
