@@ -53,3 +53,70 @@ impl std::fmt::Debug for Devices {
         f.debug_list().entries(self.all.iter().map(|device| device.info())).finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use longshore_memory::Arena;
+
+    use super::*;
+    use crate::device::{DeviceInfo, RegionBuilder};
+    use crate::host::HostDevice;
+    use crate::id::DeviceId;
+
+    /// A card as far as choosing goes.
+    struct Card(u32, u64);
+
+    impl Device for Card {
+        fn info(&self) -> DeviceInfo {
+            let uuid = format!("GPU-{}", self.0);
+            DeviceInfo {
+                id: DeviceId::cuda(self.0),
+                uuid,
+                name: "card".into(),
+                capacity_bytes: 100,
+                used_bytes: self.1,
+            }
+        }
+
+        fn alignment_bytes(&self) -> u64 {
+            256
+        }
+
+        fn reserve(&self, _label: &str, _size_bytes: u64) -> Result<Box<dyn RegionBuilder>> {
+            Err(Error::new(Code::Exhausted, "a card for choosing only"))
+        }
+    }
+
+    fn chosen(devices: &Devices, request: &str) -> Result<String> {
+        devices.choose(&request.parse()?).map(|device| device.info().id.to_string())
+    }
+
+    #[test]
+    fn the_host_alone() {
+        let devices = Devices::new(vec![Arc::new(HostDevice::new(Arena::new(1 << 40)))]);
+        assert_eq!(chosen(&devices, "auto").unwrap(), "host");
+        assert_eq!(chosen(&devices, "host").unwrap(), "host");
+        let error = chosen(&devices, "cuda:1").unwrap_err();
+        assert_eq!(error.code(), Code::Unsupported);
+        assert_eq!(error.message(), "there is no device cuda:1 here; there is host");
+    }
+
+    #[test]
+    fn the_emptiest_card_comes_before_the_host() {
+        let host = Arc::new(HostDevice::new(Arena::new(1 << 40)));
+        let devices = Devices::new(vec![host, Arc::new(Card(0, 90)), Arc::new(Card(1, 10))]);
+        assert_eq!(chosen(&devices, "auto").unwrap(), "cuda:1");
+        assert_eq!(chosen(&devices, "cuda:0").unwrap(), "cuda:0");
+        assert_eq!(chosen(&devices, "host").unwrap(), "host");
+        assert_eq!(devices.all().len(), 3);
+    }
+
+    #[test]
+    fn nothing_at_all() {
+        let error = chosen(&Devices::new(Vec::new()), "auto").unwrap_err();
+        assert_eq!(
+            (error.code(), error.message()),
+            (Code::Unsupported, "there is no device auto here; there is none at all")
+        );
+    }
+}

@@ -173,3 +173,23 @@ impl DeviceRegion for HostRegion {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    crate::conformance::conformance_suite!(|bytes| Arc::new(HostDevice::new(Arena::new(bytes))));
+
+    #[test]
+    fn neighbours_in_the_region_share_a_claim() {
+        let parts = [
+            Part::Discard { len_bytes: 5 },
+            Part::Place { offset_bytes: 10, len_bytes: 3 },
+            Part::Discard { len_bytes: 2 },
+            Part::Place { offset_bytes: 13, len_bytes: 4 },
+            Part::Place { offset_bytes: 18, len_bytes: 1 },
+        ];
+        assert_eq!(contiguous_run(&parts).unwrap(), (10, 17, 4));
+        assert_eq!(contiguous_run(&parts[..1]).unwrap(), (0, 0, 1));
+    }
+}

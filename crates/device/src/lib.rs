@@ -6,6 +6,8 @@
 //! has nothing left to do; a backend with memory of its own lands in staging buffers and uploads after `submit`.
 //! Callers cannot tell: they never learn an address, and never wait except in calls that say so.
 
+#[cfg(test)]
+mod conformance;
 mod device;
 mod devices;
 mod host;
