@@ -32,8 +32,10 @@ for name in triton cuda-bindings nvidia-cusolver nvidia-nvtx sentence-transforme
 done
 
 wanted=("${packages[@]}")
-if [ "${1:-}" = demo ]; then
-  wanted+=("${demo_packages[@]}")
-fi
+case "${1:-test}" in
+  test) ;;
+  demo) wanted+=("${demo_packages[@]}") ;;
+  *) echo "usage: $0 [test|demo]" >&2; exit 2 ;;
+esac
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --overrides "$overrides" "${wanted[@]}"
 "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --editable python-client

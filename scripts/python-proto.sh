@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Regenerates python-client/longshore/_proto from proto/. With --check: fails when the committed files differ.
+# Regenerates python-client/src/longshore/_proto from proto/. With --check: fails when the committed files differ.
 #
 # The generator is pinned: what it writes decides the oldest protobuf runtime that can load it (5.29 for 1.71.0).
 # The modules are moved from `longshore.v1` to `longshore._proto`, because the package itself is called longshore.
@@ -25,7 +25,7 @@ for file in "$out"/longshore/v1/*; do
     -e "s/'longshore\.v1\.\([a-z]*_pb2\)'/'longshore._proto.\1'/" "$file"
 done
 
-target=python-client/longshore/_proto
+target=python-client/src/longshore/_proto
 if [ "${1:-}" = --check ]; then
   for file in "$out"/longshore/v1/*; do
     diff -u "$target/$(basename "$file")" "$file" || { echo "run scripts/python-proto.sh: $target is not current" >&2; exit 1; }

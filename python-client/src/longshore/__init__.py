@@ -22,7 +22,7 @@ from longshore._errors import (
 )
 from longshore._load import load
 from longshore._model import Model, TensorInfo
-from longshore._node import Node, connect
+from longshore._node import Node, attach, connect
 from longshore._records import (
     DeviceStatus,
     Fallback,
@@ -66,6 +66,7 @@ __all__ = [
     "UnloadResult",
     "Unsupported",
     "__version__",
+    "attach",
     "connect",
     "load",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -22,7 +23,7 @@ _log = logging.getLogger("longshore")
 
 @overload
 def load(
-    uri: str,
+    uri: str | os.PathLike[str],
     device: str = ...,
     *,
     include: Iterable[str] | None = ...,
@@ -36,7 +37,7 @@ def load(
 
 @overload
 def load(
-    uri: str,
+    uri: str | os.PathLike[str],
     device: str = ...,
     *,
     include: Iterable[str] | None = ...,
@@ -50,7 +51,7 @@ def load(
 
 @overload
 def load(
-    uri: str,
+    uri: str | os.PathLike[str],
     device: str = ...,
     *,
     include: Iterable[str] | None = ...,
@@ -63,7 +64,7 @@ def load(
 
 
 def load(
-    uri: str,
+    uri: str | os.PathLike[str],
     device: str = "auto",
     *,
     include: Iterable[str] | None = None,

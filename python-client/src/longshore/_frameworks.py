@@ -122,7 +122,7 @@ def choose(name: str | None) -> Framework:
 
 
 def _is_installed(name: str) -> bool:
-    return name in sys.modules or importlib.util.find_spec(name) is not None
+    return importlib.util.find_spec(name) is not None
 
 
 def _import(name: str) -> ModuleType:

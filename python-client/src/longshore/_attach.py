@@ -31,6 +31,7 @@ class Attached:
     model: loader_pb2.LoadedModel
     regions: tuple[memoryview, ...]
     lease: Lease
+    path: str
 
 
 def attach(path: str, model_id: str, timeout_seconds: float) -> Attached:
@@ -47,7 +48,7 @@ def attach(path: str, model_id: str, timeout_seconds: float) -> Attached:
         lease.abandon()
         raise
     lease.hold()
-    return Attached(response.model, regions, lease)
+    return Attached(response.model, regions, lease, path)
 
 
 def _parse(message: bytes) -> loader_pb2.AttachResponse:

@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("longshore")
 
+#: Set by `longshore exec` for its child.
+MODEL_ID_VARIABLE = "LONGSHORE_MODEL_ID"
+ATTACH_SOCKET_VARIABLE = "LONGSHORE_ATTACH_SOCKET"
+
 _SERVICE = "/longshore.v1.Loader/"
 _ATTACH_SECONDS = 30.0
 #: A model without leases can be evicted between its load and the attach; then it is loaded again.
@@ -46,10 +50,28 @@ _CHANNEL_OPTIONS = (
 )
 
 
+#: The process that used gRPC first. What gRPC leaves in a child forked from it may hang there, unless told otherwise.
+_grpc_pid: int | None = None
+_FORK_SUPPORT_VARIABLE = "GRPC_ENABLE_FORK_SUPPORT"
+_FORKED = (
+    "gRPC was used before this process was forked, and may hang in it: start children with the spawn method, or set "
+    f"{_FORK_SUPPORT_VARIABLE}=1 before gRPC is imported; tensors loaded before may be used, and longshore.attach works"
+)
+
+
+def _check_fork() -> None:
+    global _grpc_pid  # noqa: PLW0603 - one a process
+    if _grpc_pid is None:
+        _grpc_pid = os.getpid()
+    elif _grpc_pid != os.getpid() and os.environ.get(_FORK_SUPPORT_VARIABLE, "").lower() not in {"1", "true"}:
+        raise FailedPrecondition(_FORKED)
+
+
 class Node:
     """The loader of this machine. Made by `connect`; safe to use from several threads, but not after a fork."""
 
     def __init__(self, address: _address.Address) -> None:
+        _check_fork()
         self._address = address
         self._pid = os.getpid()
         self._channel: grpc.Channel | None = grpc.insecure_channel(address.target, options=_CHANNEL_OPTIONS)
@@ -81,7 +103,7 @@ class Node:
     @overload
     def load(
         self,
-        uri: str,
+        uri: str | os.PathLike[str],
         device: str = ...,
         *,
         include: Iterable[str] | None = ...,
@@ -94,7 +116,7 @@ class Node:
     @overload
     def load(
         self,
-        uri: str,
+        uri: str | os.PathLike[str],
         device: str = ...,
         *,
         include: Iterable[str] | None = ...,
@@ -107,7 +129,7 @@ class Node:
     @overload
     def load(
         self,
-        uri: str,
+        uri: str | os.PathLike[str],
         device: str = ...,
         *,
         include: Iterable[str] | None = ...,
@@ -119,7 +141,7 @@ class Node:
 
     def load(
         self,
-        uri: str,
+        uri: str | os.PathLike[str],
         device: str = "auto",
         *,
         include: Iterable[str] | None = None,
@@ -248,10 +270,7 @@ class Node:
 
     def _open(self) -> grpc.Channel:
         if os.getpid() != self._pid:
-            raise FailedPrecondition(
-                "this node was connected before a fork, and gRPC does not work across one: call longshore.connect in "
-                "the child, or start children with the spawn method; tensors loaded before may be used"
-            )
+            raise FailedPrecondition(f"this node was connected before a fork: connect anew in the child; {_FORKED}")
         if self._channel is None:
             raise FailedPrecondition(f"the connection to {self._address} is closed")
         return self._channel
@@ -277,3 +296,20 @@ def _left(deadline: float | None, otherwise: float) -> float:
     if left <= 0:
         raise Timeout("the load did not end within the time given")
     return left
+
+
+def attach(model_id: str | None = None, socket: str | None = None, *, framework: str | None = None) -> Model[Any]:
+    """Attaches to a model that is loaded already, over the attach socket alone.
+
+    Without arguments: the model that ``longshore exec`` loaded for this process, named by ``LONGSHORE_MODEL_ID`` and
+    ``LONGSHORE_ATTACH_SOCKET``.
+    """
+    model_id = model_id or os.environ.get(MODEL_ID_VARIABLE)
+    socket = socket or os.environ.get(ATTACH_SOCKET_VARIABLE)
+    if not model_id or not socket:
+        raise InvalidArgument(
+            f"attach needs a model id and a socket: give both, or run under `longshore exec`, which sets "
+            f"{MODEL_ID_VARIABLE} and {ATTACH_SOCKET_VARIABLE}"
+        )
+    attached = _attach.attach(socket, model_id, _ATTACH_SECONDS)
+    return Model(attached, _records.load_report(attached.model), choose(framework))

@@ -67,6 +67,8 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         self.revision: str = model.revision
         #: Names the model on its loader.
         self.model_id: str = model.model_id
+        #: Where `longshore.attach` finds it, together with `model_id`.
+        self.attach_socket: str = attached.path
         #: The device it is on, for instance ``host``.
         self.device: str = model.device
         #: Size in memory, in bytes.

@@ -1,0 +1,298 @@
+"""A loader in Python: the gRPC service and the attach protocol, with knobs for what a real one never does."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import socket
+import struct
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from longshore._proto import loader_pb2, model_pb2
+
+F_ADD_SEALS = 1033
+SEALS = 0x1 | 0x2 | 0x4 | 0x10  # seal, shrink, grow, future write
+LOOPS = 64
+
+
+def sealed_memfd(data: bytes, seals: int = SEALS) -> int:
+    fd = os.memfd_create("fake", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.write(fd, data)
+    fcntl.fcntl(fd, F_ADD_SEALS, seals)
+    return fd
+
+
+@dataclass
+class FakeModel:
+    """Tensors and files, laid out one after the other in one region."""
+
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
+    alignment: int = 256
+    #: Puts everything this many bytes further on.
+    shift: int = 0
+    #: Cuts the region into segments of this size.
+    segment_bytes: int | None = None
+    seals: int = SEALS
+    #: The last word on the description that an attach gets.
+    edit: Callable[[loader_pb2.AttachResponse], None] = lambda _: None
+
+    def build(self, model_id: str, uri: str) -> tuple[loader_pb2.LoadedModel, bytes]:
+        data = bytearray(self.shift)
+        model = loader_pb2.LoadedModel(model_id=model_id, uri=uri, revision="r1", device="host")
+        for name, (dtype, shape, content) in self.tensors.items():
+            data += bytes(-(len(data) - self.shift) % self.alignment)
+            model.tensors.add(
+                name=name, dtype=dtype, shape=shape, region=0, offset_bytes=len(data), length_bytes=len(content)
+            )
+            data += content
+        for name, content in self.files.items():
+            model.files.add(name=name, region=0, offset_bytes=len(data), length_bytes=len(content))
+            data += content
+        model.size_bytes = len(data)
+        model.tensor_count = len(self.tensors)
+        if data:
+            step = self.segment_bytes or len(data)
+            segments = [min(step, len(data) - at) for at in range(0, len(data), step)]
+            model.regions.add(size_bytes=len(data), segment_bytes=segments)
+        model.warnings.append("odd but fine")
+        model.skipped.add(name="notes.txt", reason="not selected")
+        report = model.report
+        report.seconds, report.bytes = 0.5, len(data)
+        report.bytes_by_tier.add(tier=model_pb2.TIER_ORIGIN, bytes=len(data))
+        report.fallbacks.add(kind="origin_direct", count=2, last_detail="no worker")
+        report.steps.add(step=loader_pb2.LOAD_STEP_FETCH, start_seconds=0.1, end_seconds=0.4, busy_seconds=0.6)
+        return model, bytes(data)
+
+
+class RpcFailure(Exception):
+    """Makes a call fail with a status and, perhaps, a code of ours."""
+
+    def __init__(self, status: grpc.StatusCode, message: str, code: str | None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code = status, message, code
+
+
+class FakeLoader:
+    """Listens in `folder`. `models` maps URIs to what is there."""
+
+    def __init__(self, folder: str | None = None) -> None:
+        self._own_folder = tempfile.TemporaryDirectory(prefix="fake-") if folder is None else None
+        self.folder = folder or (self._own_folder.name if self._own_folder else "")
+        self.models: dict[str, FakeModel] = {}
+        self.failure: RpcFailure | None = None
+        self.requests: list[loader_pb2.LoadModelRequest] = []
+        self.progress: list[loader_pb2.LoadProgress] = []
+        #: Called with each LoadModel before it is answered.
+        self.on_load: Callable[[], object] = lambda: None
+        #: Attaches that are answered with `not_found`.
+        self.evicted = 0
+        #: Answers an attach in place of the protocol.
+        self.attach_raw: Callable[[socket.socket], object] | None = None
+        self.attach_socket = os.path.join(self.folder, "attach.sock")
+        self._ids = itertools.count(1)
+        self._loaded: dict[str, tuple[FakeModel, loader_pb2.LoadedModel, bytes]] = {}
+        self._changed = threading.Condition()
+        self._leases: list[socket.socket] = []
+        self._had_lease = False
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.attach_socket)
+        self._listener.listen(64)
+        self._threads = ThreadPoolExecutor(LOOPS, "fake-attach")
+        self._threads.submit(self._accept)
+        self._server = grpc.server(ThreadPoolExecutor(8, "fake-grpc"))
+        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self.socket = os.path.join(self.folder, "loader.sock")
+        self._server.add_insecure_port(f"unix:{self.socket}")
+        self._server.start()
+
+    def close(self) -> None:
+        self._server.stop(None).wait()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._changed:
+            for lease in self._leases:
+                lease.shutdown(socket.SHUT_RDWR)
+        self._threads.shutdown()
+        if self._own_folder:
+            self._own_folder.cleanup()
+
+    def __enter__(self) -> FakeLoader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # ---- leases
+
+    @property
+    def leases(self) -> int:
+        with self._changed:
+            return len(self._leases)
+
+    def wait_for_leases(self, count: int, seconds: float = 10.0) -> None:
+        with self._changed:
+            done = self._changed.wait_for(lambda: len(self._leases) == count, seconds)
+            assert done, f"{len(self._leases)} leases after {seconds} s, not {count}"
+
+    def wait_for_the_last_lease(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._had_lease and not self._leases)
+
+    # ---- gRPC
+
+    def _handlers(self) -> Any:
+        def unary(function: Callable[..., Any], request: Any) -> Any:
+            return grpc.unary_unary_rpc_method_handler(
+                self._failing(function), request.FromString, lambda answer: answer.SerializeToString()
+            )
+
+        return grpc.method_handlers_generic_handler(
+            "longshore.v1.Loader",
+            {
+                "LoadModel": grpc.unary_stream_rpc_method_handler(
+                    self._failing_stream,
+                    loader_pb2.LoadModelRequest.FromString,
+                    lambda answer: answer.SerializeToString(),
+                ),
+                "ListModels": unary(self._list, loader_pb2.ListModelsRequest),
+                "UnloadModel": unary(self._unload, loader_pb2.UnloadModelRequest),
+                "Status": unary(self._status, loader_pb2.LoaderStatusRequest),
+            },
+        )
+
+    def _abort(self, failure: RpcFailure, context: grpc.ServicerContext) -> None:
+        if failure.code is not None:
+            context.set_trailing_metadata((("longshore-code", failure.code),))
+        context.abort(failure.status, failure.message)
+
+    def _failing(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(request: Any, context: grpc.ServicerContext) -> Any:
+            if self.failure:
+                self._abort(self.failure, context)
+            return function(request)
+
+        return call
+
+    def _failing_stream(
+        self, request: loader_pb2.LoadModelRequest, context: grpc.ServicerContext
+    ) -> Iterator[loader_pb2.LoadModelResponse]:
+        self.requests.append(request)
+        self.on_load()
+        if self.failure:
+            self._abort(self.failure, context)
+        for event in self.progress:
+            yield loader_pb2.LoadModelResponse(progress=event)
+        model = self.models.get(request.uri)
+        if model is None:
+            self._abort(RpcFailure(grpc.StatusCode.NOT_FOUND, f"{request.uri} has no objects", "not_found"), context)
+            return
+        yield loader_pb2.LoadModelResponse(model=self._load(request.uri, model))
+
+    def _load(self, uri: str, model: FakeModel) -> loader_pb2.LoadedModel:
+        for known, loaded, _ in self._loaded.values():
+            if known is model:
+                answer = loader_pb2.LoadedModel()
+                answer.CopyFrom(loaded)
+                answer.reattached = True
+                return answer
+        model_id = f"m{next(self._ids)}"
+        loaded, data = model.build(model_id, uri)
+        loaded.attach_socket = self.attach_socket
+        self._loaded[model_id] = (model, loaded, data)
+        return loaded
+
+    def _list(self, _: loader_pb2.ListModelsRequest) -> loader_pb2.ListModelsResponse:
+        return loader_pb2.ListModelsResponse(models=[loaded for _, loaded, _ in self._loaded.values()])
+
+    def _unload(self, request: loader_pb2.UnloadModelRequest) -> loader_pb2.UnloadModelResponse:
+        gone = [
+            key for key, (_, loaded, _) in self._loaded.items() if loaded.uri == request.uri or key == request.model_id
+        ]
+        freed = sum(len(self._loaded.pop(key)[2]) for key in gone)
+        return loader_pb2.UnloadModelResponse(models=len(gone), bytes_freed=freed)
+
+    def _status(self, _: loader_pb2.LoaderStatusRequest) -> loader_pb2.LoaderStatus:
+        status = loader_pb2.LoaderStatus(version="0.1.0", arena_capacity_bytes=1000, arena_used_bytes=10)
+        status.devices.add(device="host", name="memory", capacity_bytes=1000)
+        status.members.add(id="w1", address="127.0.0.1:7070", weight=4, reachable=True)
+        status.models.extend(loaded for _, loaded, _ in self._loaded.values())
+        return status
+
+    # ---- attach
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self._threads.submit(self._serve, connection)
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            (length,) = struct.unpack("<I", connection.recv(4, socket.MSG_WAITALL))
+            request = loader_pb2.AttachRequest.FromString(connection.recv(length, socket.MSG_WAITALL))
+            if self.attach_raw is not None:
+                self.attach_raw(connection)
+                return
+            if self.evicted or request.model_id not in self._loaded:
+                self.evicted = max(0, self.evicted - 1)
+                self._loaded.pop(request.model_id, None)
+                send_message(
+                    connection,
+                    loader_pb2.AttachResponse(error_code="not_found", error_message=f"no model {request.model_id}"),
+                )
+                return
+            with self._changed:
+                self._leases.append(connection)
+                self._had_lease = True
+                self._changed.notify_all()
+            try:
+                self._hand_over(connection, *self._loaded[request.model_id])
+                connection.recv(1)
+            except OSError:
+                pass
+            finally:
+                connection.close()
+                with self._changed:
+                    self._leases.remove(connection)
+                    self._changed.notify_all()
+
+    def _hand_over(
+        self, connection: socket.socket, model: FakeModel, loaded: loader_pb2.LoadedModel, data: bytes
+    ) -> None:
+        fds = []
+        at = 0
+        for region in loaded.regions:
+            for length in region.segment_bytes:
+                fds.append(sealed_memfd(data[at : at + length], model.seals))
+                at += length
+        response = loader_pb2.AttachResponse(fd_count=len(fds))
+        response.model.CopyFrom(loaded)
+        model.edit(response)
+        try:
+            send_message(connection, response)
+            for first in range(0, len(fds), 64):
+                socket.send_fds(connection, [b"F"], fds[first : first + 64])
+        finally:
+            for fd in fds:
+                os.close(fd)
+
+
+def send_message(connection: socket.socket, message: Any) -> None:
+    data = message.SerializeToString()
+    connection.sendall(struct.pack("<I", len(data)) + data)
+
+
+def repository() -> Path:
+    return Path(__file__).resolve().parents[2]
