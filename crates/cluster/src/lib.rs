@@ -14,5 +14,5 @@ pub mod ring;
 pub use health::Health;
 pub use id::{MemberId, host_id, load_or_create_id};
 pub use member::{Identity, Member, View};
-pub use membership::{Membership, Probe, StaticMembership};
+pub use membership::{Membership, PROBE_TIMEOUT, Probe, StaticMembership};
 pub use ring::Ring;
