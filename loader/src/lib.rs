@@ -1,1 +1,33 @@
-//! longshore-loader
+//! The node loader: plans loads, fetches and verifies chunks, owns the memory that models live in, and hands it to
+//! processes on the node.
+//!
+//! Start reading at [`Loader`] (what can be asked), then `load.rs` (one load from URL to published model), [`plan`] (what
+//! goes where), `fetch.rs` (how chunks arrive) and `registry.rs` (who keeps which memory alive).
+
+pub mod cluster;
+pub mod metrics;
+pub mod options;
+pub mod plan;
+pub mod report;
+
+mod attach;
+mod fetch;
+mod flight;
+mod grpc;
+mod load;
+mod loader;
+mod model;
+mod registry;
+mod serve;
+mod sockets;
+
+pub use cluster::{Cluster, Described, MemberState, RemoteCluster, RemoteOptions, Source, WireProbe};
+pub use load::{LoadProgress, ProgressSender};
+pub use loader::{LoadRequest, LoadedModel, Loader, LoaderStatus, ModelState, Unloaded};
+pub use model::{Model, ModelId, ModelKey};
+pub use options::{Listen, LoaderOptions, default_socket_folder};
+pub use report::{Fallback, FallbackKind, LoadReport, SourceTier, Step, StepTime, TraceEvent};
+pub use serve::serve;
+
+/// The version of this build.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,0 +1,86 @@
+//! What a loader needs from the cache ring: manifests, and for each chunk the sources to try.
+//!
+//! [`Cluster`] is the wall between the loader and the workers: [`RemoteCluster`] stands in front of worker processes,
+//! the command line's embedded default puts a worker of the same process behind it, and tests put what they like.
+
+pub mod direct;
+mod probe;
+mod remote;
+
+use async_trait::async_trait;
+use longshore_cluster::MemberId;
+use longshore_types::{ChunkKey, Manifest, Result, Selection};
+use longshore_wire::Endpoint;
+
+use crate::report::FallbackKind;
+pub use probe::WireProbe;
+pub use remote::{RemoteCluster, RemoteOptions};
+
+/// A place that may give a chunk.
+#[derive(Clone)]
+pub struct Source {
+    /// How to reach it.
+    pub endpoint: Endpoint,
+    /// For people: an address, or `in process`.
+    pub label: String,
+    /// The worker, for its health.
+    pub member: Option<MemberId>,
+}
+
+/// A worker as status pages show it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberState {
+    /// Its id.
+    pub id: String,
+    /// Its address, `host:port` of the data plane.
+    pub address: String,
+    /// Its weight on the ring.
+    pub weight: u64,
+    /// False while its last call failed.
+    pub is_reachable: bool,
+}
+
+/// A manifest and how it was come by.
+#[derive(Debug)]
+pub struct Described {
+    /// The manifest.
+    pub manifest: Manifest,
+    /// Whether it came from a cache.
+    pub is_cached: bool,
+    /// What did not go as it should, for the report.
+    pub fallbacks: Vec<(FallbackKind, String)>,
+}
+
+/// Where manifests and chunks come from, nearest first. The origin itself is not part of it: the loader falls back to
+/// it on its own.
+#[async_trait]
+pub trait Cluster: Send + Sync {
+    /// The manifest of a canonical URL, and whether it came from a cache. With `revalidate` the origin is asked.
+    ///
+    /// # Errors
+    /// The origin's own answer (`NotFound`, `Unauthenticated`, ..), or `Unavailable` when nobody could be asked.
+    async fn manifest(&self, url: &str, selection: &Selection, revalidate: bool) -> Result<(Manifest, bool)>;
+
+    /// As [`Cluster::manifest`], with what went wrong on the way.
+    ///
+    /// # Errors
+    /// As [`Cluster::manifest`].
+    async fn describe(&self, url: &str, selection: &Selection, revalidate: bool) -> Result<Described> {
+        let (manifest, is_cached) = self.manifest(url, selection, revalidate).await?;
+        Ok(Described { manifest, is_cached, fallbacks: Vec::new() })
+    }
+
+    /// Who should have the chunk or fill it, in the order to ask. Never blocks. Empty when there are no workers.
+    fn sources(&self, key: &ChunkKey) -> Vec<Source>;
+
+    /// A worker on this host that does not own the chunk but may have a copy: asked first, and only for what it has.
+    fn nearby(&self, _key: &ChunkKey) -> Option<Source> {
+        None
+    }
+
+    /// Tells how a source did; later [`Cluster::sources`] may put it last.
+    fn report(&self, source: &Source, ok: bool);
+
+    /// The workers, for status pages.
+    fn members(&self) -> Vec<MemberState>;
+}

@@ -1,0 +1,136 @@
+//! The ring of worker processes: who owns what, how to reach it, and what it said about a model.
+
+mod metadata;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use longshore_cluster::{Health, Member, Membership, host_id};
+use longshore_origin::Origins;
+use longshore_types::{ChunkKey, Manifest, Result, Selection};
+use longshore_wire::Endpoint;
+use parking_lot::Mutex;
+
+use super::{Cluster, Described, MemberState, Source};
+use metadata::MetadataClient;
+
+/// How many owners of a key are worth asking before the origin.
+pub const OWNERS_TRIED: usize = 3;
+
+/// Limits of the calls to workers.
+#[derive(Debug, Clone)]
+pub struct RemoteOptions {
+    /// For a connection to a worker's control service.
+    pub connect_timeout: Duration,
+    /// For one answer with a manifest.
+    pub metadata_timeout: Duration,
+}
+
+/// [`Cluster`] over membership, ring and the workers' gRPC interface.
+pub struct RemoteCluster {
+    membership: Option<Arc<dyn Membership>>,
+    health: Health,
+    metadata: MetadataClient,
+    host_id: String,
+    local: Mutex<LocalWorker>,
+}
+
+/// The worker on this host, looked up once a view.
+#[derive(Default)]
+struct LocalWorker {
+    epoch: Option<u64>,
+    member: Option<Arc<Member>>,
+}
+
+impl RemoteCluster {
+    /// Without a membership there are no workers, and everything comes from the origin.
+    pub fn new(membership: Option<Arc<dyn Membership>>, origins: Origins, options: RemoteOptions) -> Arc<Self> {
+        Arc::new(RemoteCluster {
+            membership,
+            health: Health::new(),
+            metadata: MetadataClient::new(origins, options),
+            host_id: host_id(),
+            local: Mutex::default(),
+        })
+    }
+
+    /// The owners of a key, those that are suspect last.
+    fn owners(&self, key: &[u8]) -> Vec<Arc<Member>> {
+        let Some(membership) = &self.membership else { return Vec::new() };
+        let owners = membership.ring().owners(key, OWNERS_TRIED);
+        let (suspect, mut well): (Vec<_>, Vec<_>) =
+            owners.into_iter().partition(|owner| self.health.is_suspect(owner.id()));
+        well.extend(suspect);
+        well
+    }
+
+    fn source(&self, member: &Member) -> Source {
+        let (endpoint, label) = match self.unix_socket_of(member) {
+            Some(path) => (Endpoint::Unix(path.to_owned()), format!("{} (same host)", member.address)),
+            None => (Endpoint::Tcp(member.address.clone()), member.address.clone()),
+        };
+        Source { endpoint, label, member: Some(member.id()) }
+    }
+
+    /// The socket of a worker on this host. The path must exist here too: host and container may see other folders.
+    fn unix_socket_of<'a>(&self, member: &'a Member) -> Option<&'a std::path::Path> {
+        let same_host = !self.host_id.is_empty() && member.identity.host_id == self.host_id;
+        member.identity.unix_socket.as_deref().filter(|path| same_host && path.exists())
+    }
+
+    fn local_worker(&self) -> Option<Arc<Member>> {
+        let view = self.membership.as_ref()?.view();
+        let mut local = self.local.lock();
+        if local.epoch != Some(view.epoch) {
+            self.health.retain(&view);
+            let member = view.members.iter().find(|member| self.unix_socket_of(member).is_some());
+            *local = LocalWorker { epoch: Some(view.epoch), member: member.cloned().map(Arc::new) };
+        }
+        local.member.clone()
+    }
+}
+
+#[async_trait]
+impl Cluster for RemoteCluster {
+    async fn manifest(&self, url: &str, selection: &Selection, revalidate: bool) -> Result<(Manifest, bool)> {
+        let described = self.describe(url, selection, revalidate).await?;
+        Ok((described.manifest, described.is_cached))
+    }
+
+    async fn describe(&self, url: &str, selection: &Selection, revalidate: bool) -> Result<Described> {
+        let owners = self.owners(url.as_bytes());
+        self.metadata.describe(&owners, &self.health, url, selection, revalidate).await
+    }
+
+    fn sources(&self, key: &ChunkKey) -> Vec<Source> {
+        self.owners(key.id().as_bytes()).iter().map(|owner| self.source(owner)).collect()
+    }
+
+    fn nearby(&self, key: &ChunkKey) -> Option<Source> {
+        let local = self.local_worker()?;
+        let owners = self.membership.as_ref()?.ring().owners(key.id().as_bytes(), 1);
+        // An owner on this host is asked through its socket anyway.
+        let owner_is_here = owners.first().is_some_and(|owner| owner.identity.host_id == self.host_id);
+        (!owner_is_here).then(|| self.source(&local))
+    }
+
+    fn report(&self, source: &Source, ok: bool) {
+        match source.member {
+            Some(member) if ok => self.health.report_ok(member),
+            Some(member) => self.health.report_failure(member),
+            None => {}
+        }
+    }
+
+    fn members(&self) -> Vec<MemberState> {
+        let Some(membership) = &self.membership else { return Vec::new() };
+        let state = |member: &Member| MemberState {
+            id: member.id().to_string(),
+            address: member.address.clone(),
+            weight: member.weight(),
+            is_reachable: !self.health.is_troubled(member.id()),
+        };
+        membership.view().members.iter().map(state).collect()
+    }
+}

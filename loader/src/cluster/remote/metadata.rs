@@ -1,0 +1,180 @@
+//! Asks the owners of a URL for its manifest, and at last the origin itself.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use longshore_cluster::{Health, Member};
+use longshore_origin::Origins;
+use longshore_proto::v1::GetManifestRequest;
+use longshore_proto::v1::worker_client::WorkerClient;
+use longshore_proto::{MESSAGE_BYTES_MAX, convert, status};
+use longshore_types::{Code, Error, Manifest, Result, Selection, redact_url};
+use parking_lot::Mutex;
+use tonic::transport::{Channel, Endpoint};
+
+use super::super::{Described, direct};
+use super::RemoteOptions;
+use crate::report::FallbackKind;
+
+/// Most connections kept; beyond it all are dropped, and made again when needed.
+const CHANNELS_MAX: usize = 1024;
+
+pub(super) struct MetadataClient {
+    origins: Origins,
+    options: RemoteOptions,
+    /// By address of the control service.
+    channels: Mutex<HashMap<String, Channel>>,
+}
+
+/// Why a worker gave no manifest.
+struct Refusal {
+    error: Error,
+    /// Whether the worker itself spoke. Otherwise it could not be reached.
+    has_answered: bool,
+}
+
+impl MetadataClient {
+    pub(super) fn new(origins: Origins, options: RemoteOptions) -> Self {
+        MetadataClient { origins, options, channels: Mutex::default() }
+    }
+
+    pub(super) async fn describe(
+        &self,
+        owners: &[Arc<Member>],
+        health: &Health,
+        url: &str,
+        selection: &Selection,
+        revalidate: bool,
+    ) -> Result<Described> {
+        let mut fallbacks = Vec::new();
+        let mut last_refusal = None;
+        for owner in owners {
+            match self.ask(owner, url, selection, revalidate).await {
+                Ok((manifest, is_cached)) => {
+                    health.report_ok(owner.id());
+                    return Ok(Described { manifest, is_cached, fallbacks });
+                }
+                Err(refusal) => {
+                    if !refusal.has_answered {
+                        health.report_failure(owner.id());
+                    }
+                    if is_final(&refusal) {
+                        return Err(refusal.error);
+                    }
+                    let detail = format!("{}: {}", owner.address, refusal.error);
+                    fallbacks.push((FallbackKind::MetadataOwner, detail));
+                    last_refusal = Some(refusal.error);
+                }
+            }
+        }
+        match direct::manifest(&self.origins, url, selection).await {
+            Ok(manifest) => {
+                if !owners.is_empty() {
+                    fallbacks.push((FallbackKind::MetadataDirect, redact_url(url)));
+                }
+                Ok(Described { manifest, is_cached: false, fallbacks })
+            }
+            Err(error) => Err(more_telling(error, last_refusal)),
+        }
+    }
+
+    async fn ask(
+        &self,
+        owner: &Member,
+        url: &str,
+        selection: &Selection,
+        revalidate: bool,
+    ) -> Result<(Manifest, bool), Refusal> {
+        let unreachable = |error| Refusal { error, has_answered: false };
+        let channel = self.channel(&control_address(owner)).map_err(unreachable)?;
+        let mut client = WorkerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let mut request = tonic::Request::new(GetManifestRequest {
+            url: url.to_owned(),
+            include: selection.include.clone(),
+            revalidate,
+            forwarded: false,
+        });
+        let timeout = self.options.metadata_timeout;
+        request.set_timeout(timeout);
+        let answer = tokio::time::timeout(timeout, client.get_manifest(request)).await;
+        let answer = answer.map_err(|_| {
+            unreachable(Error::new(Code::Timeout, format!("no manifest within {} s", timeout.as_secs())))
+        })?;
+        let answer = answer.map_err(|failure| Refusal {
+            has_answered: failure.metadata().contains_key(status::CODE_HEADER),
+            error: status::from_status(&failure),
+        })?;
+        let answer = answer.into_inner();
+        let broken = |reason: String| Refusal { error: Error::new(Code::Corrupt, reason), has_answered: true };
+        let message = answer.manifest.ok_or_else(|| broken("an answer without a manifest".to_owned()))?;
+        let manifest = convert::manifest_from_proto(message);
+        Ok((manifest.map_err(|error| broken(format!("its manifest is not valid: {error}")))?, answer.cached))
+    }
+
+    fn channel(&self, address: &str) -> Result<Channel> {
+        let mut channels = self.channels.lock();
+        if let Some(channel) = channels.get(address) {
+            return Ok(channel.clone());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| {
+            Error::new(Code::InvalidArgument, format!("{address:?} is no address of a control service: {error}"))
+        })?;
+        if channels.len() >= CHANNELS_MAX {
+            channels.clear();
+        }
+        let channel = endpoint.connect_timeout(self.options.connect_timeout).connect_lazy();
+        channels.insert(address.to_owned(), channel.clone());
+        Ok(channel)
+    }
+}
+
+/// What the origin says through a worker is final; what a worker says of itself, or of its credentials, is not.
+fn is_final(refusal: &Refusal) -> bool {
+    refusal.has_answered
+        && matches!(refusal.error.code(), Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition)
+}
+
+/// When this node has no access of its own, the worker's reason says more than ours.
+fn more_telling(direct: Error, refusal: Option<Error>) -> Error {
+    let no_access = matches!(direct.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unsupported);
+    match refusal {
+        Some(refusal) if no_access => refusal.context(format!("no access from this node ({direct}), and the worker")),
+        _ => direct,
+    }
+}
+
+/// A worker that listens on every address says so; then the host is the one at which it was found.
+fn control_address(member: &Member) -> String {
+    let control = &member.identity.control;
+    let found_at = member.address.rsplit_once(':').map_or(member.address.as_str(), |(host, _)| host);
+    match control.rsplit_once(':') {
+        Some(("0.0.0.0" | "[::]" | "", port)) => format!("{found_at}:{port}"),
+        _ => control.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_cluster::{Identity, MemberId};
+
+    use super::*;
+
+    #[test]
+    fn an_unspecified_control_address_is_at_the_host_where_the_worker_was_found() {
+        let member = |control: &str| Member {
+            identity: Identity {
+                id: MemberId::from_bytes([1; 16]),
+                weight: 1,
+                data: "w:7070".into(),
+                control: control.into(),
+                unix_socket: None,
+                host_id: String::new(),
+                version: String::new(),
+            },
+            address: "node-3:7070".into(),
+        };
+        assert_eq!(control_address(&member("0.0.0.0:7071")), "node-3:7071");
+        assert_eq!(control_address(&member("[::]:7071")), "node-3:7071");
+        assert_eq!(control_address(&member("10.0.0.7:7071")), "10.0.0.7:7071");
+    }
+}

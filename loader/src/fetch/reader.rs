@@ -1,0 +1,277 @@
+//! One chunk, from the nearest source that gives it: local file, worker on this host, owners on the ring, origin.
+//!
+//! Sources are walked one after the other, never two at once: the landing memory has one writer. A source that fails,
+//! stalls or lies is passed over and counted; the load fails only when the origin itself does.
+
+mod origin;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use longshore_memory::Landing;
+use longshore_origin::Origins;
+use longshore_types::{Code, Error, Result};
+use longshore_wire::{ChunkRequest, DataClient, Fetched, Mode};
+use tokio_util::sync::CancellationToken;
+
+use super::local::LocalFiles;
+use super::pace::Pace;
+use crate::cluster::{Cluster, Source};
+use crate::plan::ChunkPlan;
+use crate::report::{FallbackKind, Recorder, SourceTier, Step};
+
+/// How often the whole list of sources is walked before the load fails.
+const ROUNDS_MAX: u32 = 2;
+/// Pause between two rounds.
+const ROUND_PAUSE: Duration = Duration::from_millis(500);
+/// A worker on this host that lacked this many chunks in a row is not asked any more by this load.
+const NEARBY_MISSES_MAX: u32 = 4;
+
+/// What all loads read with.
+pub(crate) struct Readers {
+    pub cluster: Arc<dyn Cluster>,
+    pub origins: Origins,
+    /// Waits as long as a slow origin behind a worker may take.
+    pub patient: DataClient,
+    /// Gives up on a silent worker soon: for when others are fast. `None` never hedges.
+    pub hedging: Option<Hedging>,
+    pub runtime: tokio::runtime::Handle,
+}
+
+/// When a silent worker is left for another one.
+pub(crate) struct Hedging {
+    pub client: DataClient,
+    /// The median chunk must be faster than this.
+    pub median_below: Duration,
+}
+
+/// What one load reads with.
+pub(crate) struct ChunkReader {
+    readers: Arc<Readers>,
+    recorder: Arc<Recorder>,
+    token: CancellationToken,
+    pace: Pace,
+    local: LocalFiles,
+    nearby_misses: AtomicU32,
+}
+
+/// A chunk that arrived: its tier and its source.
+struct Arrived {
+    tier: SourceTier,
+    source: String,
+}
+
+impl ChunkReader {
+    pub(crate) fn new(readers: Arc<Readers>, recorder: Arc<Recorder>, token: CancellationToken) -> Self {
+        ChunkReader {
+            readers,
+            recorder,
+            token,
+            pace: Pace::default(),
+            local: LocalFiles::default(),
+            nearby_misses: AtomicU32::new(0),
+        }
+    }
+
+    pub(super) fn recorder(&self) -> &Recorder {
+        &self.recorder
+    }
+
+    pub(super) fn cancel(&self) {
+        self.token.cancel();
+    }
+
+    pub(super) fn check_local_files(&self) -> Result<()> {
+        self.local.check()
+    }
+
+    /// Fills the landing with the chunk's range, verified.
+    pub(super) fn read(&self, chunk: &ChunkPlan, landing: &mut Landing, thread: u32) -> Result<()> {
+        let timer = self.recorder.begin(Step::Fetch);
+        let start = Instant::now();
+        let arrived = match Origins::local_path(chunk.key.artifact().url()) {
+            Some(path) => self.from_local_file(&path, chunk, landing)?,
+            None => self.from_sources(chunk, landing)?,
+        };
+        self.recorder.end(timer, thread, chunk.len_bytes(), &arrived.source);
+        self.recorder.add_chunk(arrived.tier, chunk.len_bytes(), start.elapsed());
+        Ok(())
+    }
+
+    /// A file that this machine does not have may be one of the workers' machines.
+    fn from_local_file(&self, path: &std::path::Path, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
+        match self.local.read(path, chunk, landing, &self.token) {
+            Ok(()) => Ok(Arrived { tier: SourceTier::Origin, source: "local file".to_owned() }),
+            Err(error) if matches!(error.code(), Code::NotFound | Code::PermissionDenied) => {
+                if self.readers.cluster.sources(&chunk.key).is_empty() {
+                    return Err(error);
+                }
+                self.recorder.add_fallback(FallbackKind::LocalFileUnreadable, error.to_string());
+                self.from_sources(chunk, landing)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn from_sources(&self, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
+        let mut round = 1;
+        loop {
+            let sources = self.readers.cluster.sources(&chunk.key);
+            let error = match self.walk(&sources, chunk, landing) {
+                Ok(arrived) => return Ok(arrived),
+                Err(error) => error,
+            };
+            // The origin refused, or this node has no access to it. A worker may be back, or have better luck.
+            let may_help = error.is_retryable() || is_no_access(&error);
+            if self.token.is_cancelled() || sources.is_empty() || !may_help || round >= ROUNDS_MAX {
+                return Err(error);
+            }
+            round += 1;
+            self.recorder.add_retry();
+            self.pause(ROUND_PAUSE);
+        }
+    }
+
+    fn walk(&self, sources: &[Source], chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
+        if let Some(arrived) = self.from_nearby(chunk, landing)? {
+            return Ok(arrived);
+        }
+        let mut refusal = None;
+        for (position, source) in sources.iter().enumerate() {
+            self.check_cancelled()?;
+            let client = self.client_for(position + 1 == sources.len());
+            match self.ask(client, source, Mode::Fill, chunk, landing) {
+                Ok(arrived) => return Ok(arrived),
+                Err(error) => {
+                    self.check_cancelled()?;
+                    self.pass_over(source, &error, !std::ptr::eq(client, &self.readers.patient));
+                    let is_final = is_word_of_the_origin(&error);
+                    refusal = Some(error);
+                    if is_final {
+                        break;
+                    }
+                }
+            }
+        }
+        self.check_cancelled()?;
+        if !sources.is_empty() {
+            self.recorder.add_retry();
+            let detail = refusal.as_ref().map_or_else(String::new, ToString::to_string);
+            self.recorder.add_fallback(FallbackKind::OriginDirect, detail);
+        }
+        let read = origin::read(&self.readers, chunk, landing, &self.token);
+        read.map_err(|error| more_telling(error, refusal))?;
+        Ok(Arrived { tier: SourceTier::Origin, source: "origin".to_owned() })
+    }
+
+    /// Asks the worker on this host for a copy it happens to have. A miss is no failure.
+    fn from_nearby(&self, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Option<Arrived>> {
+        if self.nearby_misses.load(Ordering::Relaxed) >= NEARBY_MISSES_MAX {
+            return Ok(None);
+        }
+        let Some(source) = self.readers.cluster.nearby(&chunk.key) else { return Ok(None) };
+        match self.ask(&self.readers.patient, &source, Mode::OnlyIfCached, chunk, landing) {
+            Ok(arrived) => {
+                self.nearby_misses.store(0, Ordering::Relaxed);
+                return Ok(Some(arrived));
+            }
+            Err(error) if error.code() == Code::NotFound => {}
+            Err(error) => {
+                self.check_cancelled()?;
+                self.pass_over(&source, &error, false);
+            }
+        }
+        self.nearby_misses.fetch_add(1, Ordering::Relaxed);
+        Ok(None)
+    }
+
+    /// One source; a copy that does not match is asked for once more, checked by its holder first.
+    fn ask(
+        &self,
+        client: &DataClient,
+        source: &Source,
+        mode: Mode,
+        chunk: &ChunkPlan,
+        landing: &mut Landing,
+    ) -> Result<Arrived> {
+        let mut request = ChunkRequest { key: chunk.key.clone(), range: chunk.range.clone(), mode, recheck: false };
+        let start = Instant::now();
+        let mut fetched = client.fetch(&source.endpoint, &request, landing);
+        if fetched.as_ref().is_err_and(|error| error.code() == Code::Corrupt) {
+            self.recorder.add_mismatch();
+            self.check_cancelled()?;
+            self.recorder.add_retry();
+            request.recheck = true;
+            fetched = client.fetch(&source.endpoint, &request, landing);
+            if fetched.as_ref().is_err_and(|error| error.code() == Code::Corrupt) {
+                self.recorder.add_mismatch();
+            }
+        }
+        let Fetched { tier, .. } = fetched?;
+        self.readers.cluster.report(source, true);
+        self.pace.note(start.elapsed());
+        // Blocks are compared as they land: that work is part of the fetch, and ends with it.
+        let end = self.recorder.elapsed();
+        self.recorder.note_span(Step::Verify, end, end, Duration::ZERO);
+        Ok(Arrived { tier: tier.into(), source: source.label.clone() })
+    }
+
+    /// Impatient while the load is fast and there is another worker to ask. The last one gets all the time there is: it
+    /// may be filling from a slow origin, which asking that origin again would not speed up.
+    fn client_for(&self, is_last: bool) -> &DataClient {
+        match &self.readers.hedging {
+            Some(hedging) if !is_last && self.pace.median().is_some_and(|median| median < hedging.median_below) => {
+                &hedging.client
+            }
+            _ => &self.readers.patient,
+        }
+    }
+
+    fn pass_over(&self, source: &Source, error: &Error, hedged: bool) {
+        let kind = match error.code() {
+            Code::Timeout if hedged => FallbackKind::WorkerSlow,
+            Code::Timeout => FallbackKind::WorkerStalled,
+            Code::Unavailable => FallbackKind::WorkerUnreachable,
+            Code::Corrupt => FallbackKind::WorkerCorrupt,
+            _ => FallbackKind::WorkerFailed,
+        };
+        if !is_word_of_the_origin(error) {
+            self.readers.cluster.report(source, false);
+        }
+        self.recorder.add_retry();
+        self.recorder.add_fallback(kind, format!("{}: {error}", source.label));
+    }
+
+    fn check_cancelled(&self) -> Result<()> {
+        match self.token.is_cancelled() {
+            true => Err(Error::new(Code::Cancelled, "the load was given up")),
+            false => Ok(()),
+        }
+    }
+
+    /// Waits, but not longer than the load lives.
+    fn pause(&self, time: Duration) {
+        let cancelled = self.token.cancelled();
+        let _ended_early = self.readers.runtime.block_on(async { tokio::time::timeout(time, cancelled).await });
+    }
+}
+
+/// What a worker only passes on: asking another worker gives the same answer, and the worker is well.
+fn is_word_of_the_origin(error: &Error) -> bool {
+    matches!(error.code(), Code::NotFound | Code::FailedPrecondition | Code::InvalidArgument) || is_no_access(error)
+}
+
+fn is_no_access(error: &Error) -> bool {
+    matches!(error.code(), Code::Unauthenticated | Code::PermissionDenied)
+}
+
+/// When this node has no access of its own, what the worker said is the reason.
+fn more_telling(direct: Error, refusal: Option<Error>) -> Error {
+    match refusal {
+        Some(refusal) if is_no_access(&direct) || direct.code() == Code::Unsupported => {
+            refusal.context(format!("no access to the origin from this node ({direct}), and the worker said"))
+        }
+        _ => direct,
+    }
+}

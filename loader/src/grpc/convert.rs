@@ -1,0 +1,210 @@
+//! The loader's answers as messages.
+
+use std::path::Path;
+
+use longshore_proto::convert::skipped_to_proto;
+use longshore_proto::v1;
+
+use crate::VERSION;
+use crate::cluster::MemberState;
+use crate::load::LoadProgress;
+use crate::loader::{LoadedModel, LoaderStatus, ModelState};
+use crate::model::Model;
+use crate::plan::Place;
+use crate::report::{LoadReport, SourceTier, Step, TraceEvent};
+
+/// The one region that a model has on its device.
+const REGION: u32 = 0;
+
+/// How much of a model a message holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// Everything.
+    Full,
+    /// Without tensors, files and events.
+    Listing,
+}
+
+/// A model with its tensors, as an answer to one client.
+pub(crate) fn model(loaded: &LoadedModel, state: &ModelState, attach_socket: &Path, detail: Detail) -> v1::LoadedModel {
+    let mut message = described(loaded.model(), state, attach_socket, detail);
+    message.reattached = loaded.is_reattached();
+    message.report = Some(report(&loaded.report(), detail));
+    message
+}
+
+/// A model in a list.
+pub(crate) fn listed(state: &ModelState, attach_socket: &Path) -> v1::LoadedModel {
+    described(state, state, attach_socket, Detail::Listing)
+}
+
+fn described(model: &Model, state: &ModelState, attach_socket: &Path, detail: Detail) -> v1::LoadedModel {
+    let (tensors, files) = match detail {
+        Detail::Full => (tensors(model), files(model)),
+        Detail::Listing => (Vec::new(), Vec::new()),
+    };
+    v1::LoadedModel {
+        model_id: model.id.as_str().to_owned(),
+        uri: model.key.url.clone(),
+        revision: model.key.revision.clone(),
+        device: model.key.device.to_string(),
+        device_uuid: model.device_uuid.clone(),
+        size_bytes: model.size_bytes(),
+        tensor_count: model.manifest.tensors.len() as u32,
+        regions: vec![v1::Region {
+            size_bytes: model.region.size_bytes(),
+            segment_bytes: model.region.segments().iter().map(|segment| segment.len_bytes).collect(),
+        }],
+        tensors,
+        files,
+        skipped: skipped_to_proto(&model.manifest.skipped),
+        warnings: model.manifest.warnings.clone(),
+        leases: state.leases,
+        idle_seconds: state.idle.as_secs_f64(),
+        report: Some(report(&model.report, detail)),
+        reattached: false,
+        attach_socket: attach_socket.to_string_lossy().into_owned(),
+    }
+}
+
+fn tensors(model: &Model) -> Vec<v1::PlacedTensor> {
+    let placed = model.manifest.tensors.iter().zip(&model.layout.tensors);
+    placed
+        .map(|(tensor, &Place { offset_bytes, length_bytes })| v1::PlacedTensor {
+            name: tensor.name.clone(),
+            dtype: tensor.dtype_name.clone(),
+            shape: tensor.shape.clone(),
+            region: REGION,
+            offset_bytes,
+            length_bytes,
+        })
+        .collect()
+}
+
+fn files(model: &Model) -> Vec<v1::PlacedFile> {
+    let placed = model.layout.files.iter();
+    placed
+        .map(|&(file, Place { offset_bytes, length_bytes })| v1::PlacedFile {
+            name: model.manifest.files[file].name.clone(),
+            region: REGION,
+            offset_bytes,
+            length_bytes,
+        })
+        .collect()
+}
+
+/// A report; its events only in full detail.
+fn report(report: &LoadReport, detail: Detail) -> v1::LoadReport {
+    let events = if detail == Detail::Full { report.events.iter().map(event).collect() } else { Vec::new() };
+    v1::LoadReport {
+        seconds: report.seconds,
+        bytes: report.bytes,
+        bytes_by_tier: report
+            .bytes_by_tier
+            .iter()
+            .map(|&(source, bytes)| v1::TierBytes { tier: tier(source).into(), bytes })
+            .collect(),
+        fallbacks: report
+            .fallbacks
+            .iter()
+            .map(|fallback| v1::Fallback {
+                kind: fallback.kind.as_str().to_owned(),
+                count: fallback.count,
+                last_detail: fallback.last_detail.clone(),
+            })
+            .collect(),
+        retries: report.retries,
+        checksum_mismatches: report.checksum_mismatches,
+        steps: report
+            .steps
+            .iter()
+            .map(|time| v1::StepTime {
+                step: step(time.step).into(),
+                start_seconds: time.start_seconds,
+                end_seconds: time.end_seconds,
+                busy_seconds: time.busy_seconds,
+            })
+            .collect(),
+        events,
+        events_dropped: report.events_dropped,
+    }
+}
+
+fn event(event: &TraceEvent) -> v1::TraceEvent {
+    v1::TraceEvent {
+        name: event.name.to_owned(),
+        category: event.category.as_str().to_owned(),
+        thread: event.thread,
+        start_us: event.start_us,
+        duration_us: event.duration_us,
+        bytes: event.bytes,
+        source: event.source.clone(),
+    }
+}
+
+fn tier(tier: SourceTier) -> v1::Tier {
+    match tier {
+        SourceTier::Device => v1::Tier::Device,
+        SourceTier::Pinned => v1::Tier::Pinned,
+        SourceTier::Memory => v1::Tier::Memory,
+        SourceTier::Disk => v1::Tier::Disk,
+        SourceTier::Peer => v1::Tier::Peer,
+        SourceTier::Origin => v1::Tier::Origin,
+    }
+}
+
+fn step(step: Step) -> v1::LoadStep {
+    match step {
+        Step::Resolve => v1::LoadStep::Resolve,
+        Step::Plan => v1::LoadStep::Plan,
+        Step::Fetch => v1::LoadStep::Fetch,
+        Step::Verify => v1::LoadStep::Verify,
+        Step::Upload => v1::LoadStep::Upload,
+        Step::Publish => v1::LoadStep::Publish,
+    }
+}
+
+/// Progress of a load.
+pub(super) fn progress(progress: &LoadProgress) -> v1::LoadProgress {
+    v1::LoadProgress {
+        step: step(progress.step).into(),
+        bytes_done: progress.bytes_done,
+        bytes_total: progress.bytes_total,
+        elapsed_seconds: progress.elapsed.as_secs_f64(),
+    }
+}
+
+/// The loader at one moment.
+pub(super) fn status(status: &LoaderStatus, attach_socket: &Path) -> v1::LoaderStatus {
+    let (arena_capacity_bytes, arena_used_bytes) = status.arena_bytes();
+    v1::LoaderStatus {
+        version: VERSION.to_owned(),
+        arena_capacity_bytes,
+        arena_used_bytes,
+        devices: status
+            .devices
+            .iter()
+            .map(|device| v1::DeviceStatus {
+                device: device.id.to_string(),
+                uuid: device.uuid.clone(),
+                name: device.name.clone(),
+                capacity_bytes: device.capacity_bytes,
+                used_bytes: device.used_bytes,
+            })
+            .collect(),
+        models: status.models.iter().map(|state| listed(state, attach_socket)).collect(),
+        members: status.members.iter().map(member).collect(),
+        loads_in_flight: status.loads_in_flight as u32,
+        attach_socket: attach_socket.to_string_lossy().into_owned(),
+        uptime_seconds: status.uptime.as_secs_f64(),
+    }
+}
+
+fn member(member: &MemberState) -> v1::WorkerMember {
+    v1::WorkerMember {
+        id: member.id.clone(),
+        address: member.address.clone(),
+        weight: member.weight,
+        reachable: member.is_reachable,
+    }
+}

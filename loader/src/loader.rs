@@ -1,0 +1,337 @@
+//! The node loader as one object: load, get, list, unload, status.
+
+mod answer;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longshore_device::{Device, DeviceInfo, DeviceRequest, Devices};
+use longshore_origin::Origins;
+use longshore_types::{Code, Error, Manifest, Result, Selection, redact_url};
+use longshore_wire::{ClientOptions, DataClient};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster::Cluster;
+use crate::fetch::{ChunkReader, FetchPool, Hedging, Readers};
+use crate::flight::{Boarding, Flights, Seat};
+use crate::load::{Flightplan, ProgressSender, fly};
+use crate::metrics::Metrics;
+use crate::model::{ModelId, ModelKey};
+use crate::options::LoaderOptions;
+use crate::registry::{Lease, Registry};
+use crate::report::{FallbackKind, Recorder, Step};
+pub use answer::{LoadedModel, LoaderStatus, ModelState, Unloaded};
+
+/// Loads that wait for their turn, for each that may run.
+const WAITING_PER_LOAD: usize = 16;
+
+/// A request to load a model.
+#[derive(Debug, Clone, Default)]
+pub struct LoadRequest {
+    /// URL or path, as the user wrote it.
+    pub uri: String,
+    /// Where to.
+    pub device: DeviceRequest,
+    /// Patterns of file names; empty means safetensors and side files.
+    pub include: Vec<String>,
+    /// Ask the origin for the newest revision.
+    pub revalidate: bool,
+    /// Keep timed events in the report.
+    pub trace: bool,
+}
+
+impl LoadRequest {
+    /// A request with defaults for everything but the URI.
+    pub fn new(uri: impl Into<String>) -> Self {
+        LoadRequest { uri: uri.into(), ..LoadRequest::default() }
+    }
+}
+
+/// The loader of a node, or of one process. Clone the `Arc`.
+pub struct Loader {
+    shared: Arc<Shared>,
+}
+
+/// What loads need of the loader.
+pub(crate) struct Shared {
+    pub options: LoaderOptions,
+    pub devices: Devices,
+    pub origins: Origins,
+    pub registry: Arc<Registry>,
+    pub flights: Arc<Flights>,
+    pub pool: FetchPool,
+    pub permits: Semaphore,
+    pub metrics: Arc<Metrics>,
+    readers: Arc<Readers>,
+    started: Instant,
+}
+
+impl Shared {
+    pub(crate) fn reader(&self, recorder: Arc<Recorder>, token: CancellationToken) -> ChunkReader {
+        ChunkReader::new(self.readers.clone(), recorder, token)
+    }
+
+    fn cluster(&self) -> &dyn Cluster {
+        &*self.readers.cluster
+    }
+}
+
+impl Loader {
+    /// Starts the fetch threads. Call it inside a tokio runtime, which origin reads will run on.
+    ///
+    /// # Errors
+    /// [`Code::FailedPrecondition`] outside of a runtime, [`Code::Exhausted`] when there are no threads to be had.
+    pub fn open(
+        options: LoaderOptions,
+        cluster: Arc<dyn Cluster>,
+        devices: Devices,
+        origins: Origins,
+    ) -> Result<Arc<Loader>> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|error| {
+            Error::new(Code::FailedPrecondition, format!("a loader needs a tokio runtime: {error}"))
+        })?;
+        let metrics = Arc::new(Metrics::new()?);
+        let registry = Registry::new(metrics.clone());
+        let threads = options.fetch_threads();
+        let readers = Readers {
+            cluster,
+            origins: origins.clone(),
+            patient: DataClient::new(client_options(&options, options.stall_timeout(), threads)),
+            hedging: hedging(&options, threads),
+            runtime,
+        };
+        let shared = Shared {
+            devices,
+            origins,
+            flights: Flights::new(registry.clone()),
+            registry,
+            pool: FetchPool::start(threads)?,
+            permits: Semaphore::new(options.loads_max.clamp(1, Semaphore::MAX_PERMITS)),
+            metrics,
+            readers: Arc::new(readers),
+            started: Instant::now(),
+            options,
+        };
+        Ok(Arc::new(Loader { shared: Arc::new(shared) }))
+    }
+
+    /// Loads a model, joins the load of it that runs, or attaches to the one in memory. Dropping the future leaves the
+    /// load; it goes on as long as another caller waits for it.
+    ///
+    /// # Errors
+    /// The origin's when it fails; [`Code::Exhausted`] naming what holds the memory; [`Code::Corrupt`] naming the
+    /// file; [`Code::Unsupported`] for a device that is not here.
+    pub async fn load(&self, request: LoadRequest, progress: Option<ProgressSender>) -> Result<Arc<LoadedModel>> {
+        let shared = &self.shared;
+        let recorder = Arc::new(Recorder::new(request.trace, shared.metrics.clone()));
+        let device = shared.devices.choose(&request.device)?;
+        let url = shared.origins.canonical_url(&request.uri)?;
+        let selection = Selection::new(request.include)?;
+        let resolved = self.resolve(&recorder, &url, &selection, request.revalidate, &*device).await?;
+        let manifest = match resolved {
+            Resolution::Described(manifest) => manifest,
+            Resolution::Kept(lease) => return Ok(self.reattach(lease, &recorder)),
+        };
+        check_schemes(&manifest, &url)?;
+        let key = ModelKey { url, revision: manifest.revision.clone(), selection, device: device.info().id };
+        let flights_max = shared.options.loads_max.saturating_mul(1 + WAITING_PER_LOAD).max(1);
+        match shared.flights.board(&key, flights_max)? {
+            Boarding::Loaded(lease) => Ok(self.reattach(lease, &recorder)),
+            Boarding::Seat(seat, pilot) => {
+                if let Some(pilot) = pilot {
+                    let what = Flightplan { device, key, manifest, recorder };
+                    tokio::spawn(fly(shared.clone(), pilot, what));
+                }
+                let lease = wait(seat, progress).await?;
+                lease.touch();
+                Ok(Arc::new(LoadedModel::loaded(lease)))
+            }
+        }
+    }
+
+    /// The manifest, or, when nobody can be asked, the model in memory.
+    async fn resolve(
+        &self,
+        recorder: &Recorder,
+        url: &str,
+        selection: &Selection,
+        revalidate: bool,
+        device: &dyn Device,
+    ) -> Result<Resolution> {
+        let timer = recorder.begin(Step::Resolve);
+        let described = self.shared.cluster().describe(url, selection, revalidate).await;
+        recorder.end(timer, 0, 0, "");
+        match described {
+            Ok(described) => {
+                for (kind, detail) in described.fallbacks {
+                    recorder.add_fallback(kind, detail);
+                }
+                Ok(Resolution::Described(described.manifest))
+            }
+            Err(error) if matches!(error.code(), Code::Unavailable | Code::Timeout) => {
+                let kept = self.shared.registry.newest(url, selection, device.info().id).ok_or(error.clone())?;
+                let (revision, url) = (&kept.model().key.revision, redact_url(url));
+                let detail = format!("{url} at {revision} is served from memory without asking: {error}");
+                recorder.add_fallback(FallbackKind::NotRevalidated, detail);
+                Ok(Resolution::Kept(kept))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    fn reattach(&self, lease: Lease, recorder: &Recorder) -> Arc<LoadedModel> {
+        self.shared.metrics.reattached.inc();
+        lease.touch();
+        Arc::new(LoadedModel::reattached(lease, recorder.finish().fallbacks))
+    }
+
+    /// A model in memory, leased as long as the answer lives.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`].
+    pub fn get(&self, id: &ModelId) -> Result<Arc<LoadedModel>> {
+        let lease = self.shared.registry.get(id).ok_or_else(|| {
+            Error::new(
+                Code::NotFound,
+                format!("no model {id:?} is in memory; it was unloaded or evicted: load it again"),
+            )
+        })?;
+        Ok(Arc::new(LoadedModel::reattached(lease, Vec::new())))
+    }
+
+    /// The models in memory.
+    pub fn list(&self) -> Vec<ModelState> {
+        self.shared.registry.list().into_iter().map(ModelState::new).collect()
+    }
+
+    /// Forgets one model. Memory that leases hold stays theirs until they end.
+    ///
+    /// # Errors
+    /// [`Code::NotFound`].
+    pub async fn unload(&self, id: &ModelId) -> Result<Unloaded> {
+        let wanted = id.clone();
+        let unloaded = self.forget(move |model| model.id == wanted).await?;
+        match unloaded.models {
+            0 => Err(Error::new(Code::NotFound, format!("no model {id:?} is in memory"))),
+            _ => Ok(unloaded),
+        }
+    }
+
+    /// Forgets every model of a URI, at any revision, with any selection, on any device.
+    ///
+    /// # Errors
+    /// [`Code::InvalidArgument`] for what is no URI, [`Code::NotFound`] when no model of it is in memory.
+    pub async fn unload_uri(&self, uri: &str) -> Result<Unloaded> {
+        let url = self.shared.origins.canonical_url(uri)?;
+        let wanted = url.clone();
+        let unloaded = self.forget(move |model| model.key.url == wanted).await?;
+        match unloaded.models {
+            0 => Err(Error::new(Code::NotFound, format!("no model of {} is in memory", redact_url(&url)))),
+            _ => Ok(unloaded),
+        }
+    }
+
+    async fn forget(&self, which: impl Fn(&crate::model::Model) -> bool + Send + 'static) -> Result<Unloaded> {
+        let registry = self.shared.registry.clone();
+        // Freeing gigabytes takes a while.
+        let forgotten = crate::load::blocking(move || Ok(registry.forget(which))).await?;
+        Ok(forgotten.into())
+    }
+
+    /// Memory, devices, models, members.
+    pub fn status(&self) -> LoaderStatus {
+        let shared = &self.shared;
+        LoaderStatus {
+            devices: shared.devices.all().iter().map(|device| device.info()).collect(),
+            models: self.list(),
+            members: shared.cluster().members(),
+            loads_in_flight: shared.flights.count(),
+            uptime: shared.started.elapsed(),
+        }
+    }
+
+    /// Its options.
+    pub fn options(&self) -> &LoaderOptions {
+        &self.shared.options
+    }
+
+    /// Its metrics, with the gauges brought up to date.
+    pub fn metrics(&self) -> &Metrics {
+        let shared = &self.shared;
+        shared.registry.observe();
+        for device in shared.devices.all() {
+            let DeviceInfo { id, capacity_bytes, used_bytes, .. } = device.info();
+            let id = id.to_string();
+            shared.metrics.device_capacity_bytes.with_label_values(&[&id]).set(capacity_bytes as i64);
+            shared.metrics.device_used_bytes.with_label_values(&[&id]).set(used_bytes as i64);
+        }
+        &shared.metrics
+    }
+
+    /// The metrics as they are.
+    pub(crate) fn counters(&self) -> &Metrics {
+        &self.shared.metrics
+    }
+
+    /// Waits until no load runs, at most `timeout`, then cancels those that still do.
+    pub async fn drain(&self, timeout: Duration) {
+        let flights = &self.shared.flights;
+        if tokio::time::timeout(timeout, flights.idle()).await.is_err() {
+            tracing::warn!(loads = flights.count(), "loads are cancelled because the time to drain is over");
+            flights.cancel_all();
+        }
+    }
+
+    /// A model and its use now.
+    pub(crate) fn state_of(&self, model: &LoadedModel) -> ModelState {
+        ModelState::new(self.shared.registry.use_of_lease(model.lease()))
+    }
+}
+
+enum Resolution {
+    Described(Manifest),
+    Kept(Lease),
+}
+
+/// The files of a model lie in the store that was asked for: a manifest from the network must not turn a bucket into
+/// files of this machine.
+fn check_schemes(manifest: &Manifest, url: &str) -> Result<()> {
+    let scheme = |url: &str| url.split_once("://").map(|(scheme, _)| scheme.to_owned());
+    let stray = manifest.files.iter().find(|file| scheme(file.artifact.url()) != scheme(url));
+    stray.map_or(Ok(()), |file| {
+        let (model, stray) = (redact_url(url), redact_url(file.artifact.url()));
+        Err(Error::new(Code::Corrupt, format!("the manifest of {model} names {stray}, which is in another store")))
+    })
+}
+
+/// Waits for the end of a flight, passing its progress on.
+async fn wait(mut seat: Seat, progress: Option<ProgressSender>) -> Result<Lease> {
+    let Some(progress) = progress else { return seat.outcome().await };
+    let mut seen = seat.progress.clone();
+    progress.send_replace(*seen.borrow_and_update());
+    let outcome = seat.outcome();
+    tokio::pin!(outcome);
+    loop {
+        tokio::select! {
+            outcome = &mut outcome => return outcome,
+            Ok(()) = seen.changed() => { progress.send_replace(*seen.borrow_and_update()); }
+        }
+    }
+}
+
+fn client_options(options: &LoaderOptions, stall_timeout: Duration, threads: usize) -> ClientOptions {
+    ClientOptions {
+        connect_timeout: Duration::from_millis(options.connect_timeout_ms.max(1)),
+        stall_timeout,
+        connections_per_endpoint_max: threads,
+        ..ClientOptions::default()
+    }
+}
+
+fn hedging(options: &LoaderOptions, threads: usize) -> Option<Hedging> {
+    let after = Duration::from_millis(options.hedge_after_ms.max(1));
+    let median_below = after.checked_div(options.hedge_factor)?;
+    let client = DataClient::new(client_options(options, after.min(options.stall_timeout()), threads));
+    Some(Hedging { client, median_below })
+}

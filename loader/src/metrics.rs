@@ -1,0 +1,132 @@
+//! Every metric of the loader, declared once. Labels are closed sets: ids and URLs go into spans, not here.
+
+use std::time::Duration;
+
+use longshore_runtime::Metrics as Registry;
+use longshore_types::Result;
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+use crate::VERSION;
+use crate::report::{FallbackKind, SourceTier};
+
+/// From a chunk out of a local page cache to one out of a slow origin.
+const CHUNK_SECONDS_BUCKETS: &[f64] = &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
+/// From a small local file to a large model out of a slow origin.
+const LOAD_SECONDS_BUCKETS: &[f64] = &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1200.0];
+
+/// The loader's metrics, in a registry of their own so that two loaders of one process do not mix.
+pub struct Metrics {
+    registry: Registry,
+    pub(crate) loads: IntCounterVec,
+    pub(crate) load_seconds: Histogram,
+    pub(crate) loads_in_flight: IntGauge,
+    pub(crate) reattached: IntCounter,
+    pub(crate) evictions: IntCounter,
+    pub(crate) attach_connections: IntGauge,
+    pub(crate) models: IntGauge,
+    pub(crate) leases: IntGauge,
+    pub(crate) device_capacity_bytes: IntGaugeVec,
+    pub(crate) device_used_bytes: IntGaugeVec,
+    bytes: IntCounterVec,
+    chunk_seconds: HistogramVec,
+    fallbacks: IntCounterVec,
+    retries: IntCounter,
+    mismatches: IntCounter,
+}
+
+impl Metrics {
+    /// Declares and registers them.
+    ///
+    /// # Errors
+    /// [`Code::Internal`](longshore_types::Code::Internal) when two metrics share a name: a defect.
+    pub fn new() -> Result<Metrics> {
+        let r = Registry::for_process("longshore_loader", VERSION)?;
+        let metrics = Metrics {
+            loads: r.counter_vec(
+                "longshore_loader_loads_total",
+                "Loads that were not answered from memory, by how they ended.",
+                &["outcome"],
+            )?,
+            load_seconds: r.histogram(
+                "longshore_loader_load_seconds",
+                "Wall time of loads that succeeded.",
+                LOAD_SECONDS_BUCKETS,
+            )?,
+            loads_in_flight: r.int_gauge("longshore_loader_loads_in_flight", "Loads that are running.")?,
+            reattached: r
+                .counter("longshore_loader_reattached_total", "Requests answered by a model that was in memory.")?,
+            evictions: r.counter("longshore_loader_evictions_total", "Models dropped to make room for another one.")?,
+            attach_connections: r
+                .int_gauge("longshore_loader_attach_connections", "Open connections of the attach socket.")?,
+            models: r.int_gauge("longshore_loader_models", "Models in memory.")?,
+            leases: r.int_gauge("longshore_loader_leases", "Leases on models in memory.")?,
+            device_capacity_bytes: r.int_gauge_vec(
+                "longshore_loader_device_capacity_bytes",
+                "Memory that models may take, by device.",
+                &["device"],
+            )?,
+            device_used_bytes: r.int_gauge_vec(
+                "longshore_loader_device_used_bytes",
+                "Memory in use, by device.",
+                &["device"],
+            )?,
+            bytes: r.counter_vec(
+                "longshore_loader_read_bytes_total",
+                "Bytes read by loads, by the tier they came from.",
+                &["tier"],
+            )?,
+            chunk_seconds: r.histogram_vec(
+                "longshore_loader_chunk_seconds",
+                "Time to fetch and verify one chunk, by tier.",
+                CHUNK_SECONDS_BUCKETS,
+                &["tier"],
+            )?,
+            fallbacks: r.counter_vec(
+                "longshore_loader_fallbacks_total",
+                "Ways taken that were not the first choice.",
+                &["kind"],
+            )?,
+            retries: r.counter("longshore_loader_retries_total", "Chunk reads that were repeated.")?,
+            mismatches: r
+                .counter("longshore_loader_checksum_mismatches_total", "Copies that did not match their checksum.")?,
+            registry: r,
+        };
+        metrics.touch_series();
+        Ok(metrics)
+    }
+
+    /// Makes the counters exist from the start: a rate over a series that appears with its first event misses it.
+    fn touch_series(&self) {
+        for kind in FallbackKind::ALL {
+            self.fallbacks.with_label_values(&[kind.as_str()]);
+        }
+        for tier in SourceTier::ALL {
+            self.bytes.with_label_values(&[tier.as_str()]);
+        }
+        for outcome in ["ok", "cancelled", "failed"] {
+            self.loads.with_label_values(&[outcome]);
+        }
+    }
+
+    /// The registry to render.
+    pub fn registry(&self) -> &Registry {
+        &self.registry
+    }
+
+    pub(crate) fn add_chunk(&self, tier: SourceTier, bytes: u64, took: Duration) {
+        self.bytes.with_label_values(&[tier.as_str()]).inc_by(bytes);
+        self.chunk_seconds.with_label_values(&[tier.as_str()]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn add_fallback(&self, kind: FallbackKind) {
+        self.fallbacks.with_label_values(&[kind.as_str()]).inc();
+    }
+
+    pub(crate) fn add_retry(&self) {
+        self.retries.inc();
+    }
+
+    pub(crate) fn add_mismatch(&self) {
+        self.mismatches.inc();
+    }
+}

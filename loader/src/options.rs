@@ -1,0 +1,214 @@
+//! What a loader can be told: memory, limits, addresses.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use longshore_origin::OriginOptions;
+use longshore_runtime::env;
+use longshore_types::{ByteSize, Code, Error, Result};
+
+/// Options of `longshore loader` and of the loader inside the command line.
+#[derive(clap::Args, Clone, Debug)]
+#[command(next_help_heading = "Loader")]
+pub struct LoaderOptions {
+    /// Budget for everything that holds model bytes in host memory; half of the memory there is when not set
+    #[arg(id = "loader_memory", long = "memory", env = env::LOADER_MEMORY, value_name = "SIZE")]
+    pub memory: Option<ByteSize>,
+
+    /// Chunks of 16 MiB that are fetched at once, over all loads; from the number of cores when not set
+    #[arg(id = "loader_fetches_max", long = "fetches-max", env = env::LOADER_FETCHES_MAX, value_name = "N")]
+    pub fetches_max: Option<usize>,
+
+    /// Loads that run at once; further ones wait
+    #[arg(id = "loader_loads_max", long = "loads-max", env = env::LOADER_LOADS_MAX, value_name = "N", default_value_t = 16)]
+    pub loads_max: usize,
+
+    /// How long to wait for a byte from one worker before the next one is asked, in milliseconds
+    #[arg(id = "loader_stall_timeout_ms", long = "stall-timeout-ms", env = env::LOADER_STALL_TIMEOUT, value_name = "MS", default_value_t = 20_000)]
+    pub stall_timeout_ms: u64,
+
+    /// How long a worker may stay silent while others are fast, before the next one is asked, in milliseconds
+    #[arg(id = "loader_hedge_after_ms", long = "hedge-after-ms", value_name = "MS", default_value_t = 2_000)]
+    pub hedge_after_ms: u64,
+
+    /// Workers are fast when the median chunk takes less than the hedging time divided by this; 0 never hedges
+    #[arg(id = "loader_hedge_factor", long = "hedge-factor", value_name = "N", default_value_t = 4)]
+    pub hedge_factor: u32,
+
+    /// Time limit for a connection to a worker, in milliseconds
+    #[arg(id = "loader_connect_timeout_ms", long = "connect-timeout-ms", value_name = "MS", default_value_t = 2_000)]
+    pub connect_timeout_ms: u64,
+
+    /// Time limit for the description of a model from one worker, in milliseconds
+    #[arg(
+        id = "loader_metadata_timeout_ms",
+        long = "metadata-timeout-ms",
+        value_name = "MS",
+        default_value_t = 60_000
+    )]
+    pub metadata_timeout_ms: u64,
+
+    /// Cache workers as host:port of their data planes, comma-separated; without any, origins are read directly
+    #[arg(id = "loader_workers", long = "workers", env = env::WORKERS, value_name = "HOST:PORT", value_delimiter = ',')]
+    pub workers: Vec<String>,
+
+    /// How often the workers are asked who they are, in milliseconds
+    #[arg(id = "loader_members_refresh_ms", long = "members-refresh-ms", value_name = "MS", default_value_t = 10_000)]
+    pub members_refresh_ms: u64,
+
+    /// Folder of the sockets loader.sock and attach.sock; /run/longshore, the user's runtime folder or /tmp when not set
+    #[arg(id = "loader_socket_dir", long = "socket-dir", env = env::SOCKET_DIR, value_name = "DIR")]
+    pub socket_dir: Option<PathBuf>,
+
+    /// Who may connect to the sockets, as an octal file mode; 666 lets every user of this machine load and attach
+    #[arg(id = "loader_socket_mode", long = "socket-mode", value_name = "MODE", default_value = "660")]
+    pub socket_mode: SocketMode,
+
+    /// Address of the gRPC service beside the unix socket; "none" for the socket alone
+    #[arg(id = "loader_listen", long = "listen", env = env::LOADER_LISTEN, value_name = "ADDR", default_value = "127.0.0.1:7080")]
+    pub listen: Listen,
+
+    /// Address of the metrics and health pages; "none" for no pages
+    #[arg(id = "loader_ops_listen", long = "ops-listen", env = env::LOADER_OPS_LISTEN, value_name = "ADDR", default_value = "127.0.0.1:7081")]
+    pub ops_listen: Listen,
+
+    /// Clients attached at once, each of which holds one connection
+    #[arg(
+        id = "loader_attach_connections_max",
+        long = "attach-connections-max",
+        value_name = "N",
+        default_value_t = 1024
+    )]
+    pub attach_connections_max: usize,
+
+    /// How long loads in flight may run on after a shutdown was asked for, in milliseconds
+    #[arg(id = "loader_drain_timeout_ms", long = "drain-timeout-ms", value_name = "MS", default_value_t = 30_000)]
+    pub drain_timeout_ms: u64,
+
+    /// Origins.
+    #[command(flatten)]
+    pub origin: OriginOptions,
+}
+
+/// An address to listen on, or none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl std::str::FromStr for Listen {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "none" | "" => Ok(Listen(None)),
+            _ => text
+                .parse()
+                .map(|address| Listen(Some(address)))
+                .map_err(|_| format!("{text:?} is no address; write for instance 127.0.0.1:7080, [::]:7080 or none")),
+        }
+    }
+}
+
+impl std::fmt::Display for Listen {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            Some(address) => address.fmt(f),
+            None => f.write_str("none"),
+        }
+    }
+}
+
+/// Permissions of a socket file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketMode(pub u32);
+
+impl std::str::FromStr for SocketMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mode = u32::from_str_radix(text, 8).ok().filter(|mode| *mode <= 0o777);
+        mode.map(SocketMode).ok_or_else(|| format!("{text:?} is no file mode; write for instance 660 or 666"))
+    }
+}
+
+impl std::fmt::Display for SocketMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:o}", self.0)
+    }
+}
+
+/// Most threads that fetch: each holds at most one chunk.
+const FETCHES_MAX: usize = 256;
+/// Least memory that is of any use: a few chunks.
+const MEMORY_BYTES_MIN: u64 = 64 << 20;
+
+impl LoaderOptions {
+    /// The options with no flag given. The environment still applies.
+    ///
+    /// # Errors
+    /// [`Code::InvalidArgument`] when a variable of the environment holds no valid value.
+    pub fn from_environment() -> Result<Self> {
+        #[derive(clap::Parser)]
+        struct Program {
+            #[command(flatten)]
+            options: LoaderOptions,
+        }
+        let parsed = <Program as clap::Parser>::try_parse_from(["longshore"]);
+        parsed.map(|program| program.options).map_err(|error| Error::new(Code::InvalidArgument, error.to_string()))
+    }
+
+    /// Bytes of the arena.
+    pub fn memory_bytes(&self) -> u64 {
+        let half = longshore_memory::memory_limit_bytes() / 2;
+        self.memory.map_or(half, |size| size.0).max(MEMORY_BYTES_MIN)
+    }
+
+    /// Threads that fetch: one a core and never fewer than four, because a thread also waits for a slow origin.
+    pub fn fetch_threads(&self) -> usize {
+        let cores = std::thread::available_parallelism().map_or(4, usize::from);
+        self.fetches_max.unwrap_or_else(|| cores.clamp(4, 32)).clamp(1, FETCHES_MAX)
+    }
+
+    /// How long a source may stay silent.
+    pub fn stall_timeout(&self) -> Duration {
+        Duration::from_millis(self.stall_timeout_ms.max(1))
+    }
+
+    /// The folder of the sockets: the first of the option, `/run/longshore` when it is or can be made writable,
+    /// `$XDG_RUNTIME_DIR/longshore`, `/tmp/longshore-<uid>`.
+    pub fn socket_folder(&self) -> PathBuf {
+        if let Some(folder) = &self.socket_dir {
+            return folder.clone();
+        }
+        default_socket_folder()
+    }
+}
+
+/// Where loaders put their sockets, and where clients look for them, when nothing else is said.
+pub fn default_socket_folder() -> PathBuf {
+    use rustix::fs::{Access, access};
+    let system = PathBuf::from("/run/longshore");
+    let may_write =
+        access(&system, Access::WRITE_OK).is_ok() || (!system.exists() && access("/run", Access::WRITE_OK).is_ok());
+    if may_write {
+        return system;
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty()) {
+        Some(folder) => PathBuf::from(folder).join("longshore"),
+        None => PathBuf::from(format!("/tmp/longshore-{}", rustix::process::getuid().as_raw())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_parse_and_addresses_can_be_switched_off() {
+        let options = LoaderOptions::from_environment().unwrap();
+        assert!(options.fetch_threads() >= 1 && options.memory_bytes() >= MEMORY_BYTES_MIN);
+        assert_eq!("none".parse::<Listen>().unwrap(), Listen(None));
+        assert_eq!("[::1]:80".parse::<Listen>().unwrap().to_string(), "[::1]:80");
+        assert!("localhost".parse::<Listen>().is_err());
+    }
+}

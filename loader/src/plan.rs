@@ -1,0 +1,51 @@
+//! From a manifest to what has to be moved: where every tensor lies in the region, and for each chunk the runs of
+//! bytes to read and where they go.
+//!
+//! Pure: no I/O, no clock, no device. [`Layout`] decides *where*; [`cut`] decides *what is read*, from the layout's copy
+//! list alone. A tensor-parallel rule will write another copy list, and nothing behind it changes: bytes that a rank
+//! does not need are discarded by the parts, and blocks that nobody needs are never asked for.
+
+mod chunks;
+mod layout;
+
+use longshore_types::{Manifest, Result};
+
+pub use chunks::{ChunkPlan, cut};
+pub use layout::{CopyRange, Layout, Place};
+
+/// Everything that a load has to do, known before the first byte moves.
+#[derive(Debug)]
+pub struct Plan {
+    /// Where tensors and files lie.
+    pub layout: Layout,
+    /// What to read, in the order of the files.
+    pub chunks: Vec<ChunkPlan>,
+}
+
+impl Plan {
+    /// Plans a whole model on one device whose regions place tensors at `alignment_bytes`.
+    ///
+    /// # Errors
+    /// [`Code::Corrupt`](longshore_types::Code::Corrupt) when the manifest contradicts itself, naming the tensor.
+    pub fn new(manifest: &Manifest, alignment_bytes: u64) -> Result<Plan> {
+        let layout = Layout::new(manifest, alignment_bytes)?;
+        Plan::from_layout(manifest, layout)
+    }
+
+    /// Cuts the copies of a layout that was made, and perhaps checked against a capacity, before.
+    ///
+    /// # Errors
+    /// As [`Plan::new`].
+    pub fn from_layout(manifest: &Manifest, layout: Layout) -> Result<Plan> {
+        let chunks = cut(manifest, &layout.copies)?;
+        Ok(Plan { layout, chunks })
+    }
+
+    /// Bytes that are read from sources: whole blocks, so a little more than is placed.
+    pub fn fetch_bytes(&self) -> u64 {
+        self.chunks.iter().map(ChunkPlan::len_bytes).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,198 @@
+//! The loader as a daemon: binds everything, opens the loader, serves, drains.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_cluster::membership::PROBE_TIMEOUT;
+use longshore_cluster::{Membership, StaticMembership};
+use longshore_device::{Devices, HostDevice};
+use longshore_memory::Arena;
+use longshore_origin::Origins;
+use longshore_proto::v1::loader_server::LoaderServer;
+use longshore_proto::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
+use longshore_runtime::{Page, pages};
+use longshore_types::{Code, Error, Result, format_bytes};
+use longshore_wire::{ClientOptions, DataClient};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::{TcpListenerStream, UnixListenerStream};
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+
+use crate::attach;
+use crate::cluster::{RemoteCluster, RemoteOptions, WireProbe};
+use crate::grpc::Grpc;
+use crate::loader::Loader;
+use crate::options::LoaderOptions;
+use crate::sockets::{self, BoundSocket};
+
+/// Calls that one connection may have open.
+const CALLS_PER_CONNECTION_MAX: usize = 256;
+/// How long the last answers may take once nothing runs any more.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Runs the daemon until the token is cancelled, then drains: no new connections, loads in flight may end.
+///
+/// # Errors
+/// When an address or socket cannot be bound, naming it; when an option is not valid.
+pub async fn serve(options: LoaderOptions, token: CancellationToken) -> Result<()> {
+    let bound = Bound::bind(&options).await?;
+    let loader = open(&options, &token).await?;
+    let attach_path: Arc<Path> = Arc::from(bound.attach.guard.path());
+    let grpc_path = bound.grpc.guard.path().to_owned();
+    let (health, health_service) = tonic_health::server::health_reporter();
+    health.set_serving::<LoaderServer<Grpc>>().await;
+    let routes = routes(&loader, &attach_path)?.add_service(health_service);
+
+    let mut tasks = JoinSet::new();
+    let BoundSocket { listener, guard: _grpc_guard } = bound.grpc;
+    let stop = token.clone().cancelled_owned();
+    let over_unix = server().add_routes(routes.clone());
+    tasks.spawn(over_unix.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop));
+    if let Some(listener) = bound.tcp {
+        let over_tcp = server().add_routes(routes);
+        let stop = token.clone().cancelled_owned();
+        tasks.spawn(over_tcp.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop));
+    }
+    // Pages go last: while the loader drains, they say so.
+    let closing = CancellationToken::new();
+    let _closing_guard = closing.clone().drop_guard();
+    if let Some(listener) = bound.ops {
+        tokio::spawn(pages::serve(listener, ops_pages(loader.clone(), token.clone()), closing.clone()));
+    }
+    let BoundSocket { listener, guard: _attach_guard } = bound.attach;
+    tokio::spawn(attach::serve(listener, loader.clone(), attach_path, token.clone()));
+    tracing::info!(
+        socket = %grpc_path.display(),
+        listen = %options.listen,
+        ops = %options.ops_listen,
+        memory = format_bytes(options.memory_bytes()),
+        workers = options.workers.len(),
+        "loader is ready"
+    );
+
+    tokio::select! {
+        () = token.cancelled() => {}
+        ended = tasks.join_next() => return served(ended),
+    }
+    health.set_not_serving::<LoaderServer<Grpc>>().await;
+    loader.drain(Duration::from_millis(options.drain_timeout_ms)).await;
+    let closed = tokio::time::timeout(CLOSE_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await;
+    if closed.is_err() {
+        tracing::info!("connections that clients keep open are closed");
+    }
+    tracing::info!("loader has ended");
+    Ok(())
+}
+
+/// Everything that is listened on, bound before any serious work.
+struct Bound {
+    grpc: BoundSocket,
+    attach: BoundSocket,
+    tcp: Option<TcpListener>,
+    ops: Option<TcpListener>,
+}
+
+impl Bound {
+    async fn bind(options: &LoaderOptions) -> Result<Bound> {
+        let folder = options.socket_folder();
+        sockets::prepare_folder(&folder)?;
+        let mode = options.socket_mode.0;
+        let grpc = sockets::bind(&folder, "loader.sock", mode)?;
+        let attach = sockets::bind(&folder, "attach.sock", mode)?;
+        let tcp = match options.listen.0 {
+            Some(address) => Some(TcpListener::bind(address).await.map_err(|error| {
+                let hint = "stop what listens there, or choose another address with --listen";
+                let message = format!("cannot listen on {address}: {error}; {hint}");
+                Error::new(Code::Unavailable, message).with_source(error)
+            })?),
+            None => None,
+        };
+        let ops = match options.ops_listen.0 {
+            Some(address) => Some(pages::bind(address).await?),
+            None => None,
+        };
+        Ok(Bound { grpc, attach, tcp, ops })
+    }
+}
+
+async fn open(options: &LoaderOptions, token: &CancellationToken) -> Result<Arc<Loader>> {
+    let origins = Origins::new(options.origin.clone())?;
+    let arena = Arena::new(options.memory_bytes());
+    let devices = Devices::new(vec![Arc::new(HostDevice::new(arena))]);
+    let membership = membership(options, token).await?;
+    let remote = RemoteOptions {
+        connect_timeout: Duration::from_millis(options.connect_timeout_ms.max(1)),
+        metadata_timeout: Duration::from_millis(options.metadata_timeout_ms.max(1)),
+    };
+    let cluster = RemoteCluster::new(membership, origins.clone(), remote);
+    Loader::open(options.clone(), cluster, devices, origins)
+}
+
+async fn membership(options: &LoaderOptions, token: &CancellationToken) -> Result<Option<Arc<dyn Membership>>> {
+    if options.workers.is_empty() {
+        return Ok(None);
+    }
+    let client = DataClient::new(ClientOptions {
+        connect_timeout: PROBE_TIMEOUT,
+        stall_timeout: PROBE_TIMEOUT,
+        connections_per_endpoint_max: 1,
+        ..ClientOptions::default()
+    });
+    let refresh = Duration::from_millis(options.members_refresh_ms);
+    let probe = Arc::new(WireProbe::new(client));
+    let membership = StaticMembership::start(options.workers.clone(), probe, refresh, token.clone()).await?;
+    Ok(Some(membership))
+}
+
+fn routes(loader: &Arc<Loader>, attach_path: &Arc<Path>) -> Result<Routes> {
+    let service =
+        LoaderServer::new(Grpc::new(loader.clone(), attach_path.clone())).max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(FILE_DESCRIPTOR_SET)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    let failed = |error| Error::new(Code::Internal, format!("gRPC reflection: {error}"));
+    let v1 = reflection().build_v1().map_err(failed)?;
+    let v1alpha = reflection().build_v1alpha().map_err(failed)?;
+    Ok(Routes::new(service).add_service(v1).add_service(v1alpha))
+}
+
+fn server() -> Server {
+    Server::builder()
+        .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX as u32)
+        .http2_keepalive_interval(Some(Duration::from_secs(30)))
+}
+
+/// Ready as long as it does not drain: without workers it reads origins directly.
+fn ops_pages(loader: Arc<Loader>, token: CancellationToken) -> pages::Handler {
+    let registry = loader.metrics().registry().clone();
+    let ready: pages::Ready = Arc::new(move || match token.is_cancelled() {
+        true => Err("shutting down".to_owned()),
+        false => Ok(()),
+    });
+    let standard = pages::standard(registry, ready);
+    Arc::new(move |path: &str| -> Option<Page> {
+        if path == "/metrics" {
+            // Gauges are brought up to date when they are looked at.
+            loader.metrics();
+        }
+        standard(path)
+    })
+}
+
+type Served = std::result::Result<std::result::Result<(), tonic::transport::Error>, tokio::task::JoinError>;
+
+fn served(ended: Option<Served>) -> Result<()> {
+    match ended {
+        Some(Ok(Err(error))) => {
+            Err(Error::new(Code::Internal, format!("the gRPC server ended: {error}")).with_source(error))
+        }
+        Some(Err(error)) => Err(Error::new(Code::Internal, format!("the gRPC server broke off: {error}"))),
+        Some(Ok(Ok(()))) | None => Ok(()),
+    }
+}
