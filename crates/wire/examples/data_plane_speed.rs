@@ -126,7 +126,7 @@ impl Bench {
             |chunk, buffer| {
                 let chunk = if memory { chunk % self.memory.len() as u32 } else { chunk };
                 let key = ChunkKey::new(self.artifact.clone(), chunk).unwrap();
-                let mut landing = Landing::builder().buffer(buffer, vec![0..CHUNK]).build().unwrap();
+                let mut landing = Landing::builder().buffer(buffer, Vec::new()).take(CHUNK).build().unwrap();
                 let request = ChunkRequest { mode, ..ChunkRequest::whole(key) };
                 client.fetch(endpoint, &request, &mut landing).unwrap();
                 landing.into_buffers().remove(0)
