@@ -5,6 +5,7 @@
 //! exclusive memory with `split_at_mut`, so that they are disjoint by construction.
 
 mod builder;
+mod cuts;
 
 use std::io::IoSliceMut;
 use std::ops::Range;
@@ -12,6 +13,7 @@ use std::ops::Range;
 use longshore_types::{BLOCK_BYTES, BlockChecksum, Checksummer};
 
 pub use self::builder::LandingBuilder;
+use self::cuts::Cuts;
 use crate::arena::Buffer;
 use crate::region::Window;
 
@@ -68,6 +70,14 @@ impl Memory {
             Memory::Buffer(buffer) => buffer,
         }
     }
+
+    /// Allocates pages that are about to be written. Buffers do not need it: they are recycled, or small.
+    fn prefault(&mut self, range: Range<usize>) {
+        match self {
+            Memory::Window(window) => window.prefault(range),
+            Memory::Buffer(_) => {}
+        }
+    }
 }
 
 impl Landing {
@@ -93,18 +103,13 @@ impl Landing {
 
     /// The memory of `range` of the run, in order. Ask block by block, and again for what was left out: the slices
     /// cover `range` from its start, but at most [`SLICES_MAX`] pieces, and at most one block (1 MiB) when bytes are
-    /// discarded. A range beyond the end is cut off there.
+    /// discarded. A range beyond the end is cut off there. Pages that nobody wrote yet are allocated here.
     pub fn slices_mut(&mut self, range: Range<usize>) -> Vec<IoSliceMut<'_>> {
-        let range = self.clip(range);
-        let mut memories = self.memories.iter_mut().enumerate();
-        let mut open = OpenMemory { index: usize::MAX, at: 0, rest: &mut [] };
-        // The ring of scratch bytes, cut where `range` starts: first what follows the cut, then what precedes it.
-        let cut = if self.scratch.is_empty() { 0 } else { range.start % SCRATCH_BYTES };
-        let (before, after) = self.scratch.split_at_mut(cut);
-        let mut scratch = [
-            OpenMemory { index: 0, at: range.start, rest: after },
-            OpenMemory { index: 1, at: range.start + SCRATCH_BYTES - cut, rest: before },
-        ];
+        let mut range = self.clip(range);
+        if !self.scratch.is_empty() {
+            range.end = range.end.min(range.start.saturating_add(SCRATCH_BYTES));
+        }
+        let mut cuts = Cuts::new(&mut self.memories, &mut self.scratch, &range);
         let mut slices = Vec::new();
         for (piece, part) in parts(&self.pieces, range) {
             if slices.len() >= SLICES_MAX {
@@ -112,24 +117,14 @@ impl Landing {
             }
             match piece.place {
                 Place::Memory { index, at } => {
-                    if open.index != index {
-                        // Memories are in the order of the run, so the one wanted is still ahead.
-                        let Some((index, memory)) = memories.find(|(at, _)| *at == index) else { break };
-                        open = OpenMemory { index, at: 0, rest: memory.bytes_mut() };
-                    }
                     let at = at + (part.start - piece.start);
-                    slices.extend(open.take(at..at + part.len()).map(IoSliceMut::new));
+                    slices.extend(cuts.memory(index, at, &part).map(IoSliceMut::new));
                 }
-                Place::Scratch => {
-                    for half in &mut scratch {
-                        let wanted = part.start.max(half.at)..part.end.min(half.at + half.rest.len());
-                        if wanted.start < wanted.end {
-                            slices.extend(half.take(wanted).map(IoSliceMut::new));
-                        }
-                    }
-                }
+                Place::Scratch => slices.extend(cuts.scratch(part).map(IoSliceMut::new)),
             }
         }
+        // A discarded part may have come in two.
+        slices.truncate(SLICES_MAX);
         slices
     }
 
@@ -183,26 +178,6 @@ impl Landing {
     fn clip(&self, range: Range<usize>) -> Range<usize> {
         let end = range.end.min(self.len);
         range.start.min(end)..end
-    }
-}
-
-/// What is left of one exclusive memory while pieces are cut from its front.
-struct OpenMemory<'a> {
-    index: usize,
-    /// The offset that the first byte of `rest` has.
-    at: usize,
-    rest: &'a mut [u8],
-}
-
-impl<'a> OpenMemory<'a> {
-    /// Cuts out `range`, which must not precede what was cut out before.
-    fn take(&mut self, range: Range<usize>) -> Option<&'a mut [u8]> {
-        let skip = range.start.checked_sub(self.at)?;
-        let rest = std::mem::take(&mut self.rest).get_mut(skip..)?;
-        let (taken, rest) = rest.split_at_mut_checked(range.len())?;
-        self.at = range.end;
-        self.rest = rest;
-        Some(taken)
     }
 }
 

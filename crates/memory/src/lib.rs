@@ -12,6 +12,7 @@
 mod append;
 mod arena;
 pub mod fdpass;
+mod hugepages;
 mod landing;
 mod limit;
 mod raw;
@@ -19,6 +20,7 @@ mod region;
 
 pub use append::{Appender, Prefix, append_buffer};
 pub use arena::{Arena, ArenaStats, Buffer, Reservation};
+pub use hugepages::region_page_advice;
 pub use landing::{Landing, LandingBuilder, SLICES_MAX};
 pub use limit::memory_limit_bytes;
 pub use region::{Region, RegionWriter, Window};

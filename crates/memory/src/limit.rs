@@ -78,7 +78,8 @@ fn least_limit(top: &Path, group: &Path, files: &[&str]) -> Option<u64> {
     limits.min()
 }
 
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
+#[cfg(not(miri))]
 mod tests {
     use super::*;
 

@@ -177,5 +177,6 @@ impl std::fmt::Debug for Region {
     }
 }
 
-#[cfg(all(test, not(miri)))]
+#[cfg(test)]
+#[cfg(not(miri))]
 mod tests;

@@ -3,6 +3,7 @@
 //! The other process is this test binary started again with a variable set; it gets the descriptor by SCM_RIGHTS.
 
 #![cfg(not(miri))]
+#![allow(clippy::unwrap_used)]
 
 use std::fs::{File, OpenOptions};
 use std::io::{ErrorKind, Write};

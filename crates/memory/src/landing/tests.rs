@@ -54,7 +54,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 60, ..ProptestConfig::default() })]
     #[test]
     #[cfg_attr(miri, ignore = "too slow")]
-    fn each_byte_lands_in_its_place(steps in steps()) {
+    fn each_byte_lands_in_its_place(steps in steps(), whole: bool) {
         let arena = Arena::new(1 << 30);
         let mut builder = Landing::builder().tag(7);
         let mut expected: Vec<(Vec<u8>, Vec<Range<usize>>)> = Vec::new();
@@ -88,7 +88,11 @@ proptest! {
         }
         let mut landing = builder.build().unwrap();
         prop_assert_eq!((landing.tag(), landing.is_empty()), (7, run.is_empty()));
-        fill(&mut landing, &run);
+        if whole {
+            landing.copy_in(0, &run);
+        } else {
+            fill(&mut landing, &run);
+        }
         let buffers = landing.into_buffers();
         prop_assert_eq!(buffers.len(), expected.len());
         for (buffer, (bytes, _)) in buffers.iter().zip(&expected) {
@@ -128,13 +132,38 @@ fn discarded_bytes_never_alias_within_a_call() {
 }
 
 #[test]
+fn a_long_request_stops_where_discarded_bytes_would_wrap() {
+    let arena = Arena::new(3 * BLOCK as u64);
+    let window = 0..2 * BLOCK;
+    let buffer = arena.try_buffer(window.end).unwrap();
+    let mut landing = Landing::builder().scratch(10).buffer(buffer, vec![window]).scratch(10).build().unwrap();
+    let len = landing.len();
+    let covered: usize = landing.slices_mut(0..len).iter().map(|slice| slice.len()).sum();
+    assert_eq!(covered, BLOCK);
+    let covered: usize = landing.slices_mut(covered..len).iter().map(|slice| slice.len()).sum();
+    assert_eq!(covered, BLOCK);
+}
+
+#[test]
+fn a_discarded_part_that_wraps_does_not_exceed_the_slices() {
+    let arena = Arena::new(1 << 20);
+    let pieces: Vec<_> = (0..SLICES_MAX - 1).map(|at| at * 2..at * 2 + 1).collect();
+    let buffer = arena.try_buffer(2 * SLICES_MAX).unwrap();
+    let builder = Landing::builder().scratch(BLOCK - SLICES_MAX).buffer(buffer, pieces).scratch(100);
+    let mut landing = builder.build().unwrap();
+    let start = BLOCK - SLICES_MAX;
+    let slices = landing.slices_mut(start..start + BLOCK);
+    assert_eq!((slices.len(), slices.last().map(|slice| slice.len())), (SLICES_MAX, Some(1)));
+}
+
+#[test]
 fn mistakes_of_the_maker_are_reported() {
     let arena = Arena::new(1000);
     let buffer = || arena.try_buffer(10).unwrap();
     let builders = [
         Landing::builder().buffer(buffer(), vec![0..5, 4..6]),
         Landing::builder().buffer(buffer(), vec![6..8, 0..2]),
-        Landing::builder().buffer(buffer(), vec![0..11]),
+        Landing::builder().buffer(buffer(), std::iter::once(0..11).collect()),
         Landing::builder().buffer(buffer(), vec![Range { start: 5, end: 3 }]),
         Landing::builder().take(1),
         Landing::builder().scratch(usize::MAX).scratch(1),
