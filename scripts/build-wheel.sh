@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
-# Builds the platform wheel into dist/: the Python package and the `longshore` binary, tagged by the glibc it needs.
+# Builds the platform wheel: the Python package and the `longshore` binary, tagged by the glibc it needs.
 #
+# usage: build-wheel.sh [FOLDER]; by default dist/.
 # LONGSHORE_WHEEL_BINARY names a binary to carry; without it a release build is made.
 set -euo pipefail
+out=$(realpath -m "${1:-$(dirname "$0")/../dist}")
 cd "$(dirname "$0")/.."
 
 if [ -z "${LONGSHORE_WHEEL_BINARY:-}" ]; then
@@ -18,5 +20,5 @@ export LONGSHORE_WHEEL_BINARY=$work/longshore
 
 "${PYTHON:-python3}" -m venv "$work/venv"
 "$work/venv/bin/pip" install --quiet build
-mkdir -p dist
-"$work/venv/bin/python" -m build --wheel --outdir dist python-client
+mkdir -p "$out"
+"$work/venv/bin/python" -m build --wheel --outdir "$out" python-client
