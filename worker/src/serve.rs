@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use longshore_cluster::{Identity, Probe, StaticMembership, host_id};
+use longshore_cluster::{Identity, Membership, Probe, StaticMembership, host_id};
 use longshore_origin::Origins;
 use longshore_proto::v1::worker_server::WorkerServer;
 use longshore_proto::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
@@ -26,6 +26,8 @@ use crate::worker::{VERSION, Worker};
 const IDENTITY_BYTES_MAX: usize = 16 << 10;
 /// How often the members are asked who they are.
 const MEMBERS_REFRESH: Duration = Duration::from_secs(10);
+/// How long a start waits for the other workers.
+const FULL_VIEW_WAIT: Duration = Duration::from_secs(5);
 /// For a connection to a member that is asked who it is.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -166,8 +168,23 @@ async fn join_cluster(worker: &Arc<Worker>, token: &CancellationToken) -> Result
     }
     let probe = Arc::new(WireProbe::new());
     let membership = StaticMembership::start(addresses, probe, MEMBERS_REFRESH, token.clone()).await?;
+    wait_for_all(&*membership, worker.options().workers.len()).await;
+    let view = membership.view();
+    if view.member(worker.peers().me()).is_none() {
+        tracing::warn!("this worker is not among the --workers that answer: it owns no chunks");
+    }
     worker.join(membership);
     Ok(())
+}
+
+/// Gives workers that start together the time to see each other: with half a view, two of them may both believe that
+/// they own a chunk, and read the origin twice.
+async fn wait_for_all(membership: &dyn Membership, count: usize) {
+    let mut views = membership.watch();
+    let complete = views.wait_for(|view| view.members.len() >= count);
+    if tokio::time::timeout(FULL_VIEW_WAIT, complete).await.is_err() {
+        tracing::warn!(listed = count, seen = membership.view().members.len(), "not all workers answer; starting");
+    }
 }
 
 /// Asks workers who they are, over the data plane.

@@ -20,7 +20,7 @@ use crate::meta::{Answer, Ask, Meta, MetaOptions, is_local};
 use crate::metrics::{self, Metrics};
 use crate::options::WorkerOptions;
 use crate::peers::Peers;
-use crate::store::disk::{DiskOptions, DiskTier, FolderLock};
+use crate::store::disk::{DiskOptions, DiskTier, FolderLock, not_writable};
 use crate::store::memory::MemoryTier;
 use crate::store::{Freed, Store};
 
@@ -307,7 +307,7 @@ impl Worker {
     pub(crate) fn weight(&self) -> u64 {
         let store = &self.chunks.store;
         let capacity_bytes = store.disk.as_ref().map_or_else(|| store.memory.usage().0, |disk| disk.usage().0);
-        self.options.weight.unwrap_or(capacity_bytes >> 30).max(1)
+        self.options.weight.unwrap_or_else(|| rounded(capacity_bytes >> 30)).max(1)
     }
 
     /// The canonical form of a URL that this worker may open.
@@ -364,6 +364,12 @@ impl Worker {
     }
 }
 
+/// Keeps the four highest bits: free space that is a little different at each start moves no chunks.
+fn rounded(weight: u64) -> u64 {
+    let dropped_bits = (u64::BITS - weight.leading_zeros()).saturating_sub(4);
+    weight >> dropped_bits << dropped_bits
+}
+
 /// How the memory budget is divided.
 struct MemoryBudget {
     total_bytes: u64,
@@ -403,6 +409,7 @@ fn open_folder(options: &WorkerOptions) -> Result<(Option<PathBuf>, Option<Folde
         return Ok((None, None, MemberId::random()));
     }
     let folder = options.cache_folder()?;
+    std::fs::create_dir_all(&folder).map_err(|error| not_writable(&folder, error))?;
     let lock = FolderLock::take(&folder)?;
     let id = load_or_create_id(&folder)?;
     Ok((Some(folder), Some(lock), id))

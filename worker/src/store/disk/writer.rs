@@ -207,6 +207,9 @@ impl DiskTier {
     fn make_room(&self, bytes: u64) -> Result<(), Unwritten> {
         let mut shortfall = self.space.shortfall_bytes(bytes);
         let short_before = shortfall > 0;
+        if bytes > self.space.budget_bytes() || shortfall > self.index.lock().bytes() {
+            return Err(Unwritten::NoRoom);
+        }
         loop {
             let victim = {
                 let mut index = self.index.lock();
