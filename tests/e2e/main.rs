@@ -2,4 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod bad_input;
+mod common;
+mod equality;
+mod failure;
 mod layout;
+mod memory;
+mod once;

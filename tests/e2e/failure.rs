@@ -1,0 +1,279 @@
+//! What breaks is passed over, found, counted and repaired; what a client sees is right.
+
+use std::os::unix::fs::FileExt;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use longshore_testkit::cluster::{Cluster, ClusterSpec};
+use longshore_testkit::modelgen::{Model, ModelSpec};
+use longshore_testkit::origin::Verb;
+use longshore_testkit::{FakeOrigin, Fault, FaultKind};
+use longshore_types::Code;
+
+use crate::common::{check, chunk_files, load, load_and_check, unload_everywhere, wait_until};
+
+const MIB: u64 = 1 << 20;
+const URI: &str = "s3://bucket/model";
+
+fn serve(spec: &ModelSpec) -> (FakeOrigin, Model) {
+    let origin = FakeOrigin::start();
+    let model = spec.build();
+    model.put_into(&origin, "bucket/model");
+    (origin, model)
+}
+
+/// Waits until every chunk that a worker filled has reached its disk.
+fn wait_written(cluster: &Cluster, chunks: u64) {
+    wait_until("chunk files are written", || {
+        cluster.worker_metric("longshore_worker_disk_writes_total") >= chunks as f64
+    });
+}
+
+#[test]
+fn a_worker_killed_in_mid_load() {
+    let (origin, model) = serve(&ModelSpec::sized(1, 200 * MIB, 40).shards(4));
+    origin.fault(Fault::new(FaultKind::BytesPerSecond(6 * MIB)));
+    let mut cluster = Cluster::start(ClusterSpec::new(3, 1).origin(&origin));
+    let loaded = thread::scope(|scope| {
+        let socket = cluster.loader_socket(0);
+        let loading = scope.spawn(move || longshore_tests::Client::connect(&socket).unwrap().load(URI));
+        wait_until("a quarter is read", || origin.counters().bytes > 50 * MIB);
+        assert!(!loading.is_finished(), "killed too late to test anything");
+        cluster.worker(1).kill();
+        origin.clear_faults();
+        loading.join().unwrap()
+    });
+    let loaded = loaded.unwrap_or_else(|error| panic!("{}: {error}", error.code()));
+    check(&loaded, &model);
+    let report = loaded.model.report.unwrap();
+    assert!(!report.fallbacks.is_empty(), "a way that was not the first choice is counted: {report:?}");
+
+    // What comes after that knows of it, and is right too.
+    unload_everywhere(&cluster, URI);
+    load_and_check(&cluster, 0, URI, &model);
+    cluster.worker(1).start_again();
+    unload_everywhere(&cluster, URI);
+    load_and_check(&cluster, 0, URI, &model);
+}
+
+#[test]
+fn all_workers_killed_and_the_origin_is_read_directly() {
+    let (origin, model) = serve(&ModelSpec::sized(2, 40 * MIB, 10));
+    let mut cluster = Cluster::start(ClusterSpec::new(2, 1).origin(&origin));
+    load_and_check(&cluster, 0, URI, &model);
+    (0..2).for_each(|worker| cluster.worker(worker).kill());
+    unload_everywhere(&cluster, URI);
+    let loaded = load_and_check(&cluster, 0, URI, &model);
+    assert!(!loaded.model.report.unwrap().fallbacks.is_empty());
+}
+
+#[test]
+fn a_flipped_bit_in_a_chunk_file_over_tcp() {
+    a_flipped_bit(ClusterSpec::new(1, 1));
+}
+
+#[test]
+fn a_flipped_bit_in_a_chunk_file_on_the_same_host() {
+    a_flipped_bit(ClusterSpec::new(1, 1).unix_sockets());
+}
+
+fn a_flipped_bit(spec: ClusterSpec) {
+    let (origin, model) = serve(&ModelSpec::sized(3, 60 * MIB, 10));
+    let mut cluster = Cluster::start(spec.origin(&origin));
+    load_and_check(&cluster, 0, URI, &model);
+    wait_written(&cluster, model.chunks());
+    let end = cluster.worker(0).terminate(Duration::from_secs(30));
+    assert!(end.is_some_and(|status| status.success()), "{end:?}: {}", cluster.worker(0).log_tail(20));
+    let files = chunk_files(&cluster.cache_folder(0));
+    assert!(files.len() >= 4, "{files:?}");
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&files[1]).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 3 * MIB + 333).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], 3 * MIB + 333).unwrap();
+    drop(file);
+
+    origin.reset_counters();
+    cluster.worker(0).start_again();
+    unload_everywhere(&cluster, URI);
+    let loaded = load_and_check(&cluster, 0, URI, &model);
+    let report = loaded.model.report.unwrap();
+    let metrics = cluster.loaders()[0].metrics();
+    let found = report.checksum_mismatches as f64
+        + metrics.sum("longshore_loader_checksum_mismatches_total")
+        + cluster.worker_metric("longshore_worker_checksum_mismatches_total");
+    assert!(found > 0.0, "the mismatch is counted: {report:?}");
+    let counters = origin.counters();
+    assert!((1..=16 * MIB).contains(&counters.bytes), "one chunk is read again, not {} bytes", counters.bytes);
+
+    // The repaired copy serves from now on.
+    origin.reset_counters();
+    unload_everywhere(&cluster, URI);
+    let again = load_and_check(&cluster, 0, URI, &model);
+    assert_eq!((again.model.report.unwrap().checksum_mismatches, origin.counters().bytes), (0, 0));
+}
+
+#[test]
+fn a_worker_that_was_killed_serves_what_it_had() {
+    let (origin, model) = serve(&ModelSpec::sized(4, 80 * MIB, 10));
+    let mut cluster = Cluster::start(ClusterSpec::new(2, 1).origin(&origin));
+    load_and_check(&cluster, 0, URI, &model);
+    wait_written(&cluster, model.chunks());
+    for worker in 0..2 {
+        cluster.worker(worker).kill();
+        cluster.worker(worker).start_again();
+    }
+    origin.reset_counters();
+    unload_everywhere(&cluster, URI);
+    let loaded = load_and_check(&cluster, 0, URI, &model);
+    let counters = origin.counters();
+    assert_eq!((counters.get, counters.bytes), (0, 0), "{:?}", counters.requests);
+    assert_eq!(loaded.tier_bytes(longshore_proto::v1::Tier::Origin), 0);
+}
+
+#[test]
+fn torn_files_are_dropped_at_the_start() {
+    let (origin, model) = serve(&ModelSpec::sized(5, 60 * MIB, 10));
+    let mut cluster = Cluster::start(ClusterSpec::new(1, 1).origin(&origin));
+    load_and_check(&cluster, 0, URI, &model);
+    wait_written(&cluster, model.chunks());
+    cluster.worker(0).kill();
+    let files = chunk_files(&cluster.cache_folder(0));
+    let truncate =
+        |at: usize, len| std::fs::File::options().write(true).open(&files[at]).unwrap().set_len(len).unwrap();
+    truncate(0, 5 * MIB);
+    truncate(1, 0);
+    std::fs::write(files[2].with_extension("stray"), b"what is this").unwrap();
+    cluster.worker(0).start_again();
+    origin.reset_counters();
+    unload_everywhere(&cluster, URI);
+    load_and_check(&cluster, 0, URI, &model);
+    let bytes = origin.counters().bytes;
+    assert!(bytes > 0 && bytes <= 32 * MIB, "the two torn chunks are read again, not {bytes} bytes");
+    assert!(cluster.workers()[0].metrics().sum("longshore_worker_disk_dropped_total") >= 2.0);
+}
+
+#[test]
+fn an_origin_that_fails_now_and_then() {
+    let (origin, model) = serve(&ModelSpec::sized(6, 50 * MIB, 10).shards(2));
+    let spec = ClusterSpec::new(2, 1)
+        .origin(&origin)
+        .env("LONGSHORE_ORIGIN_STALL_TIMEOUT_MS", "1000")
+        .env("LONGSHORE_ORIGIN_FIRST_BYTE_TIMEOUT_MS", "1000")
+        .env("LONGSHORE_WORKER_METADATA_TTL", "0s");
+    let cluster = Cluster::start(spec);
+    let faults = [
+        FaultKind::Status(503),
+        FaultKind::Status(500),
+        FaultKind::Status(429),
+        FaultKind::CutAfter(MIB + 17),
+        FaultKind::HangAfter(2 * MIB + 5),
+        FaultKind::Hang,
+        FaultKind::LatencyMs(200),
+    ];
+    for kind in faults {
+        origin.clear_faults();
+        origin.fault(Fault::new(kind.clone()).times(3));
+        if !matches!(kind, FaultKind::CutAfter(_) | FaultKind::HangAfter(_)) {
+            origin.fault(Fault::new(kind.clone()).verb(Verb::List).times(1));
+        }
+        origin.reset_counters();
+        let loaded = load(&cluster, 0, URI).unwrap_or_else(|error| panic!("{kind:?}: {}: {error}", error.code()));
+        check(&loaded, &model);
+        let faults = origin.counters().faults;
+        assert!(faults >= 3, "{kind:?} struck {faults} times");
+        let freed = cluster.cli(0).args(["free", URI]).run();
+        assert!(freed.success(), "{freed}");
+        for worker in cluster.workers() {
+            free_at(worker.data_plane(), &cluster);
+        }
+    }
+}
+
+/// Drops the model from the workers' tiers, so that the next load asks the origin.
+fn free_at(workers: &str, cluster: &Cluster) {
+    let freed = cluster.cli(0).args(["free", URI, "--workers", workers]).run();
+    assert!(freed.success(), "{freed}");
+}
+
+#[test]
+fn an_origin_that_refuses_for_good_ends_the_load_with_its_reason() {
+    let cases = [(403, Code::PermissionDenied), (401, Code::Unauthenticated), (404, Code::NotFound)];
+    for (status, code) in cases {
+        let (origin, _) = serve(&ModelSpec::sized(7, 20 * MIB, 4));
+        let cluster = Cluster::start(ClusterSpec::new(1, 1).origin(&origin));
+        origin.fault(Fault::new(FaultKind::Status(status)).on("*.safetensors"));
+        let start = Instant::now();
+        let error = load(&cluster, 0, URI).unwrap_err();
+        let codes = if status == 404 { vec![code, Code::FailedPrecondition] } else { vec![code] };
+        assert!(codes.contains(&error.code()), "{status}: {}: {error}", error.code());
+        assert!(error.message().contains("model.safetensors"), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(20), "{status} took {:?}", start.elapsed());
+        nothing_is_left(&cluster);
+    }
+}
+
+/// That a failed load holds neither a model nor memory.
+pub fn nothing_is_left(cluster: &Cluster) {
+    let mut client = longshore_tests::Client::connect(&cluster.loader_socket(0)).unwrap();
+    assert_eq!(client.models().unwrap(), Vec::new());
+    wait_until("memory is given back", || client.status().unwrap().arena_used_bytes == 0);
+    let status = client.status().unwrap();
+    assert_eq!(status.loads_in_flight, 0);
+}
+
+#[test]
+fn an_object_that_changes_under_a_load_never_mixes() {
+    for (seed, kind) in [(1, FaultKind::Replace), (2, FaultKind::Remove)] {
+        let origin = FakeOrigin::start();
+        let old = longshore_testkit::Content::generated(seed, 120 * MIB + 5);
+        origin.put_content("bucket/model/weights.gguf", old.clone());
+        let cluster = Cluster::start(ClusterSpec::new(2, 1).origin(&origin));
+        origin.fault(Fault::new(kind.clone()).skip(3).times(1));
+        match load(&cluster, 0, URI) {
+            Ok(loaded) => {
+                let now = origin.content("bucket/model/weights.gguf").expect("a removed object cannot be loaded");
+                let model = Model { files: vec![("weights.gguf".to_owned(), now)], tensors: Vec::new() };
+                check(&loaded, &model);
+            }
+            Err(error) => {
+                let codes = [Code::FailedPrecondition, Code::NotFound];
+                assert!(codes.contains(&error.code()), "{kind:?}: {}: {error}", error.code());
+                assert!(error.message().contains("weights.gguf"), "{error}");
+                nothing_is_left(&cluster);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_load_whose_client_went_away_holds_nothing_up() {
+    let (origin, model) = serve(&ModelSpec::sized(8, 60 * MIB, 10));
+    let cluster = Cluster::start(ClusterSpec::new(1, 1).origin(&origin));
+    origin.fault(Fault::new(FaultKind::BytesPerSecond(2 * MIB)));
+    let mut loading = cluster.cli(0).args(["load", URI, "--device", "host", "--json"]).spawn();
+    wait_until("the load has begun", || origin.counters().bytes > MIB);
+    loading.kill();
+    origin.clear_faults();
+    let start = Instant::now();
+    load_and_check(&cluster, 0, URI, &model);
+    assert!(start.elapsed() < Duration::from_secs(40), "{:?}", start.elapsed());
+}
+
+#[test]
+fn shutdown_drains() {
+    let (origin, model) = serve(&ModelSpec::sized(9, 40 * MIB, 10));
+    origin.fault(Fault::new(FaultKind::BytesPerSecond(8 * MIB)));
+    let mut cluster = Cluster::start(ClusterSpec::new(2, 1).origin(&origin));
+    let loaded = thread::scope(|scope| {
+        let socket = cluster.loader_socket(0);
+        let loading = scope.spawn(move || longshore_tests::Client::connect(&socket).unwrap().load(URI));
+        wait_until("the load has begun", || origin.counters().bytes > 2 * MIB);
+        let end = cluster.worker(0).terminate(Duration::from_secs(60));
+        assert!(end.is_some_and(|status| status.success()), "{end:?}: {}", cluster.worker(0).log_tail(20));
+        loading.join().unwrap()
+    });
+    check(&loaded.unwrap(), &model);
+    let end = cluster.loader(0).terminate(Duration::from_secs(60));
+    assert!(end.is_some_and(|status| status.success()), "{end:?}: {}", cluster.loader(0).log_tail(20));
+    assert!(!cluster.loader_socket(0).exists(), "the socket is removed");
+}
