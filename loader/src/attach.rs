@@ -45,12 +45,10 @@ pub(crate) async fn serve(listener: UnixListener, loader: Arc<Loader>, path: Arc
         };
         let (loader, path) = (loader.clone(), path.clone());
         tokio::spawn(async move {
-            let connections = loader.counters().attach_connections.clone();
-            connections.inc();
+            let _counted = loader.count_attached();
             if let Err(error) = client(stream, &loader, &path).await {
                 tracing::debug!(%error, "an attach connection ended early");
             }
-            connections.dec();
             drop(slot);
         });
     }

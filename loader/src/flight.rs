@@ -61,7 +61,7 @@ pub(crate) enum Boarding {
     /// The model is in memory.
     Loaded(Lease),
     /// It is being loaded; with a pilot, by this caller.
-    Seat(Seat, Option<Pilot>),
+    Seat(Box<Seat>, Option<Pilot>),
 }
 
 /// Tells flights of one key apart, so that late guards of one do not touch the next.
@@ -84,7 +84,7 @@ impl Flights {
         }
         if let Some(flight) = running.get_mut(key) {
             flight.callers += 1;
-            return Ok(Boarding::Seat(self.seat(key, flight), None));
+            return Ok(Boarding::Seat(Box::new(self.seat(key, flight)), None));
         }
         if running.len() >= flights_max {
             return Err(Error::new(
@@ -109,7 +109,7 @@ impl Flights {
         let flight = Flight { callers: 1, number, token, progress: progress_seen, outcome: outcome_seen, ending };
         let seat = self.seat(key, &flight);
         running.insert(key.clone(), flight);
-        Ok(Boarding::Seat(seat, Some(pilot)))
+        Ok(Boarding::Seat(Box::new(seat), Some(pilot)))
     }
 
     /// Loads that run or wait.

@@ -27,7 +27,7 @@ pub use loader::{LoadRequest, LoadedModel, Loader, LoaderStatus, ModelState, Unl
 pub use model::{Model, ModelId, ModelKey};
 pub use options::{Listen, LoaderOptions, default_socket_folder};
 pub use report::{Fallback, FallbackKind, LoadReport, SourceTier, Step, StepTime, TraceEvent};
-pub use serve::serve;
+pub use serve::{Listeners, serve, serve_with};
 
 /// The version of this build.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -9,7 +9,7 @@ use longshore_device::{Device, DeviceInfo, DeviceRequest, Devices};
 use longshore_origin::Origins;
 use longshore_types::{Code, Error, Manifest, Result, Selection, redact_url};
 use longshore_wire::{ClientOptions, DataClient};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
@@ -63,8 +63,18 @@ pub(crate) struct Shared {
     pub pool: FetchPool,
     pub permits: Semaphore,
     pub metrics: Arc<Metrics>,
+    attached: watch::Sender<usize>,
     readers: Arc<Readers>,
     started: Instant,
+}
+
+/// One attach connection.
+pub(crate) struct Attached(Arc<Shared>);
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        self.0.attached.send_modify(|count| *count -= 1);
+    }
 }
 
 impl Shared {
@@ -109,6 +119,7 @@ impl Loader {
             pool: FetchPool::start(threads)?,
             permits: Semaphore::new(options.loads_max.clamp(1, Semaphore::MAX_PERMITS)),
             metrics,
+            attached: watch::Sender::new(0),
             readers: Arc::new(readers),
             started: Instant::now(),
             options,
@@ -260,6 +271,7 @@ impl Loader {
     pub fn metrics(&self) -> &Metrics {
         let shared = &self.shared;
         shared.registry.observe();
+        shared.metrics.attach_connections.set(*shared.attached.borrow() as i64);
         for device in shared.devices.all() {
             let DeviceInfo { id, capacity_bytes, used_bytes, .. } = device.info();
             let id = id.to_string();
@@ -269,9 +281,15 @@ impl Loader {
         &shared.metrics
     }
 
-    /// The metrics as they are.
-    pub(crate) fn counters(&self) -> &Metrics {
-        &self.shared.metrics
+    /// The number of attach connections that are open.
+    pub fn attached(&self) -> watch::Receiver<usize> {
+        self.shared.attached.subscribe()
+    }
+
+    /// Counts an attach connection until the guard is dropped.
+    pub(crate) fn count_attached(&self) -> Attached {
+        self.shared.attached.send_modify(|count| *count += 1);
+        Attached(self.shared.clone())
     }
 
     /// Waits until no load runs, at most `timeout`, then cancels those that still do.
@@ -306,7 +324,7 @@ fn check_schemes(manifest: &Manifest, url: &str) -> Result<()> {
 }
 
 /// Waits for the end of a flight, passing its progress on.
-async fn wait(mut seat: Seat, progress: Option<ProgressSender>) -> Result<Lease> {
+async fn wait(mut seat: Box<Seat>, progress: Option<ProgressSender>) -> Result<Lease> {
     let Some(progress) = progress else { return seat.outcome().await };
     let mut seen = seat.progress.clone();
     progress.send_replace(*seen.borrow_and_update());

@@ -38,37 +38,46 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// When an address or socket cannot be bound, naming it; when an option is not valid.
 pub async fn serve(options: LoaderOptions, token: CancellationToken) -> Result<()> {
-    let bound = Bound::bind(&options).await?;
+    let listeners = Listeners::bind(&options).await?;
     let loader = open(&options, &token).await?;
-    let attach_path: Arc<Path> = Arc::from(bound.attach.guard.path());
-    let grpc_path = bound.grpc.guard.path().to_owned();
+    serve_with(listeners, loader, token).await
+}
+
+/// As [`serve`], over a loader that was opened before, for instance over a cache inside this process.
+///
+/// # Errors
+/// When a server ends on its own.
+pub async fn serve_with(listeners: Listeners, loader: Arc<Loader>, token: CancellationToken) -> Result<()> {
+    let Listeners { grpc, attach, tcp, ops } = listeners;
+    let (BoundSocket { listener: grpc, guard: grpc_file }, BoundSocket { listener: attach, guard: attach_file }) =
+        (grpc, attach);
+    let attach_path: Arc<Path> = Arc::from(attach_file.path());
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<LoaderServer<Grpc>>().await;
     let routes = routes(&loader, &attach_path)?.add_service(health_service);
 
     let mut tasks = JoinSet::new();
-    let BoundSocket { listener, guard: _grpc_guard } = bound.grpc;
-    let stop = token.clone().cancelled_owned();
     let over_unix = server().add_routes(routes.clone());
-    tasks.spawn(over_unix.serve_with_incoming_shutdown(UnixListenerStream::new(listener), stop));
-    if let Some(listener) = bound.tcp {
+    let stop = token.clone().cancelled_owned();
+    tasks.spawn(over_unix.serve_with_incoming_shutdown(UnixListenerStream::new(grpc), stop));
+    if let Some(listener) = tcp {
         let over_tcp = server().add_routes(routes);
         let stop = token.clone().cancelled_owned();
         tasks.spawn(over_tcp.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop));
     }
     // Pages go last: while the loader drains, they say so.
     let closing = CancellationToken::new();
-    let _closing_guard = closing.clone().drop_guard();
-    if let Some(listener) = bound.ops {
-        tokio::spawn(pages::serve(listener, ops_pages(loader.clone(), token.clone()), closing.clone()));
+    let _close_pages = closing.clone().drop_guard();
+    if let Some(listener) = ops {
+        tokio::spawn(pages::serve(listener, ops_pages(loader.clone(), token.clone()), closing));
     }
-    let BoundSocket { listener, guard: _attach_guard } = bound.attach;
-    tokio::spawn(attach::serve(listener, loader.clone(), attach_path, token.clone()));
+    tokio::spawn(attach::serve(attach, loader.clone(), attach_path, token.clone()));
+    let options = loader.options();
     tracing::info!(
-        socket = %grpc_path.display(),
+        socket = %grpc_file.path().display(),
         listen = %options.listen,
         ops = %options.ops_listen,
-        memory = format_bytes(options.memory_bytes()),
+        memory = format_bytes(loader.status().arena_bytes().0),
         workers = options.workers.len(),
         "loader is ready"
     );
@@ -87,16 +96,21 @@ pub async fn serve(options: LoaderOptions, token: CancellationToken) -> Result<(
     Ok(())
 }
 
-/// Everything that is listened on, bound before any serious work.
-struct Bound {
+/// Everything a daemon listens on, bound before any serious work.
+pub struct Listeners {
     grpc: BoundSocket,
     attach: BoundSocket,
     tcp: Option<TcpListener>,
     ops: Option<TcpListener>,
 }
 
-impl Bound {
-    async fn bind(options: &LoaderOptions) -> Result<Bound> {
+impl Listeners {
+    /// Binds the sockets `loader.sock` and `attach.sock` and the addresses of the options. Must run inside a runtime.
+    ///
+    /// # Errors
+    /// [`Code::FailedPrecondition`] when another daemon listens on a socket, [`Code::Unavailable`] for an address that
+    /// is taken, [`Code::PermissionDenied`] for a folder that is not ours.
+    pub async fn bind(options: &LoaderOptions) -> Result<Listeners> {
         let folder = options.socket_folder();
         sockets::prepare_folder(&folder)?;
         let mode = options.socket_mode.0;
@@ -114,7 +128,17 @@ impl Bound {
             Some(address) => Some(pages::bind(address).await?),
             None => None,
         };
-        Ok(Bound { grpc, attach, tcp, ops })
+        Ok(Listeners { grpc, attach, tcp, ops })
+    }
+
+    /// Path of the gRPC socket.
+    pub fn loader_socket(&self) -> &Path {
+        self.grpc.guard.path()
+    }
+
+    /// Path of the attach socket.
+    pub fn attach_socket(&self) -> &Path {
+        self.attach.guard.path()
     }
 }
 

@@ -26,8 +26,11 @@ const OPEN_FILES_MAX: usize = 256;
 /// The files that a load has open.
 #[derive(Default)]
 pub(super) struct LocalFiles {
-    open: Mutex<HashMap<String, (Arc<Artifact>, Arc<File>)>>,
+    open: Mutex<HashMap<String, OpenFile>>,
 }
+
+/// What the file must be, and the file.
+type OpenFile = (Arc<Artifact>, Arc<File>);
 
 impl LocalFiles {
     /// Reads a chunk's range.

@@ -91,8 +91,8 @@ impl ChunkReader {
         let timer = self.recorder.begin(Step::Fetch);
         let start = Instant::now();
         let arrived = match Origins::local_path(chunk.key.artifact().url()) {
-            Some(path) => self.from_local_file(&path, chunk, landing)?,
-            None => self.from_sources(chunk, landing)?,
+            Some(path) => self.read_local_file(&path, chunk, landing)?,
+            None => self.read_sources(chunk, landing)?,
         };
         self.recorder.end(timer, thread, chunk.len_bytes(), &arrived.source);
         self.recorder.add_chunk(arrived.tier, chunk.len_bytes(), start.elapsed());
@@ -100,7 +100,7 @@ impl ChunkReader {
     }
 
     /// A file that this machine does not have may be one of the workers' machines.
-    fn from_local_file(&self, path: &std::path::Path, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
+    fn read_local_file(&self, path: &std::path::Path, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
         match self.local.read(path, chunk, landing, &self.token) {
             Ok(()) => Ok(Arrived { tier: SourceTier::Origin, source: "local file".to_owned() }),
             Err(error) if matches!(error.code(), Code::NotFound | Code::PermissionDenied) => {
@@ -108,13 +108,13 @@ impl ChunkReader {
                     return Err(error);
                 }
                 self.recorder.add_fallback(FallbackKind::LocalFileUnreadable, error.to_string());
-                self.from_sources(chunk, landing)
+                self.read_sources(chunk, landing)
             }
             Err(error) => Err(error),
         }
     }
 
-    fn from_sources(&self, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
+    fn read_sources(&self, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
         let mut round = 1;
         loop {
             let sources = self.readers.cluster.sources(&chunk.key);
@@ -134,7 +134,7 @@ impl ChunkReader {
     }
 
     fn walk(&self, sources: &[Source], chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
-        if let Some(arrived) = self.from_nearby(chunk, landing)? {
+        if let Some(arrived) = self.read_nearby(chunk, landing)? {
             return Ok(arrived);
         }
         let mut refusal = None;
@@ -166,7 +166,7 @@ impl ChunkReader {
     }
 
     /// Asks the worker on this host for a copy it happens to have. A miss is no failure.
-    fn from_nearby(&self, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Option<Arrived>> {
+    fn read_nearby(&self, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Option<Arrived>> {
         if self.nearby_misses.load(Ordering::Relaxed) >= NEARBY_MISSES_MAX {
             return Ok(None);
         }

@@ -117,7 +117,7 @@ fn lengths() -> impl Strategy<Value = u64> {
     prop_oneof![
         3 => 0u64..2000,
         2 => (0u64..64).prop_map(|n| n * 256),
-        1 => (0u64..3 * CHUNK_BYTES),
+        1 => 0u64..3 * CHUNK_BYTES,
         1 => (0u64..4).prop_map(|n| n * BLOCK_BYTES),
     ]
 }
