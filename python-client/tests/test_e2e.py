@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from e2e import Daemon, binary, every_dtype, random_tensor, write_safetensors, write_sharded, write_sparse
 from fake import repository
-from safetensors import deserialize
 from test_dtypes import torch_bytes
 
 import longshore
@@ -52,7 +52,8 @@ def folder(tmp_path: Path) -> Path:
 
 def by_package(path: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
     """What the safetensors package reads from a file."""
-    found: Any = deserialize(path.read_bytes())
+    package: Any = safetensors
+    found = package.deserialize(path.read_bytes())
     return {name: (each["dtype"], tuple(each["shape"]), bytes(each["data"])) for name, each in found}
 
 
