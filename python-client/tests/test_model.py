@@ -169,7 +169,25 @@ def test_regions_of_many_segments_are_contiguous(node: longshore.Node, loader: F
     before = len(os.listdir("/proc/self/fd"))
     with node.load(URI, framework="numpy") as model:
         assert model["t"].tobytes() == content
+        assert model["t"].ctypes.data % (2 << 20) == 0, "huge pages can be mapped as such"
         assert len(os.listdir("/proc/self/fd")) <= before + 2, "descriptors are closed once they are mapped"
+
+
+def mapped_bytes() -> int:
+    gc.collect()
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[0]) * os.sysconf("SC_PAGESIZE")
+
+
+def test_all_of_the_address_space_is_given_back(node: longshore.Node, loader: FakeLoader) -> None:
+    size = (5 << 20) + 12345
+    loader.models[URI] = FakeModel(tensors={"t": ("U8", (size,), bytes(size))})
+    node.load(URI, framework="numpy").close()
+    before = mapped_bytes()
+    for _ in range(50):
+        node.load(URI, framework="numpy").close()
+    loader.wait_for_leases(0)
+    assert mapped_bytes() < before + 50 * (1 << 20), "50 mappings of 5 MB were not unmapped"
 
 
 def test_threads_share_a_model(node: longshore.Node, small: FakeModel, loader: FakeLoader) -> None:

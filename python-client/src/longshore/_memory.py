@@ -29,6 +29,7 @@ _F_SEAL_SHRINK = 0x0002
 _PROT_NONE = 0
 _MAP_FIXED = 0x10
 _MAP_NORESERVE = 0x4000
+_HUGE_PAGE_BYTES = 2 << 20
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
 #: Larger regions are refused before anything is reserved: half of the usual user address space.
@@ -130,8 +131,16 @@ def _check_segment(fd: int, length: int) -> None:
 
 
 def _reserve(length: int) -> int:
+    """Takes a range of addresses that begins at a huge page, where the kernel can map the memfd's with one entry."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-    return _map(None, length, _PROT_NONE, flags, -1)
+    size = -(-length // mmap.PAGESIZE) * mmap.PAGESIZE
+    start = _map(None, size + _HUGE_PAGE_BYTES, _PROT_NONE, flags, -1)
+    address = -(-start // _HUGE_PAGE_BYTES) * _HUGE_PAGE_BYTES
+    before = address - start
+    if before:
+        _munmap(start, before)
+    _munmap(address + size, _HUGE_PAGE_BYTES - before)
+    return address
 
 
 def _map(address: int | None, length: int, prot: int, flags: int, fd: int) -> int:
