@@ -7,7 +7,7 @@
 //! chunk for each thread, touched before. The ways take turns, round by round; each line gives the median over the
 //! rounds, and the median of the ratios to the limit of the same round.
 //!
-//! `cargo run --release -p longshore-wire --example data_plane_speed -- [GiB a round] [threads] [rounds]`
+//! `cargo run --release -p longshore-wire --example data_plane_speed -- [GiB a round] [threads] [rounds] [only ways with this in their name]`
 #![allow(clippy::unwrap_used)]
 
 use std::fs::File;
@@ -205,9 +205,10 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 fn main() {
-    let arguments: Vec<u64> = std::env::args().skip(1).map(|argument| argument.parse().unwrap()).collect();
-    let argument = |index: usize, default| arguments.get(index).copied().unwrap_or(default);
-    let (gib, threads, rounds) = (argument(0, 2), argument(1, 4) as usize, argument(2, 5));
+    let argument =
+        |index: usize, default| std::env::args().nth(index).map_or(default, |number| number.parse().unwrap());
+    let (gib, threads, rounds) = (argument(1, 2), argument(2, 4) as usize, argument(3, 5));
+    let only = std::env::args().nth(4).unwrap_or_default();
     let bench = Arc::new(Bench::new(gib, threads));
     let folder = tempfile::tempdir().unwrap();
     let unix = folder.path().join("data.sock");
@@ -234,7 +235,7 @@ fn main() {
     ];
     let mut runs: Vec<Vec<Speed>> = vec![Vec::new(); ways.len()];
     for round in 0..=rounds {
-        for (runs, (name, _, way)) in runs.iter_mut().zip(&ways) {
+        for (runs, (name, _, way)) in runs.iter_mut().zip(&ways).filter(|(_, (name, ..))| name.contains(&only)) {
             let speed = way();
             eprintln!("round {round}: {name}: {:.2} GB/s, {:.3} CPU s/GB", speed.rate, speed.cpu);
             // The first round warms up.
@@ -246,6 +247,9 @@ fn main() {
     println!("{gib} GiB a round, {threads} threads, median of {rounds} rounds");
     println!("{:<30} {:>8} {:>10} {:>8} {:>8}", "", "GB/s", "CPU s/GB", "rate", "CPU");
     for (index, (name, limit, _)) in ways.iter().enumerate() {
+        if runs[index].is_empty() || runs[*limit].is_empty() {
+            continue;
+        }
         let of = |value: fn(&Speed) -> f64| median(runs[index].iter().map(value).collect());
         let ratio = |value: fn(&Speed) -> f64| {
             median(runs[index].iter().zip(&runs[*limit]).map(|(a, b)| value(a) / value(b)).collect())
