@@ -131,8 +131,9 @@ impl Backend for Bucket {
             let target = folder.child(name);
             let generation = listed.raw.generation(location);
             match version_of(self.cloud, &meta, generation, &target.to_string()) {
-                // A time stamp of one second is a weak version: ask whether the object itself has a better one.
-                Ok(version) if !version::is_weak(&version) => {
+                // A time stamp of one second is a weak version: ask whether the object itself has a better one. And
+                // what WebDAV lists is not always the ETag that its answers carry.
+                Ok(version) if self.cloud.is_some() && !version::is_weak(&version) => {
                     files.push((name.to_owned(), Artifact::new(target.to_string(), version, meta.size)?));
                 }
                 _ => unversioned.push((name.to_owned(), target)),
@@ -169,7 +170,8 @@ impl Backend for Bucket {
             Err(_) if matches!(exchange.status(), Some(412 | 416)) => return Err(self.changed(artifact).await),
             Err(error) => {
                 let fault = explain(&self.call("read", url), error, &exchange);
-                return Err(if fault.code() == Code::NotFound { self.gone(artifact, fault).await } else { fault });
+                let is_gone = fault.code() == Code::NotFound && !exchange.seen().names_no_bucket();
+                return Err(if is_gone { self.gone(artifact).await } else { fault });
             }
         };
         // Not every server honours If-Match, so what it sent is compared as well.
@@ -202,13 +204,12 @@ impl Bucket {
         }
     }
 
-    /// A read answered 404: the object was deleted, or only this generation of it, or the bucket.
-    async fn gone(&self, artifact: &Artifact, fault: Fault) -> Fault {
-        if version::generation(artifact.version()).is_some() {
-            return self.changed(artifact).await;
+    /// A read found nothing: the object was deleted, or only this generation of it.
+    async fn gone(&self, artifact: &Artifact) -> Fault {
+        match version::generation(artifact.version()) {
+            Some(_) => self.changed(artifact).await,
+            None => version::gone(artifact),
         }
-        let is_bucket = fault.error.message().contains("bucket");
-        if is_bucket { fault } else { version::gone(artifact) }
     }
 }
 

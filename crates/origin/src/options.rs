@@ -84,7 +84,8 @@ pub struct OriginOptions {
     /// Time limit for opening a connection to an origin, in milliseconds
     #[arg(
         id = "origin_connect_timeout_ms",
-        long,
+        long = "origin-connect-timeout-ms",
+        value_name = "MS",
         env = "LONGSHORE_ORIGIN_CONNECT_TIMEOUT_MS",
         default_value_t = 5_000
     )]
@@ -93,94 +94,156 @@ pub struct OriginOptions {
     /// Time limit from sending a request to the head of its response, in milliseconds
     #[arg(
         id = "origin_first_byte_timeout_ms",
-        long,
+        long = "origin-first-byte-timeout-ms",
+        value_name = "MS",
         env = "LONGSHORE_ORIGIN_FIRST_BYTE_TIMEOUT_MS",
         default_value_t = 30_000
     )]
     pub first_byte_timeout_ms: u64,
 
     /// Longest time without a single byte while a body is being read, in milliseconds
-    #[arg(id = "origin_stall_timeout_ms", long, env = "LONGSHORE_ORIGIN_STALL_TIMEOUT_MS", default_value_t = 30_000)]
+    #[arg(
+        id = "origin_stall_timeout_ms",
+        long = "origin-stall-timeout-ms",
+        value_name = "MS",
+        env = "LONGSHORE_ORIGIN_STALL_TIMEOUT_MS",
+        default_value_t = 30_000
+    )]
     pub stall_timeout_ms: u64,
 
     /// Most attempts of one request without progress in between, the first one included
-    #[arg(id = "origin_attempts_max", long, env = "LONGSHORE_ORIGIN_ATTEMPTS_MAX", default_value_t = 8)]
+    #[arg(
+        id = "origin_attempts_max",
+        long = "origin-attempts-max",
+        value_name = "COUNT",
+        env = "LONGSHORE_ORIGIN_ATTEMPTS_MAX",
+        default_value_t = 8
+    )]
     pub attempts_max: u32,
 
     /// Longest time that one request is repeated without progress, in milliseconds
     #[arg(
         id = "origin_retry_time_ms_max",
-        long,
+        long = "origin-retry-time-ms-max",
+        value_name = "MS",
         env = "LONGSHORE_ORIGIN_RETRY_TIME_MS_MAX",
         default_value_t = 120_000
     )]
     pub retry_time_ms_max: u64,
 
     /// Upper bound of the random pause before the first retry, in milliseconds; it doubles with each further one
-    #[arg(id = "origin_retry_pause_ms", long, env = "LONGSHORE_ORIGIN_RETRY_PAUSE_MS", default_value_t = 100)]
+    #[arg(
+        id = "origin_retry_pause_ms",
+        long = "origin-retry-pause-ms",
+        value_name = "MS",
+        env = "LONGSHORE_ORIGIN_RETRY_PAUSE_MS",
+        default_value_t = 100
+    )]
     pub retry_pause_ms: u64,
 
     /// Most connections that are open to one bucket or server at a time
-    #[arg(id = "origin_connections_max", long, env = "LONGSHORE_ORIGIN_CONNECTIONS_MAX", default_value_t = 64)]
+    #[arg(
+        id = "origin_connections_max",
+        long = "origin-connections-max",
+        value_name = "COUNT",
+        env = "LONGSHORE_ORIGIN_CONNECTIONS_MAX",
+        default_value_t = 64
+    )]
     pub connections_max: u32,
 
     /// URL of an S3-compatible server; else AWS_ENDPOINT_URL_S3, AWS_ENDPOINT_URL, or Amazon's
-    #[arg(id = "origin_s3_endpoint", long, env = "LONGSHORE_ORIGIN_S3_ENDPOINT", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(id = "origin_s3_endpoint", long = "origin-s3-endpoint", value_name = "URL", env = "LONGSHORE_ORIGIN_S3_ENDPOINT", value_parser = NonEmptyStringValueParser::new())]
     pub s3_endpoint: Option<String>,
 
     /// S3 region; else AWS_REGION, AWS_DEFAULT_REGION, or us-east-1
-    #[arg(id = "origin_s3_region", long, env = "LONGSHORE_ORIGIN_S3_REGION")]
+    #[arg(
+        id = "origin_s3_region",
+        long = "origin-s3-region",
+        value_name = "REGION",
+        env = "LONGSHORE_ORIGIN_S3_REGION"
+    )]
     pub s3_region: Option<String>,
 
     /// S3 access key; else AWS_ACCESS_KEY_ID, a web identity, or the instance's role
-    #[arg(id = "origin_s3_access_key_id", long, env = "LONGSHORE_ORIGIN_S3_ACCESS_KEY_ID")]
+    #[arg(
+        id = "origin_s3_access_key_id",
+        long = "origin-s3-access-key-id",
+        value_name = "KEY",
+        env = "LONGSHORE_ORIGIN_S3_ACCESS_KEY_ID"
+    )]
     pub s3_access_key_id: Option<String>,
 
     /// S3 secret key; else AWS_SECRET_ACCESS_KEY
     #[arg(
         id = "origin_s3_secret_access_key",
-        long,
+        long = "origin-s3-secret-access-key",
+        value_name = "KEY",
         env = "LONGSHORE_ORIGIN_S3_SECRET_ACCESS_KEY",
         hide_env_values = true
     )]
     pub s3_secret_access_key: Option<Secret>,
 
     /// Send no signature to S3, for public buckets; also AWS_SKIP_SIGNATURE
-    #[arg(id = "origin_s3_skip_signature", long, env = "LONGSHORE_ORIGIN_S3_SKIP_SIGNATURE")]
+    #[arg(
+        id = "origin_s3_skip_signature",
+        long = "origin-s3-skip-signature",
+        env = "LONGSHORE_ORIGIN_S3_SKIP_SIGNATURE"
+    )]
     pub s3_skip_signature: bool,
 
     /// URL of a server that speaks Google's XML API; else GOOGLE_BASE_URL, or Google's
-    #[arg(id = "origin_gcs_endpoint", long, env = "LONGSHORE_ORIGIN_GCS_ENDPOINT", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(id = "origin_gcs_endpoint", long = "origin-gcs-endpoint", value_name = "URL", env = "LONGSHORE_ORIGIN_GCS_ENDPOINT", value_parser = NonEmptyStringValueParser::new())]
     pub gcs_endpoint: Option<String>,
 
     /// Send no token to Google Cloud Storage, for public buckets; also GOOGLE_SKIP_SIGNATURE
-    #[arg(id = "origin_gcs_skip_signature", long, env = "LONGSHORE_ORIGIN_GCS_SKIP_SIGNATURE")]
+    #[arg(
+        id = "origin_gcs_skip_signature",
+        long = "origin-gcs-skip-signature",
+        env = "LONGSHORE_ORIGIN_GCS_SKIP_SIGNATURE"
+    )]
     pub gcs_skip_signature: bool,
 
     /// URL of an Azure blob account or emulator; else AZURE_STORAGE_ENDPOINT, or Microsoft's
-    #[arg(id = "origin_azure_endpoint", long, env = "LONGSHORE_ORIGIN_AZURE_ENDPOINT", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(id = "origin_azure_endpoint", long = "origin-azure-endpoint", value_name = "URL", env = "LONGSHORE_ORIGIN_AZURE_ENDPOINT", value_parser = NonEmptyStringValueParser::new())]
     pub azure_endpoint: Option<String>,
 
     /// Azure storage account; else AZURE_STORAGE_ACCOUNT_NAME
-    #[arg(id = "origin_azure_account", long, env = "LONGSHORE_ORIGIN_AZURE_ACCOUNT")]
+    #[arg(
+        id = "origin_azure_account",
+        long = "origin-azure-account",
+        value_name = "NAME",
+        env = "LONGSHORE_ORIGIN_AZURE_ACCOUNT"
+    )]
     pub azure_account: Option<String>,
 
     /// Azure access key; else AZURE_STORAGE_ACCOUNT_KEY and the other AZURE_* credentials
-    #[arg(id = "origin_azure_access_key", long, env = "LONGSHORE_ORIGIN_AZURE_ACCESS_KEY", hide_env_values = true)]
+    #[arg(
+        id = "origin_azure_access_key",
+        long = "origin-azure-access-key",
+        value_name = "KEY",
+        env = "LONGSHORE_ORIGIN_AZURE_ACCESS_KEY",
+        hide_env_values = true
+    )]
     pub azure_access_key: Option<Secret>,
 
     /// URL of a server with the Hugging Face layout, for hf:// URLs; https://huggingface.co when not set
-    #[arg(id = "origin_hf_endpoint", long, env = "HF_ENDPOINT", value_parser = NonEmptyStringValueParser::new())]
+    #[arg(id = "origin_hf_endpoint", long = "origin-hf-endpoint", value_name = "URL", env = "HF_ENDPOINT", value_parser = NonEmptyStringValueParser::new())]
     pub hf_endpoint: Option<String>,
 
     /// Hugging Face access token; sent to the endpoint only, never to the host it redirects to
-    #[arg(id = "origin_hf_token", long, env = "HF_TOKEN", hide_env_values = true)]
+    #[arg(
+        id = "origin_hf_token",
+        long = "origin-hf-token",
+        value_name = "TOKEN",
+        env = "HF_TOKEN",
+        hide_env_values = true
+    )]
     pub hf_token: Option<Secret>,
 
     /// Any other setting of a cloud store as KEY=VALUE (aws_..., google_..., azure_...); may be repeated
     #[arg(
         id = "origin_store_option",
-        long,
+        long = "origin-store-option",
         env = "LONGSHORE_ORIGIN_STORE_OPTIONS",
         value_name = "KEY=VALUE",
         value_delimiter = ',',

@@ -65,8 +65,11 @@ const FILE_ENDINGS: &[&str] = &[
 /// A name with a known file ending costs one request when it is a file; a folder costs one request per page of its
 /// listing, and nothing more.
 pub(crate) async fn resolve(backend: &dyn Backend, address: &Address) -> Result<Resolved> {
-    let file_first = looks_like_file(&address.base_name());
-    if file_first && let Some(artifact) = stat_if_there(backend, address).await? {
+    // Few HTTP servers can list, so there a file is the likelier thing.
+    let is_web = matches!(address, Address::Web { .. });
+    if (is_web || looks_like_file(&address.base_name()))
+        && let Some(artifact) = stat_if_there(backend, address).await?
+    {
         return single(address, artifact);
     }
     let (files, revision) = list_all(backend, address).await?;
@@ -87,11 +90,15 @@ fn looks_like_file(name: &str) -> bool {
     name.rsplit_once('.').is_some_and(|(_, ending)| FILE_ENDINGS.contains(&ending.to_ascii_lowercase().as_str()))
 }
 
+/// The file of that name, if there is one. HTTP servers answer for a folder in many ways (a page of HTML without a
+/// version, 403 after a redirect), none of which says that listing it is in vain.
 async fn stat_if_there(backend: &dyn Backend, address: &Address) -> Result<Option<Artifact>> {
+    let may_be_folder = matches!(address, Address::Web { .. }) && !looks_like_file(&address.base_name());
+    let is_no_file = |code| matches!(code, Code::PermissionDenied | Code::Unsupported);
     let looked = backend.lane().run(|| async {
         match backend.stat(address).await {
             Ok(artifact) => Ok(Some(artifact)),
-            Err(fault) if fault.code() == Code::NotFound => Ok(None),
+            Err(fault) if fault.code() == Code::NotFound || (may_be_folder && is_no_file(fault.code())) => Ok(None),
             Err(fault) => Err(fault),
         }
     });

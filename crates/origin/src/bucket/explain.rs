@@ -121,10 +121,10 @@ fn meaning(call: &Call<'_>, seen: &Seen, status: u16, store_code: &str) -> (Code
             format!("the credentials are wrong or expired: {}", credentials_advice(call.cloud)),
         );
     }
+    if seen.names_no_bucket() {
+        return (Code::NotFound, "there is no such bucket: check its name and the endpoint".to_owned());
+    }
     match (status, store_code) {
-        (_, "NoSuchBucket" | "ContainerNotFound" | "InvalidBucketName") => {
-            (Code::NotFound, "there is no such bucket: check its name and the endpoint".to_owned())
-        }
         (400, "RequestTimeout") => (Code::Unavailable, String::new()),
         (300..400, _) | (400, "AuthorizationHeaderMalformed") => {
             let region = seen.region.as_deref().map(|region| format!(" {region}")).unwrap_or_default();

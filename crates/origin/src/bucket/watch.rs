@@ -190,6 +190,11 @@ impl Seen {
         }
     }
 
+    /// Whether the store says that the bucket itself is not there.
+    pub(super) fn names_no_bucket(&self) -> bool {
+        matches!(self.store_code.as_deref(), Some("NoSuchBucket" | "ContainerNotFound" | "InvalidBucketName"))
+    }
+
     /// Whether to try again: the server's wish when it gave one.
     pub(super) fn retry(&self) -> Retry {
         Retry::After(self.retry_after)

@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+# Installs the real servers that the origin tests run against, below .cache/tools: moto and s3s-fs (S3), azurite
+# (Azure) and, from Debian, nginx. Run again, it only installs what is missing.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+TOOLS="$PWD/.cache/tools"
+MOTO_VERSION=5.2.5
+S3S_FS_VERSION=0.14.1
+AZURITE_VERSION=3.37.0
+
+mkdir -p "$TOOLS"
+say() { echo "setup-test-servers: $*"; }
+
+# Installs into a new folder and moves it into place, so that an interrupted run leaves nothing half-installed.
+install_into() {
+    local target=$1
+    shift
+    if [ -e "$target/.complete" ]; then
+        return
+    fi
+    say "installing $(basename "$target")"
+    rm -rf "$target"
+    "$@"
+    touch "$target/.complete"
+}
+
+get_moto() {
+    python3 -m venv "$TOOLS/moto"
+    "$TOOLS/moto/bin/pip" install --quiet --disable-pip-version-check "moto[server]==$MOTO_VERSION"
+}
+
+get_azurite() {
+    command -v npm >/dev/null || { say "npm is missing: install Node.js 20 or newer"; exit 1; }
+    npm install --silent --no-audit --no-fund --prefix "$TOOLS/azurite" "azurite@$AZURITE_VERSION"
+}
+
+get_s3s_fs() {
+    # A folder of its own for the build, outside of the workspace's target.
+    CARGO_TARGET_DIR="$TOOLS/s3s-fs-build" nice -n 10 cargo install --quiet s3s-fs --version "$S3S_FS_VERSION" \
+        --features binary --locked --root "$TOOLS/s3s-fs"
+    rm -rf "$TOOLS/s3s-fs-build"
+}
+
+get_nginx() {
+    if command -v nginx >/dev/null || [ -x /usr/sbin/nginx ]; then
+        return
+    fi
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        say "please install nginx (Debian: nginx-light)"
+        exit 1
+    fi
+    say "installing nginx-light"
+    # RUNLEVEL=1 keeps the packaged service from starting: the tests start their own.
+    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -q --no-install-recommends nginx-light >&2
+}
+
+get_nginx
+install_into "$TOOLS/moto" get_moto
+install_into "$TOOLS/azurite" get_azurite
+install_into "$TOOLS/s3s-fs" get_s3s_fs
+say "all there"
