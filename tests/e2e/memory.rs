@@ -37,6 +37,8 @@ fn memory_stays_within_its_budget() {
         assert!(loader.peak_bytes < loader_memory + SLACK_BYTES, "loader after {number} models: {loader:?}");
         model.files.iter().for_each(|(name, _)| assert!(origin.remove(&format!("{path}/{name}"))));
     }
+    let (worker, loader) = (cluster.workers()[0].memory(), cluster.loaders()[0].memory());
+    println!("{flow} bytes flowed; worker {worker:?}; loader {loader:?}");
     assert!(origin.counters().bytes >= flow, "{} bytes came from the origin", origin.counters().bytes);
     let evicted = cluster.loaders()[0].metrics().sum("longshore_loader_evictions_total");
     assert!(evicted > 0.0, "models without leases made room");

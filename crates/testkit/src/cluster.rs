@@ -131,6 +131,9 @@ impl Cluster {
         let folder = tempfile::Builder::new().prefix("longshore-test-").tempdir().expect("a temporary folder");
         let data_ports: Vec<u16> = (0..spec.workers).map(|_| free_port()).collect();
         let addresses = data_ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
+        // Without workers the variable is not there: loaders then read origins directly.
+        let members: Vec<(String, String)> =
+            (!data_ports.is_empty()).then(|| ("LONGSHORE_WORKERS".to_owned(), addresses)).into_iter().collect();
         let workers = data_ports.iter().enumerate().map(|(i, port)| {
             let unix_socket = folder.path().join(format!("worker-{i}.sock"));
             let mut daemon = Daemon::new("worker", &format!("worker-{i}"), folder.path())
@@ -140,7 +143,7 @@ impl Cluster {
                 .env("LONGSHORE_WORKER_MEMORY", spec.worker_memory.clone())
                 .env("LONGSHORE_WORKER_DISK", spec.worker_disk.clone())
                 .env("LONGSHORE_WORKER_DISK_FREE_FLOOR", "0".to_owned())
-                .env("LONGSHORE_WORKERS", addresses.clone())
+                .envs(&members)
                 .envs(&spec.env)
                 .args(&spec.worker_args);
             daemon = daemon.data_address(format!("127.0.0.1:{port}"));
@@ -156,7 +159,7 @@ impl Cluster {
                 .env("LONGSHORE_SOCKET_DIR", sockets.display().to_string())
                 .env("LONGSHORE_LOADER_LISTEN", "none".to_owned())
                 .env("LONGSHORE_LOADER_MEMORY", spec.loader_memory.clone())
-                .env("LONGSHORE_WORKERS", addresses.clone())
+                .envs(&members)
                 .envs(&spec.env)
                 .args(&spec.loader_args)
         });
