@@ -1,5 +1,6 @@
 //! The loader as a daemon: binds everything, opens the loader, serves, drains.
 
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -83,6 +84,8 @@ pub async fn serve_with(listeners: Listeners, loader: Arc<Loader>, token: Cancel
     );
 
     tokio::select! {
+        // Once cancelled, servers end one by one: that is the drain, not their failure.
+        biased;
         () = token.cancelled() => {}
         ended = tasks.join_next() => return served(ended),
     }
@@ -139,6 +142,16 @@ impl Listeners {
     /// Path of the attach socket.
     pub fn attach_socket(&self) -> &Path {
         self.attach.guard.path()
+    }
+
+    /// Address of the gRPC service, when it has one beside the socket.
+    pub fn listen_addr(&self) -> Option<SocketAddr> {
+        self.tcp.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// Address of the metrics and health pages.
+    pub fn ops_addr(&self) -> Option<SocketAddr> {
+        self.ops.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 }
 

@@ -1,0 +1,12 @@
+//! Whole loads: a fake origin, workers that misbehave on demand, real memory, and processes that attach to it.
+
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod attach;
+mod daemon;
+mod equality;
+mod faults;
+mod fixture;
+mod memory;
+mod sharing;
+mod workers;
