@@ -188,30 +188,40 @@ impl Chunks {
 
     async fn run(self: Arc<Self>, fill: Fill, mut writer: GrowingWriter) {
         let started = Instant::now();
-        let (source, outcome) = self.write_all(&fill, &mut writer).await;
-        let outcome = match outcome {
-            Ok(()) => writer.finish(),
+        let (source, written) = self.write_all(&fill, &mut writer).await;
+        let outcome = written.and_then(|()| match writer.remaining_bytes() {
+            0 => Ok(()),
+            missing => Err(Error::new(Code::Corrupt, format!("{source} ended {missing} bytes before the chunk did"))),
+        });
+        // Counted, and a failure forgotten, before the readers learn of the end: who asks next sees it.
+        self.count(source, started, &outcome);
+        match outcome {
+            Ok(()) => match writer.finish() {
+                Ok(()) => self.keep(fill, source).await,
+                Err(error) => self.give_up(&fill, &error),
+            },
             Err(error) => {
-                writer.fail(error.clone());
-                Err(error)
+                tracing::warn!(%source, code = %error.code(), %error, "fill failed");
+                self.give_up(&fill, &error);
+                writer.fail(error);
             }
-        };
+        }
+    }
+
+    fn count(&self, source: Tier, started: Instant, outcome: &Result<()>) {
         let seconds = started.elapsed().as_secs_f64();
         self.metrics.fill_seconds.with_label_values(&[source.as_str()]).observe(seconds);
         let label = outcome.as_ref().map_or_else(|error| error.code().as_str(), |()| "ok");
         self.metrics.fills.with_label_values(&[source.as_str(), label]).inc();
-        match outcome {
-            Ok(()) => self.keep(fill, source).await,
-            Err(error) => {
-                tracing::warn!(%source, code = %error.code(), %error, "fill failed");
-                if error.code() == Code::NotFound {
-                    self.negative.insert(fill.id, error.clone());
-                }
-                self.flights.land(&fill.id);
-                fill.flight.start(Err(error));
-            }
-        }
         self.metrics.fills_in_flight.dec();
+    }
+
+    fn give_up(&self, fill: &Fill, error: &Error) {
+        if error.code() == Code::NotFound {
+            self.negative.insert(fill.id, error.clone());
+        }
+        self.flights.land(&fill.id);
+        fill.flight.start(Err(error.clone()));
     }
 
     /// Puts a complete chunk into the store. The permit is held until the disk's queue has taken it: that is what
