@@ -30,9 +30,14 @@ def test_the_request_carries_what_was_asked(node: longshore.Node, loader: FakeLo
         node.load(URI, include="*.gguf")
 
 
-def test_a_path_object_is_a_uri(node: longshore.Node, loader: FakeLoader) -> None:
-    loader.models["/models/a"] = FakeModel()
-    assert len(node.load(Path("/models/a"))) == 0
+def test_a_path_is_meant_from_here(
+    node: longshore.Node, loader: FakeLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    loader.models[f"{tmp_path}/a"] = FakeModel()
+    for uri in (tmp_path / "a", Path("a"), "a", "./b/../a/"):
+        assert len(node.load(uri)) == 0
+    assert node.unload("a").models == 1
 
 
 def test_a_model_on_a_card_is_refused_for_now(node: longshore.Node, loader: FakeLoader, small: FakeModel) -> None:

@@ -161,7 +161,7 @@ class Node:
         if isinstance(include, str):
             raise InvalidArgument("include takes a list of patterns, not one string")
         request = loader_pb2.LoadModelRequest(
-            uri=os.fspath(uri), device=device, include=list(include or ()), revalidate=revalidate
+            uri=_absolute(uri), device=device, include=list(include or ()), revalidate=revalidate
         )
         deadline = None if timeout is None else time.monotonic() + timeout
         chosen = choose(framework)
@@ -239,12 +239,12 @@ class Node:
         return [_records.model_info(model) for model in response.models]
 
     def unload(
-        self, uri: str | None = None, *, model_id: str | None = None, timeout: float | None = 30.0
+        self, uri: str | os.PathLike[str] | None = None, *, model_id: str | None = None, timeout: float | None = 30.0
     ) -> UnloadResult:
         """Makes the loader forget every model of a URI, or one by its id. Memory that clients hold stays theirs."""
         if (uri is None) == (model_id is None):
             raise InvalidArgument("unload takes a uri or a model_id, one of both")
-        request = loader_pb2.UnloadModelRequest(uri=uri or "", model_id=model_id or "")
+        request = loader_pb2.UnloadModelRequest(uri="" if uri is None else _absolute(uri), model_id=model_id or "")
         response: loader_pb2.UnloadModelResponse = self._call(
             "UnloadModel", request, loader_pb2.UnloadModelResponse, timeout
         )
@@ -287,6 +287,12 @@ def connect(address: str | None = None) -> Node:
     found = _address.configured(address) or _address.default()
     found.probe()
     return Node(found)
+
+
+def _absolute(uri: str | os.PathLike[str]) -> str:
+    """A path is meant from here, not from where the loader was started."""
+    text = os.fspath(uri)
+    return text if "://" in text or not text else os.path.abspath(text)
 
 
 def _left(deadline: float | None, otherwise: float) -> float:
