@@ -20,7 +20,8 @@ use crate::region::Window;
 /// Slices that one call of [`Landing::slices_mut`] returns at most: what one `readv` takes (IOV_MAX).
 pub const SLICES_MAX: usize = 1024;
 
-/// Discarded bytes share one block of memory, addressed by their place in the run modulo its length.
+/// Discarded bytes share one block of memory, addressed by their place in the run modulo this. A shorter run needs, and
+/// has, only its own length.
 const SCRATCH_BYTES: usize = BLOCK_BYTES as usize;
 
 /// Ordered pieces of exclusive memory that together receive one contiguous run of bytes.

@@ -34,3 +34,22 @@ pub const MAPPING_UNIT_BYTES: u64 = 64 << 10;
 pub fn mapped_charge_bytes(len: u64) -> u64 {
     len.checked_next_multiple_of(MAPPING_UNIT_BYTES).unwrap_or(u64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_may_move_between_threads() {
+        fn is_shared<T: Send + Sync>() {}
+        is_shared::<Arena>();
+        is_shared::<Buffer>();
+        is_shared::<Reservation>();
+        is_shared::<Appender>();
+        is_shared::<Prefix>();
+        is_shared::<RegionWriter>();
+        is_shared::<Window>();
+        is_shared::<Region>();
+        is_shared::<Landing>();
+    }
+}

@@ -26,17 +26,18 @@ use crate::arena::Reservation;
 /// Longest name a memfd takes (the kernel's limit less its own prefix); names only show in `/proc`.
 const NAME_BYTES_MAX: usize = 200;
 
+/// The mapping, which the writer, its windows and the region keep alive, and with it what pays for it.
 struct Shared {
     map: MmapRaw,
     len: u64,
     claims: Mutex<Claims>,
+    _reservation: Reservation,
 }
 
 /// A region while it is being filled.
 pub struct RegionWriter {
     shared: Arc<Shared>,
     file: File,
-    reservation: Reservation,
 }
 
 impl RegionWriter {
@@ -62,8 +63,8 @@ impl RegionWriter {
         // Without huge pages (kernels and settings differ) the memory is as good, only slower to touch first.
         let _ = map.advise(Advice::HugePage);
         let _ = map.advise(Advice::DontDump);
-        let shared = Arc::new(Shared { map, len, claims: Mutex::new(Claims::default()) });
-        Ok(RegionWriter { shared, file, reservation })
+        let shared = Arc::new(Shared { map, len, claims: Mutex::new(Claims::default()), _reservation: reservation });
+        Ok(RegionWriter { shared, file })
     }
 
     /// Length in bytes.
@@ -100,7 +101,7 @@ impl RegionWriter {
             let message = format!("cannot seal a region of {} bytes: {error}", self.shared.len);
             Error::new(Code::Internal, message).with_source(std::io::Error::from(error))
         })?;
-        let inner = RegionInner { shared: self.shared, file: self.file, _reservation: self.reservation };
+        let inner = RegionInner { shared: self.shared, file: self.file };
         Ok(Region { inner: Arc::new(inner) })
     }
 }
@@ -129,7 +130,6 @@ fn protect(map: &MmapRaw) -> Result<(), Errno> {
 struct RegionInner {
     shared: Arc<Shared>,
     file: File,
-    _reservation: Reservation,
 }
 
 /// A sealed region. A clone is the same region; its memory is charged until the last clone is gone.

@@ -80,7 +80,7 @@ fn is_marked(buffer: &Buffer, with: u8) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: if cfg!(miri) { 1 } else { 200 }, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: if cfg!(miri) { 1 } else { 64 }, ..ProptestConfig::default() })]
     #[test]
     fn accounting_follows_the_model(capacity_mib in 0u64..100, steps in steps()) {
         let arena = Arena::new(capacity_mib * MIB);

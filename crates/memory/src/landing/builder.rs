@@ -54,7 +54,8 @@ impl LandingBuilder {
         self.piece(start..start.saturating_add(len))
     }
 
-    /// The next `len` bytes are checksummed and dropped.
+    /// The next `len` bytes are checksummed and dropped. A landing that discards anything has a block of heap memory for
+    /// it (at most 1 MiB, not charged to an arena).
     #[must_use]
     pub fn scratch(mut self, len: usize) -> LandingBuilder {
         self.discards |= len > 0;
@@ -77,7 +78,8 @@ impl LandingBuilder {
         if let Some(mistake) = self.mistake {
             return Err(Error::new(Code::Internal, mistake));
         }
-        let scratch = if self.discards { vec![0; SCRATCH_BYTES].into_boxed_slice() } else { Box::default() };
+        let scratch =
+            if self.discards { vec![0; SCRATCH_BYTES.min(self.len)].into_boxed_slice() } else { Box::default() };
         Ok(Landing { memories: self.memories, pieces: self.pieces, scratch, len: self.len, tag: self.tag })
     }
 

@@ -63,7 +63,8 @@ fn an_open_window_forbids_finishing_and_outlives_the_writer() {
     let (arena, writer) = writer(4096);
     let mut window = writer.claim(0..10).unwrap();
     assert_eq!(writer.finish().unwrap_err().code(), Code::Internal);
-    // The writer is gone, the mapping is not.
+    // The writer is gone, the mapping is not, and it is still paid for.
+    assert_eq!(arena.leased_bytes(), 4096);
     window.fill(9);
     assert_eq!(*window, [9; 10]);
     drop(window);
