@@ -230,6 +230,7 @@ fn main() {
         ("wire TCP, from memory", 0, Box::new(|| bench.fetch(&client, &tcp, true))),
         ("plain pread", 3, Box::new(|| bench.plain_pread())),
         ("wire unix, by descriptor", 3, Box::new(|| bench.fetch(&client, &unix, false))),
+        ("wire unix, from memory", 3, Box::new(|| bench.fetch(&client, &unix, true))),
         ("wire in process, from a file", 3, Box::new(|| bench.fetch(&client, &here, false))),
         ("wire in process, from memory", 3, Box::new(|| bench.fetch(&client, &here, true))),
     ];

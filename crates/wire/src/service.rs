@@ -109,7 +109,7 @@ impl fmt::Display for ChunkRequest {
 pub enum ChunkBody {
     /// A file that holds the chunk from `offset_bytes` on, with the checksum of every block of the chunk.
     File {
-        /// Opened for reading; handed to clients on this host as it is.
+        /// Opened for reading only: clients on this host get this very descriptor.
         file: Arc<File>,
         /// Where the chunk begins in the file.
         offset_bytes: u64,

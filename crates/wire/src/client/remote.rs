@@ -18,6 +18,9 @@ use crate::stats::ClientCounters;
 
 /// The most of an error's text that is read and passed on.
 const ERROR_BODY_BYTES_MAX: usize = 4 << 10;
+/// Dead pooled connections replaced for one request. After the first, all that were idle then are gone, and only one
+/// that another thread has just put back could be dead too.
+const REPLACED_MAX: usize = 3;
 
 pub(crate) fn fetch(
     pool: &Pool,
@@ -59,8 +62,8 @@ pub(crate) fn page(
     Ok(body)
 }
 
-/// Sends a request and reads the head of a good answer. A pooled connection that turns out to be dead is replaced by
-/// a new one, once: the server closed it while nobody was looking, which says nothing about its health.
+/// Sends a request and reads the head of a good answer. A pooled connection that turns out to be dead is replaced:
+/// the server closed it while nobody was looking, which says nothing about its health. A new one gets no second try.
 fn ask<'a>(
     pool: &'a Pool,
     counters: &ClientCounters,
@@ -71,7 +74,7 @@ fn ask<'a>(
         Endpoint::Tcp(address) => address.as_str(),
         _ => "localhost",
     };
-    let mut replaced = false;
+    let mut replaced = 0;
     loop {
         let mut lease = pool.lease(endpoint)?;
         counters.connects.fetch_add((!lease.reused).into(), Relaxed);
@@ -81,9 +84,9 @@ fn ask<'a>(
         match connection.ask(&encoded) {
             Ok(head) if (200..300).contains(&head.status) => return Ok((lease, head)),
             Ok(head) => return Err(refused(lease, &head)),
-            Err(Failure::Dead(_)) if reused && !replaced => {
+            Err(Failure::Dead(_)) if reused && replaced < REPLACED_MAX => {
                 counters.stale_connections.fetch_add(1, Relaxed);
-                replaced = true;
+                replaced += 1;
                 drop(lease);
                 pool.forget_idle(endpoint);
             }
