@@ -71,14 +71,6 @@ impl Memory {
             Memory::Buffer(buffer) => buffer,
         }
     }
-
-    /// Allocates pages that are about to be written. Buffers do not need it: they are recycled, or small.
-    fn prefault(&mut self, range: Range<usize>) {
-        match self {
-            Memory::Window(window) => window.prefault(range),
-            Memory::Buffer(_) => {}
-        }
-    }
 }
 
 impl Landing {
@@ -104,7 +96,7 @@ impl Landing {
 
     /// The memory of `range` of the run, in order. Ask block by block, and again for what was left out: the slices
     /// cover `range` from its start, but at most [`SLICES_MAX`] pieces, and at most one block (1 MiB) when bytes are
-    /// discarded. A range beyond the end is cut off there. Pages that nobody wrote yet are allocated here.
+    /// discarded. A range beyond the end is cut off there.
     pub fn slices_mut(&mut self, range: Range<usize>) -> Vec<IoSliceMut<'_>> {
         let mut range = self.clip(range);
         if !self.scratch.is_empty() {
@@ -119,7 +111,7 @@ impl Landing {
             match piece.place {
                 Place::Memory { index, at } => {
                     let at = at + (part.start - piece.start);
-                    slices.extend(cuts.memory(index, at, &part).map(IoSliceMut::new));
+                    slices.extend(cuts.memory(index, at..at + part.len()).map(IoSliceMut::new));
                 }
                 Place::Scratch => slices.extend(cuts.scratch(part).map(IoSliceMut::new)),
             }

@@ -14,8 +14,6 @@ pub(super) struct Cuts<'a> {
     current: Option<(usize, Rest<'a>)>,
     /// The scratch memory from the place that belongs to the first byte of the call, then what precedes that place.
     scratch: [Rest<'a>; 2],
-    /// Where the call ends in the run.
-    end: usize,
 }
 
 impl<'a> Cuts<'a> {
@@ -25,19 +23,17 @@ impl<'a> Cuts<'a> {
         let (before, after) = scratch.split_at_mut(cut);
         let turn = run.start + after.len();
         let scratch = [Rest { at: run.start, bytes: after }, Rest { at: turn, bytes: before }];
-        Cuts { ahead: memories.iter_mut().enumerate(), current: None, scratch, end: run.end }
+        Cuts { ahead: memories.iter_mut().enumerate(), current: None, scratch }
     }
 
-    /// The memory for `part` of the run: from `at` on in the memory with this index.
-    pub(super) fn memory(&mut self, index: usize, at: usize, part: &Range<usize>) -> Option<&'a mut [u8]> {
+    /// This range of the memory with this index.
+    pub(super) fn memory(&mut self, index: usize, range: Range<usize>) -> Option<&'a mut [u8]> {
         if self.current.as_ref().is_none_or(|(current, _)| *current != index) {
             let (_, memory) = self.ahead.find(|(ahead, _)| *ahead == index)?;
-            // As much as this call can still take from it.
-            memory.prefault(at..at.saturating_add(self.end - part.start));
             self.current = Some((index, Rest { at: 0, bytes: memory.bytes_mut() }));
         }
         let (_, rest) = self.current.as_mut()?;
-        rest.take(at..at + part.len())
+        rest.take(range)
     }
 
     /// The scratch memory for `part` of the run: one slice, or two where the memory wraps around.

@@ -4,7 +4,6 @@ use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
 use longshore_types::{Code, Error, Result};
-use memmap2::Advice;
 
 use super::Shared;
 
@@ -13,12 +12,7 @@ pub struct Window {
     shared: Arc<Shared>,
     /// Within the region, and in its set of claims while this window lives.
     range: Range<u64>,
-    /// Bytes from the front that [`Window::prefault`] has seen to.
-    prefaulted: usize,
 }
-
-/// Below this a call to the kernel saves nothing over the faults themselves.
-const PREFAULT_FROM_BYTES: usize = 64 << 10;
 
 impl Window {
     pub(super) fn claim(shared: &Arc<Shared>, range: Range<u64>) -> Result<Window> {
@@ -30,25 +24,12 @@ impl Window {
             let message = format!("window {range:?} overlaps {other:?}, which is being written");
             Error::new(Code::Internal, message)
         })?;
-        Ok(Window { shared: Arc::clone(shared), range, prefaulted: 0 })
+        Ok(Window { shared: Arc::clone(shared), range })
     }
 
     /// The bytes of the region this window covers.
     pub fn range(&self) -> Range<u64> {
         self.range.clone()
-    }
-
-    /// Has the kernel allocate the pages of `range` of the window in one go, shortly before they are written. With
-    /// 4 KiB pages that is up to twice as fast as one fault each; with huge pages it makes no difference. Done block
-    /// by block and not for whole chunks, so that the zeroes are still in the cache when the bytes come.
-    pub(crate) fn prefault(&mut self, range: Range<usize>) {
-        let range = range.start.max(self.prefaulted)..range.end.min(self.len_bytes());
-        if range.start < range.end && range.len() >= PREFAULT_FROM_BYTES {
-            self.prefaulted = range.end;
-            // Only a hint: a kernel that does not know it (before 5.14) allocates on the first write instead.
-            let offset = self.range.start as usize + range.start;
-            let _ = self.shared.map.advise_range(Advice::PopulateWrite, offset, range.len());
-        }
     }
 
     fn start(&self) -> *mut u8 {
