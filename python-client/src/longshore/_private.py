@@ -19,9 +19,11 @@ from typing import IO
 
 from longshore import _binary
 from longshore._address import Address
-from longshore._errors import Error, Internal, NotFound, Timeout, Unavailable
+from longshore._errors import Cancelled, Error, Internal, NotFound, Timeout, Unavailable
 
 START_SECONDS = 30.0
+#: How long a loader that is ending may take for it.
+END_SECONDS = 5.0
 _LINE_BYTES_MAX = 64 << 10
 _LOG_NAME = "loader.log"
 _LOG_TAIL_BYTES = 2000
@@ -33,6 +35,7 @@ class PrivateLoader:
     def __init__(self, binary: str) -> None:
         self._folder = tempfile.mkdtemp(prefix="longshore-private-")
         self._owner = os.getpid()
+        self._ended = threading.Event()
         try:
             self._process = self._start(binary)
         except BaseException:
@@ -56,6 +59,10 @@ class PrivateLoader:
     def is_running(self) -> bool:
         """Whether the process has not ended yet."""
         return self._process.poll() is None
+
+    def ends_within(self, seconds: float) -> bool:
+        """Waits for the end of the process; whether it came."""
+        return self._ended.wait(seconds)
 
     def _start(self, binary: str) -> subprocess.Popen[bytes]:
         command = [binary, "loader", "--private", "--socket-dir", self._folder]
@@ -119,6 +126,7 @@ class PrivateLoader:
             while stdout.read(4096):
                 pass
         self._process.wait()
+        self._ended.set()
         self._remove_folder()
         atexit.unregister(self._remove_folder)
 
@@ -142,8 +150,8 @@ def ensure() -> PrivateLoader:
 
 
 def is_gone(loader: PrivateLoader, error: Error) -> bool:
-    """Whether a call failed because the loader ended just then, with the last lease of an earlier load."""
-    return isinstance(error, Unavailable) and not loader.is_running
+    """Whether a call failed because the loader was ending just then, with the last lease of an earlier load."""
+    return isinstance(error, (Unavailable, Cancelled)) and loader.ends_within(END_SECONDS)
 
 
 def _after_fork_in_child() -> None:
