@@ -1,5 +1,8 @@
 //! Origins that misbehave: what is repeated, what is resumed, what is refused, and what the user is told.
 
+// A helper of a test may fail it as the test itself may.
+#![allow(clippy::unwrap_used)]
+
 use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;

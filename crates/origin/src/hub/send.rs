@@ -22,6 +22,9 @@ const HOPS_MAX: usize = 8;
 /// Most bytes of one JSON answer.
 const JSON_BYTES_MAX: usize = 32 << 20;
 
+/// The `X-Error-Code`s that say more than the status; others are not shown, since they come from the network.
+const HUB_CODES: [&str; 5] = ["RepoNotFound", "RevisionNotFound", "EntryNotFound", "GatedRepo", "DisabledRepo"];
+
 /// What is being done, for messages.
 pub(super) struct Call<'a> {
     pub doing: &'static str,
@@ -253,10 +256,7 @@ fn finish(call: &Call<'_>, response: Response, facts: Facts, url: &Url) -> Attem
 fn refused(call: &Call<'_>, response: &Response, url: &Url) -> Fault {
     let header = |name: &str| response.headers().get(name).and_then(|value| value.to_str().ok());
     let status = response.status().as_u16();
-    let hub_code = match header("x-error-code") {
-        Some(code @ ("RepoNotFound" | "RevisionNotFound" | "EntryNotFound" | "GatedRepo" | "DisabledRepo")) => code,
-        _ => "",
-    };
+    let hub_code = header("x-error-code").filter(|code| HUB_CODES.contains(code)).unwrap_or_default();
     let (code, advice) = match (status, hub_code) {
         (_, "RevisionNotFound") => (Code::NotFound, "there is no such revision"),
         (_, "EntryNotFound") => (Code::NotFound, "there is no such file at this revision"),
