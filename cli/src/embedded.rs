@@ -1,0 +1,156 @@
+//! The embedded default: cache and loader inside this process, over a cache folder.
+//!
+//! This is the only place that knows both the worker and the loader: [`EmbeddedCluster`] is the loader's view of a
+//! cluster of one worker that is called directly, without a socket.
+
+mod convert;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use longshore_device::{Devices, HostDevice};
+use longshore_loader::{Cluster, Loader, LoaderOptions, MemberState, Source};
+use longshore_memory::{Arena, memory_limit_bytes};
+use longshore_origin::Origins;
+use longshore_types::{ByteSize, ChunkKey, Code, Error, Manifest, Result, Selection};
+use longshore_wire::Endpoint;
+use longshore_worker::{Ask, Worker, WorkerOptions};
+
+use crate::args::NodeArgs;
+
+pub use convert::to_message;
+
+/// Memory of the cache inside this process: it only has to hold what is in flight, the model itself is the loader's.
+const CACHE_MEMORY_BYTES_MAX: u64 = 1 << 30;
+const CACHE_MEMORY_DIVISOR: u64 = 16;
+/// How long chunks on their way to the disk may take when the process ends.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(60);
+/// How the worker is called in reports.
+const LABEL: &str = "cache in this process";
+
+/// What a user can set about the embedded parts.
+#[derive(Debug, Clone, Default)]
+pub struct EmbeddedOptions {
+    /// The cache folder; the user's when not set.
+    pub cache_dir: Option<PathBuf>,
+    /// Its budget.
+    pub disk: Option<ByteSize>,
+}
+
+impl From<&NodeArgs> for EmbeddedOptions {
+    fn from(args: &NodeArgs) -> Self {
+        EmbeddedOptions { cache_dir: args.cache_dir.clone(), disk: args.disk }
+    }
+}
+
+/// The worker inside this process.
+pub struct EmbeddedWorker {
+    worker: Arc<Worker>,
+    warnings: Vec<String>,
+}
+
+impl EmbeddedWorker {
+    /// Opens the cache folder. When another process has it, the cache is in memory only, with a warning: two loads at
+    /// the same time are both right, and one of them is not faster for the cache.
+    ///
+    /// # Errors
+    /// [`Code::PermissionDenied`] or [`Code::Exhausted`] naming a folder that cannot be used.
+    pub async fn open(options: EmbeddedOptions, origins: Origins) -> Result<Self> {
+        let mut worker_options = WorkerOptions {
+            cache_dir: options.cache_dir,
+            disk_bytes: options.disk,
+            memory_bytes: Some(ByteSize((memory_limit_bytes() / CACHE_MEMORY_DIVISOR).min(CACHE_MEMORY_BYTES_MAX))),
+            allow_local_origin: true,
+            ..WorkerOptions::default()
+        };
+        let mut warnings = Vec::new();
+        let worker = match open(worker_options.clone(), origins.clone()).await {
+            Err(error) if error.code() == Code::FailedPrecondition => {
+                tracing::warn!(%error, "the cache of this process is in memory only");
+                warnings.push(format!("{error}: this process did without the cache folder"));
+                worker_options.memory_only = true;
+                open(worker_options, origins).await?
+            }
+            opened => opened?,
+        };
+        Ok(EmbeddedWorker { worker, warnings })
+    }
+
+    /// The worker.
+    pub fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+
+    /// What a user should know.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// The loader's view of it.
+    pub fn cluster(&self) -> Arc<dyn Cluster> {
+        Arc::new(EmbeddedCluster { worker: self.worker.clone() })
+    }
+
+    /// Writes what is on its way to the disk.
+    pub async fn close(self) {
+        let drained = tokio::task::spawn_blocking(move || self.worker.drain(FLUSH_TIMEOUT)).await;
+        if !drained.unwrap_or(false) {
+            tracing::warn!("some chunks did not reach the cache folder in time and will be fetched again");
+        }
+    }
+}
+
+async fn open(options: WorkerOptions, origins: Origins) -> Result<Arc<Worker>> {
+    match tokio::task::spawn_blocking(move || Worker::open(options, origins, None)).await {
+        Ok(opened) => opened,
+        Err(error) => Err(Error::new(Code::Internal, format!("opening the cache broke off: {error}"))),
+    }
+}
+
+/// A cluster of one worker, called directly.
+struct EmbeddedCluster {
+    worker: Arc<Worker>,
+}
+
+#[async_trait]
+impl Cluster for EmbeddedCluster {
+    async fn manifest(&self, url: &str, selection: &Selection, revalidate: bool) -> Result<(Manifest, bool)> {
+        let answer = self.worker.manifest(url, selection, Ask { revalidate, forwarded: false }).await?;
+        Ok((Manifest::clone(&answer.value), answer.cached))
+    }
+
+    fn sources(&self, _key: &ChunkKey) -> Vec<Source> {
+        vec![Source { endpoint: Endpoint::InProcess(self.worker.clone()), label: LABEL.to_owned(), member: None }]
+    }
+
+    /// There is no other worker to prefer.
+    fn report(&self, _source: &Source, _ok: bool) {}
+
+    fn members(&self) -> Vec<MemberState> {
+        let status = self.worker.status();
+        let weight = status.disk.unwrap_or(status.memory).capacity_bytes >> 30;
+        let (id, address) = (status.id.to_string(), LABEL.to_owned());
+        vec![MemberState { id, address, weight: weight.max(1), is_reachable: true }]
+    }
+}
+
+/// Opens a loader inside this process over `cluster`. It listens nowhere.
+///
+/// # Errors
+/// For options that are not valid, or when there are no threads to be had.
+pub fn open_loader(options: LoaderOptions, cluster: Arc<dyn Cluster>, origins: Origins) -> Result<Arc<Loader>> {
+    let arena = Arena::new(options.memory_bytes());
+    let devices = Devices::new(vec![Arc::new(HostDevice::new(arena))]);
+    Loader::open(options, cluster, devices, origins)
+}
+
+/// The loader's options for a command: what its flags say, and the environment for the rest.
+///
+/// # Errors
+/// [`Code::InvalidArgument`] for a variable that holds no valid value.
+pub fn loader_options(args: &NodeArgs) -> Result<LoaderOptions> {
+    let defaults = LoaderOptions::from_environment()?;
+    Ok(LoaderOptions { memory: args.memory, origin: args.origin.clone(), ..defaults })
+}

@@ -1,0 +1,206 @@
+//! The folder that a pull writes into. No name from outside can lead out of it, and no file is seen half-written.
+//!
+//! Every step into the tree is taken relative to the open folder above it, without following symbolic links, so that
+//! neither `..` nor a link that lies there (or is put there meanwhile) is a way out. A file is written under a
+//! temporary name in its own folder and renamed when it is complete.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use longshore_types::{Code, Error, Result, names};
+use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, fallocate, fsync, mkdirat, openat, renameat, unlinkat};
+use rustix::io::Errno;
+
+use crate::files::file_error;
+
+/// The folder.
+pub struct Target {
+    folder: OwnedFd,
+    path: PathBuf,
+}
+
+/// A file that is being written. Dropped before [`Pending::commit`], it leaves nothing behind.
+pub struct Pending {
+    file: File,
+    folder: OwnedFd,
+    temporary: String,
+    base: String,
+    path: PathBuf,
+    len_bytes: u64,
+    is_committed: bool,
+}
+
+const FOLDER_FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
+
+impl Target {
+    /// Opens the folder, and makes it when it is missing.
+    ///
+    /// # Errors
+    /// The code of the failure, naming the folder.
+    pub fn open(path: &Path) -> Result<Target> {
+        let opened = std::fs::create_dir_all(path)
+            .and_then(|()| openat(CWD, path, OFlags::RDONLY | FOLDER_FLAGS, Mode::empty()).map_err(io::Error::from));
+        let folder = opened.map_err(|error| file_error("open folder", path, error))?;
+        Ok(Target { folder, path: path.to_owned() })
+    }
+
+    /// Begins the file `name` of `len_bytes`, and takes the space for it.
+    ///
+    /// # Errors
+    /// [`Code::InvalidArgument`] for a name that is no plain relative path, [`Code::FailedPrecondition`] where a link
+    /// or a file is in the way, [`Code::Exhausted`] when the disk is full.
+    pub fn begin(&self, name: &str, len_bytes: u64) -> Result<Pending> {
+        names::check_relative(name, &self.path.display().to_string())?;
+        let path = self.path.join(name);
+        let failed = |error: Errno| file_error("write", &path, error.into());
+        let folder = self.descend(names::folder_of(name)).map_err(failed)?;
+        let base = names::base_of(name).to_owned();
+        // Short, so that a name of the longest length still has a temporary one.
+        let temporary = format!(".longshore-{}.part", uuid::Uuid::new_v4().simple());
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let file = File::from(openat(&folder, &temporary, flags, Mode::from_raw_mode(0o644)).map_err(failed)?);
+        let pending = Pending { file, folder, temporary, base, path, len_bytes, is_committed: false };
+        pending.allocate()?;
+        Ok(pending)
+    }
+
+    /// Opens the folders on the way to a file, making those that are missing.
+    fn descend(&self, relative: &str) -> Result<OwnedFd, Errno> {
+        let mut folder =
+            self.folder.try_clone().map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::MFILE))?;
+        for part in relative.split('/').filter(|part| !part.is_empty()) {
+            match mkdirat(&folder, part, Mode::from_raw_mode(0o755)) {
+                Ok(()) | Err(Errno::EXIST) => {}
+                Err(error) => return Err(error),
+            }
+            folder = openat(&folder, part, OFlags::RDONLY | OFlags::NOFOLLOW | FOLDER_FLAGS, Mode::empty())?;
+        }
+        Ok(folder)
+    }
+}
+
+impl Pending {
+    /// Takes the space before the first byte is fetched, so that a full disk shows at once. File systems that cannot
+    /// still get the length, without the promise.
+    fn allocate(&self) -> Result<()> {
+        if self.len_bytes == 0 {
+            return Ok(());
+        }
+        match fallocate(&self.file, FallocateFlags::empty(), 0, self.len_bytes) {
+            Err(Errno::NOTSUP | Errno::NOSYS | Errno::INVAL) => self.file.set_len(self.len_bytes),
+            other => other.map_err(io::Error::from),
+        }
+        .map_err(|error| file_error("take the space for", &self.path, error))
+    }
+
+    /// Writes bytes at an offset; several threads may, each its own part.
+    ///
+    /// # Errors
+    /// [`Code::Internal`] beyond the file's length, else the code of the failed write.
+    pub fn write_at(&self, bytes: &[u8], offset_bytes: u64) -> Result<()> {
+        let end = offset_bytes.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.len_bytes) {
+            return Err(Error::new(Code::Internal, format!("write beyond the end of {}", self.path.display())));
+        }
+        self.file.write_all_at(bytes, offset_bytes).map_err(|error| file_error("write", &self.path, error))
+    }
+
+    /// Makes the file durable and gives it its name, in place of a file that had it.
+    ///
+    /// # Errors
+    /// [`Code::Corrupt`] when the length is not what was announced, else the code of the failure.
+    pub fn commit(mut self) -> Result<()> {
+        let failed = |error: io::Error| file_error("finish", &self.path, error);
+        let len_bytes = self.file.metadata().map_err(failed)?.len();
+        if len_bytes != self.len_bytes {
+            let message = format!("{} has {len_bytes} bytes, should have {}", self.path.display(), self.len_bytes);
+            return Err(Error::new(Code::Corrupt, message));
+        }
+        self.file.sync_all().map_err(failed)?;
+        renameat(&self.folder, &self.temporary, &self.folder, &self.base)
+            .and_then(|()| fsync(&self.folder))
+            .map_err(|error| file_error("finish", &self.path, error.into()))?;
+        self.is_committed = true;
+        Ok(())
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if !self.is_committed
+            && let Err(error) = unlinkat(&self.folder, &self.temporary, AtFlags::empty())
+        {
+            tracing::warn!(%error, "cannot remove the unfinished part of {}", self.path.display());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names_in(folder: &Path) -> Vec<String> {
+        let mut names: Vec<String> =
+            std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    }
+
+    #[test]
+    fn a_file_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::open(&folder.path().join("new/deep")).unwrap();
+        let pending = target.begin("sub/dir/file.bin", 6).unwrap();
+        pending.write_at(b"def", 3).unwrap();
+        pending.write_at(b"abc", 0).unwrap();
+        let sub = folder.path().join("new/deep/sub/dir");
+        assert!(!sub.join("file.bin").exists());
+        pending.commit().unwrap();
+        assert_eq!(std::fs::read(sub.join("file.bin")).unwrap(), b"abcdef");
+
+        let given_up = target.begin("sub/dir/other", 3).unwrap();
+        given_up.write_at(b"x", 0).unwrap();
+        drop(given_up);
+        assert_eq!(names_in(&sub), ["file.bin"]);
+    }
+
+    #[test]
+    fn an_older_file_is_replaced_and_an_empty_one_is_fine() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("a"), "a longer old content").unwrap();
+        let target = Target::open(folder.path()).unwrap();
+        target.begin("a", 0).unwrap().commit().unwrap();
+        assert_eq!(std::fs::read(folder.path().join("a")).unwrap(), b"");
+    }
+
+    #[test]
+    fn names_and_links_that_lead_out_are_refused() {
+        let (folder, outside) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let target = Target::open(folder.path()).unwrap();
+        for name in ["../x", "/etc/x", "a/../../x", "", "a//b"] {
+            assert_eq!(target.begin(name, 1).err().unwrap().code(), Code::InvalidArgument, "{name}");
+        }
+        std::os::unix::fs::symlink(outside.path(), folder.path().join("link")).unwrap();
+        assert!(target.begin("link/x", 1).is_err());
+        assert!(names_in(outside.path()).is_empty());
+        // A link in the place of the file itself is replaced, not followed.
+        std::fs::write(outside.path().join("victim"), "untouched").unwrap();
+        std::os::unix::fs::symlink(outside.path().join("victim"), folder.path().join("file")).unwrap();
+        let pending = target.begin("file", 3).unwrap();
+        pending.write_at(b"new", 0).unwrap();
+        pending.commit().unwrap();
+        assert_eq!(std::fs::read(outside.path().join("victim")).unwrap(), b"untouched");
+        assert_eq!(std::fs::read(folder.path().join("file")).unwrap(), b"new");
+    }
+
+    #[test]
+    fn writes_stay_within_the_announced_length() {
+        let folder = tempfile::tempdir().unwrap();
+        let pending = Target::open(folder.path()).unwrap().begin("a", 3).unwrap();
+        assert_eq!(pending.write_at(b"xx", 2).unwrap_err().code(), Code::Internal);
+        assert_eq!(pending.write_at(b"x", u64::MAX).unwrap_err().code(), Code::Internal);
+    }
+}

@@ -1,0 +1,140 @@
+//! `longshore status`: the node's loader and the cache workers, as they are now.
+
+use std::fmt::Write;
+
+use longshore_proto::status::from_status;
+use longshore_proto::v1;
+use longshore_types::{Result, format_bytes, redact_url};
+use serde_json::{Value, json as object};
+use tokio_util::sync::CancellationToken;
+
+use crate::args::StatusArgs;
+use crate::connect::find_loader;
+use crate::control::{Tier, WorkerState};
+use crate::node::Node;
+use crate::output::{Output, json, row, seconds, table};
+
+/// Runs the command.
+///
+/// # Errors
+/// When an address that was given does not answer.
+pub async fn run(args: StatusArgs, output: Output, token: CancellationToken) -> Result<()> {
+    let loader = match find_loader(&args.node).await? {
+        Some(mut connection) => {
+            let status = connection.client.status(v1::LoaderStatusRequest {}).await;
+            let status = status.map_err(|status| from_status(&status))?.into_inner();
+            Some((connection.address.to_string(), status))
+        }
+        None => None,
+    };
+    let node = Node::open(&args.node, &token).await?;
+    let workers = node.control.states().await;
+    let worker_values = workers.iter().map(|(address, answer)| match answer {
+        Ok(state) => worker_json(address, state),
+        Err(error) => {
+            let error = object!({"code": error.code().as_str(), "message": error.message()});
+            Ok(object!({"address": address, "error": error}))
+        }
+    });
+    let worker_values = worker_values.collect::<Result<Vec<Value>>>()?;
+    let value = object!({
+        "loader": loader.as_ref().map(|(address, status)| loader_json(address, status)),
+        "workers": worker_values,
+        "warnings": node.warnings,
+    });
+    output.result(&value, |text| {
+        match &loader {
+            Some((address, status)) => loader_text(text, address, status),
+            None => text.push_str("no loader runs on this node\n"),
+        }
+        for (address, answer) in &workers {
+            match answer {
+                Ok(status) => worker_text(text, address, status),
+                Err(error) => {
+                    let _ = writeln!(text, "worker {address}: {error}");
+                }
+            }
+        }
+        for warning in &node.warnings {
+            let _ = writeln!(text, "warning   {warning}");
+        }
+    })?;
+    node.close().await;
+    Ok(())
+}
+
+fn loader_json(address: &str, status: &v1::LoaderStatus) -> Value {
+    let device = |device: &v1::DeviceStatus| {
+        object!({
+            "device": device.device, "uuid": device.uuid, "name": device.name,
+            "capacity_bytes": device.capacity_bytes, "used_bytes": device.used_bytes,
+        })
+    };
+    let model = |model: &v1::LoadedModel| {
+        object!({
+            "model_id": model.model_id, "uri": redact_url(&model.uri), "revision": model.revision,
+            "device": model.device, "bytes": model.size_bytes, "tensors": model.tensor_count,
+            "leases": model.leases, "idle_seconds": model.idle_seconds,
+        })
+    };
+    let member = |member: &v1::WorkerMember| {
+        object!({
+            "id": member.id, "address": member.address, "weight": member.weight, "reachable": member.reachable,
+        })
+    };
+    object!({
+        "address": address,
+        "version": status.version,
+        "uptime_seconds": status.uptime_seconds,
+        "attach_socket": status.attach_socket,
+        "arena_capacity_bytes": status.arena_capacity_bytes,
+        "arena_used_bytes": status.arena_used_bytes,
+        "loads_in_flight": status.loads_in_flight,
+        "devices": status.devices.iter().map(device).collect::<Vec<_>>(),
+        "models": status.models.iter().map(model).collect::<Vec<_>>(),
+        "members": status.members.iter().map(member).collect::<Vec<_>>(),
+    })
+}
+
+fn loader_text(text: &mut String, address: &str, status: &v1::LoaderStatus) {
+    let (used, capacity) = (format_bytes(status.arena_used_bytes), format_bytes(status.arena_capacity_bytes));
+    let up = seconds(status.uptime_seconds);
+    let _ = writeln!(text, "loader {address}: version {}, up {up}, memory {used} of {capacity}", status.version);
+    let rows: Vec<_> = status
+        .models
+        .iter()
+        .map(|model| {
+            let used = match model.leases {
+                0 => format!("idle {}", seconds(model.idle_seconds)),
+                leases => format!("{leases} leases"),
+            };
+            row([" ", &redact_url(&model.uri), &model.device, &format_bytes(model.size_bytes), &used])
+        })
+        .collect();
+    text.push_str(&table(&rows));
+}
+
+fn worker_json(address: &str, state: &WorkerState) -> Result<Value> {
+    let mut value = json(state)?;
+    value["address"] = address.into();
+    Ok(value)
+}
+
+fn worker_text(text: &mut String, address: &str, state: &WorkerState) {
+    let tier = |tier: &Tier| {
+        let (used, capacity) = (format_bytes(tier.used_bytes), format_bytes(tier.capacity_bytes));
+        format!("{used} of {capacity} ({} chunks)", tier.chunks)
+    };
+    let folder = state.cache_dir.as_ref().map(|folder| format!(" in {}", folder.display())).unwrap_or_default();
+    let _ = writeln!(text, "worker {address}: {}", state.id);
+    let _ = writeln!(text, "  memory  {}", tier(&state.memory));
+    let _ = writeln!(text, "  disk    {}{folder}", state.disk.as_ref().map_or_else(|| "off".to_owned(), tier));
+    let (served, origin) = (format_bytes(state.served_bytes), format_bytes(state.origin_bytes));
+    let _ = writeln!(text, "  served  {served}, from the origin {origin}");
+    if let Some(error) = &state.disk_error {
+        let _ = writeln!(text, "  warning {error}");
+    }
+    if state.checksum_mismatches > 0 {
+        let _ = writeln!(text, "  corrupt {} copies found and read again", state.checksum_mismatches);
+    }
+}
