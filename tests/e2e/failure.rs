@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use longshore_testkit::cluster::{Cluster, ClusterSpec};
 use longshore_testkit::modelgen::{Model, ModelSpec};
 use longshore_testkit::origin::Verb;
+use longshore_testkit::proxy::ProxyFaults;
 use longshore_testkit::{FakeOrigin, Fault, FaultKind};
 use longshore_types::Code;
 
@@ -276,4 +277,42 @@ fn shutdown_drains() {
     let end = cluster.loader(0).terminate(Duration::from_secs(60));
     assert!(end.is_some_and(|status| status.success()), "{end:?}: {}", cluster.loader(0).log_tail(20));
     assert!(!cluster.loader_socket(0).exists(), "the socket is removed");
+}
+
+#[test]
+fn a_network_that_corrupts_cuts_stalls_and_refuses() {
+    let (origin, model) = serve(&ModelSpec::sized(10, 100 * MIB, 10));
+    let spec = ClusterSpec::new(2, 1).origin(&origin).proxied().loader_args(&["--stall-timeout-ms", "1500"]);
+    let cluster = Cluster::start(spec);
+    load_and_check(&cluster, 0, URI, &model);
+    let bad = ProxyFaults::default();
+    let faults = [
+        ProxyFaults { flip_at: Some(3 * MIB), ..bad.clone() },
+        ProxyFaults { cut_after: Some(5 * MIB), ..bad.clone() },
+        ProxyFaults { swallows: true, ..bad.clone() },
+        ProxyFaults { refuses: true, ..bad.clone() },
+        ProxyFaults { delay: Duration::from_millis(30), ..bad },
+    ];
+    for fault in faults {
+        unload_everywhere(&cluster, URI);
+        cluster.proxy(0).set(fault.clone());
+        // Connections from before are bad ones too.
+        cluster.proxy(0).cut_all();
+        let start = Instant::now();
+        let loaded = load(&cluster, 0, URI).unwrap_or_else(|error| panic!("{fault:?}: {}: {error}", error.code()));
+        check(&loaded, &model);
+        assert!(start.elapsed() < Duration::from_secs(60), "{fault:?} took {:?}", start.elapsed());
+        let report = loaded.model.report.unwrap();
+        println!("{fault:?}: {:?}: {report:?}", start.elapsed());
+        if fault.flip_at.is_some() {
+            assert!(cluster.proxy(0).flips() > 0 && report.checksum_mismatches > 0, "{report:?}");
+        }
+        // The last of them meets a worker that is known to be ill and comes last in the order: nothing has to be tried.
+        if fault.swallows || fault.cut_after.is_some() {
+            assert!(report.retries > 0 || !report.fallbacks.is_empty(), "{fault:?} is told: {report:?}");
+        }
+        cluster.proxy(0).set(ProxyFaults::default());
+    }
+    unload_everywhere(&cluster, URI);
+    load_and_check(&cluster, 0, URI, &model);
 }

@@ -19,6 +19,7 @@ mod metrics;
 mod net;
 mod procfs;
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
@@ -30,6 +31,7 @@ pub use net::{free_port, http_get};
 pub use procfs::{Memory, memory_of};
 
 use crate::origin::FakeOrigin;
+use crate::proxy::FaultProxy;
 
 /// What to start.
 #[derive(Debug, Clone)]
@@ -46,6 +48,8 @@ pub struct ClusterSpec {
     pub loader_memory: String,
     /// Whether workers have a unix socket, over which loaders are handed descriptors; otherwise all goes over TCP.
     pub unix_sockets: bool,
+    /// Whether the data plane of each worker is reached through a [`FaultProxy`].
+    pub proxied: bool,
     /// Variables for every process: origins and their credentials.
     pub env: Vec<(String, String)>,
     /// Further arguments of workers.
@@ -64,6 +68,7 @@ impl ClusterSpec {
             worker_disk: "8GiB".to_owned(),
             loader_memory: "1GiB".to_owned(),
             unix_sockets: false,
+            proxied: false,
             env: Vec::new(),
             worker_args: Vec::new(),
             loader_args: Vec::new(),
@@ -99,6 +104,12 @@ impl ClusterSpec {
         ClusterSpec { unix_sockets: true, ..self }
     }
 
+    /// With a proxy in front of the data plane of each worker.
+    #[must_use]
+    pub fn proxied(self) -> ClusterSpec {
+        ClusterSpec { proxied: true, ..self }
+    }
+
     /// With further arguments for workers.
     #[must_use]
     pub fn worker_args(mut self, args: &[&str]) -> ClusterSpec {
@@ -120,7 +131,11 @@ pub struct Cluster {
     folder: TempDir,
     workers: Vec<Daemon>,
     loaders: Vec<Daemon>,
+    proxies: Vec<FaultProxy>,
 }
+
+/// Address that proxied workers say they are at, and at which their proxies listen.
+const PROXY_HOST: [u8; 4] = [127, 0, 0, 2];
 
 impl Cluster {
     /// Starts everything and waits until all of it is ready.
@@ -129,42 +144,23 @@ impl Cluster {
     /// When the binary is not there, or a daemon ends or is not ready in time; with its log.
     pub fn start(spec: ClusterSpec) -> Cluster {
         let folder = tempfile::Builder::new().prefix("longshore-test-").tempdir().expect("a temporary folder");
-        let data_ports: Vec<u16> = (0..spec.workers).map(|_| free_port()).collect();
-        let addresses = data_ports.iter().map(|port| format!("127.0.0.1:{port}")).collect::<Vec<_>>().join(",");
+        let ports: Vec<u16> = (0..spec.workers).map(|_| free_port()).collect();
+        let host = if spec.proxied { IpAddr::from(PROXY_HOST) } else { IpAddr::from([127, 0, 0, 1]) };
+        let proxies = match spec.proxied {
+            true => ports.iter().map(|&port| proxy(SocketAddr::new(host, port))).collect(),
+            false => Vec::new(),
+        };
+        let addresses: Vec<String> = ports.iter().map(|port| format!("{host}:{port}")).collect();
         // Without workers the variable is not there: loaders then read origins directly.
-        let members: Vec<(String, String)> =
-            (!data_ports.is_empty()).then(|| ("LONGSHORE_WORKERS".to_owned(), addresses)).into_iter().collect();
-        let workers = data_ports.iter().enumerate().map(|(i, port)| {
-            let unix_socket = folder.path().join(format!("worker-{i}.sock"));
-            let mut daemon = Daemon::new("worker", &format!("worker-{i}"), folder.path())
-                .env("LONGSHORE_WORKER_DATA_LISTEN", format!("127.0.0.1:{port}"))
-                .env("LONGSHORE_WORKER_CONTROL_LISTEN", format!("127.0.0.1:{}", free_port()))
-                .env("LONGSHORE_CACHE_DIR", folder.path().join(format!("cache-{i}")).display().to_string())
-                .env("LONGSHORE_WORKER_MEMORY", spec.worker_memory.clone())
-                .env("LONGSHORE_WORKER_DISK", spec.worker_disk.clone())
-                .env("LONGSHORE_WORKER_DISK_FREE_FLOOR", "0".to_owned())
-                .envs(&members)
-                .envs(&spec.env)
-                .args(&spec.worker_args);
-            daemon = daemon.data_address(format!("127.0.0.1:{port}"));
-            if spec.unix_sockets {
-                daemon = daemon.env("LONGSHORE_WORKER_UNIX_SOCKET", unix_socket.display().to_string());
-            }
-            daemon
-        });
-        let workers = workers.collect();
-        let loaders = (0..spec.loaders).map(|i| {
-            let sockets = folder.path().join(format!("loader-{i}"));
-            Daemon::new("loader", &format!("loader-{i}"), folder.path())
-                .env("LONGSHORE_SOCKET_DIR", sockets.display().to_string())
-                .env("LONGSHORE_LOADER_LISTEN", "none".to_owned())
-                .env("LONGSHORE_LOADER_MEMORY", spec.loader_memory.clone())
-                .envs(&members)
-                .envs(&spec.env)
-                .args(&spec.loader_args)
-        });
-        let loaders = loaders.collect();
-        let mut cluster = Cluster { spec, folder, workers, loaders };
+        let members: Vec<(String, String)> = match addresses.is_empty() {
+            true => Vec::new(),
+            false => vec![("LONGSHORE_WORKERS".to_owned(), addresses.join(","))],
+        };
+        let workers = ports.iter().enumerate().map(|(i, &port)| worker(&spec, folder.path(), i, port).envs(&members));
+        let workers = workers.map(|worker| worker.envs(&spec.env).args(&spec.worker_args)).collect();
+        let loaders = (0..spec.loaders).map(|i| loader(&spec, folder.path(), i).envs(&members));
+        let loaders = loaders.map(|loader| loader.envs(&spec.env).args(&spec.loader_args)).collect();
+        let mut cluster = Cluster { spec, folder, workers, loaders, proxies };
         // Workers ask each other who they are, so all start before any is waited for.
         cluster.workers.iter_mut().for_each(Daemon::spawn);
         cluster.workers.iter_mut().for_each(Daemon::wait_ready);
@@ -203,6 +199,11 @@ impl Cluster {
         &self.loaders
     }
 
+    /// The proxy in front of a worker, when there are proxies.
+    pub fn proxy(&self, worker: usize) -> &FaultProxy {
+        &self.proxies[worker]
+    }
+
     /// The cache folder of a worker.
     pub fn cache_folder(&self, worker: usize) -> PathBuf {
         self.folder.path().join(format!("cache-{worker}"))
@@ -224,6 +225,41 @@ impl Cluster {
     pub fn worker_metric(&self, name: &str) -> f64 {
         self.workers.iter().filter(|worker| worker.is_running()).map(|worker| worker.metrics().sum(name)).sum()
     }
+}
+
+fn proxy(listen: SocketAddr) -> FaultProxy {
+    let target = format!("127.0.0.1:{}", listen.port());
+    FaultProxy::start_at(listen, &target).unwrap_or_else(|error| panic!("no proxy at {listen}: {error}"))
+}
+
+fn worker(spec: &ClusterSpec, folder: &Path, index: usize, port: u16) -> Daemon {
+    let path = |name: String| folder.join(name).display().to_string();
+    let daemon = Daemon::new("worker", &format!("worker-{index}"), folder)
+        .data_address(format!("127.0.0.1:{port}"))
+        .env("LONGSHORE_WORKER_DATA_LISTEN", format!("127.0.0.1:{port}"))
+        .env("LONGSHORE_CACHE_DIR", path(format!("cache-{index}")))
+        .env("LONGSHORE_WORKER_MEMORY", spec.worker_memory.clone())
+        .env("LONGSHORE_WORKER_DISK", spec.worker_disk.clone())
+        .env("LONGSHORE_WORKER_DISK_FREE_FLOOR", "0".to_owned());
+    let control = free_port();
+    let daemon = match spec.proxied {
+        // One host is told for both planes, so control listens there as well.
+        true => daemon
+            .env("LONGSHORE_WORKER_ADVERTISE", IpAddr::from(PROXY_HOST).to_string())
+            .env("LONGSHORE_WORKER_CONTROL_LISTEN", format!("0.0.0.0:{control}")),
+        false => daemon.env("LONGSHORE_WORKER_CONTROL_LISTEN", format!("127.0.0.1:{control}")),
+    };
+    match spec.unix_sockets {
+        true => daemon.env("LONGSHORE_WORKER_UNIX_SOCKET", path(format!("worker-{index}.sock"))),
+        false => daemon,
+    }
+}
+
+fn loader(spec: &ClusterSpec, folder: &Path, index: usize) -> Daemon {
+    Daemon::new("loader", &format!("loader-{index}"), folder)
+        .env("LONGSHORE_SOCKET_DIR", folder.join(format!("loader-{index}")).display().to_string())
+        .env("LONGSHORE_LOADER_LISTEN", "none".to_owned())
+        .env("LONGSHORE_LOADER_MEMORY", spec.loader_memory.clone())
 }
 
 impl Drop for Cluster {

@@ -55,7 +55,15 @@ impl FaultProxy {
     /// # Errors
     /// When no port can be bound.
     pub fn start(target: &str) -> io::Result<FaultProxy> {
-        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        FaultProxy::start_at(SocketAddr::from(([127, 0, 0, 1], 0)), target)
+    }
+
+    /// A proxy at an address, to `target` (`host:port`).
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub fn start_at(listen: SocketAddr, target: &str) -> io::Result<FaultProxy> {
+        let listener = std::net::TcpListener::bind(listen)?;
         listener.set_nonblocking(true)?;
         let address = listener.local_addr()?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
