@@ -26,9 +26,15 @@ use crate::registry::Lease;
 /// How long a client may take to say what it wants, and to take what it gets.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// The same for a client that will be refused.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Clients that are told at once why they are refused.
+const REFUSALS_MAX: usize = 64;
+
 /// Accepts clients until the token is cancelled. Connections that stand hold their leases until they end.
 pub(crate) async fn serve(listener: UnixListener, loader: Arc<Loader>, path: Arc<Path>, token: CancellationToken) {
     let slots = Arc::new(Semaphore::new(loader.options().attach_connections_max.clamp(1, Semaphore::MAX_PERMITS)));
+    let refusals = Arc::new(Semaphore::new(REFUSALS_MAX));
     while let Some(accepted) = token.run_until_cancelled(listener.accept()).await {
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -40,7 +46,14 @@ pub(crate) async fn serve(listener: UnixListener, loader: Arc<Loader>, path: Arc
             }
         };
         let Ok(slot) = slots.clone().try_acquire_owned() else {
-            refuse(&stream, slots_are_taken(&loader));
+            // Beyond these, clients see a closed connection.
+            if let Ok(refusal) = refusals.clone().try_acquire_owned() {
+                let refused = refuse(stream, slots_are_taken(&loader));
+                tokio::spawn(async move {
+                    refused.await;
+                    drop(refusal);
+                });
+            }
             continue;
         };
         let (loader, path) = (loader.clone(), path.clone());
@@ -104,10 +117,15 @@ async fn wait_for_end(stream: &mut UnixStream) {
     while stream.read(&mut unexpected).await.is_ok_and(|count| count > 0) {}
 }
 
-/// Says why, as far as it can be said without waiting.
-fn refuse(stream: &UnixStream, error: Error) {
-    if let Ok(bytes) = frame::encode(&error_answer(&error)) {
-        let _ = stream.try_write(&bytes);
+/// Tells a client that there is no room for it. Its request is read first: a socket that is closed with unread bytes
+/// takes the answer with it.
+async fn refuse(mut stream: UnixStream, error: Error) {
+    let exchange = async {
+        frame::read::<v1::AttachRequest>(&mut stream).await?;
+        frame::write(&mut stream, &error_answer(&error)).await
+    };
+    if timeout(REFUSAL_TIMEOUT, exchange).await.is_err() {
+        tracing::debug!("a client that was to be refused said nothing");
     }
 }
 

@@ -70,12 +70,17 @@ pub trait Cluster: Send + Sync {
         Ok(Described { manifest, is_cached, fallbacks: Vec::new() })
     }
 
-    /// Who should have the chunk or fill it, in the order to ask. Never blocks. Empty when there are no workers.
+    /// Who should have the chunk or fill it, in the order to ask. Never blocks. Empty when there is nobody to ask now.
     fn sources(&self, key: &ChunkKey) -> Vec<Source>;
 
     /// A worker on this host that does not own the chunk but may have a copy: asked first, and only for what it has.
     fn nearby(&self, _key: &ChunkKey) -> Option<Source> {
         None
+    }
+
+    /// Whether there should be workers: then to do without them is a fallback, also while none is known.
+    fn has_workers(&self) -> bool {
+        false
     }
 
     /// Tells how a source did; later [`Cluster::sources`] may put it last.

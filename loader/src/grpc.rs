@@ -13,6 +13,7 @@ use longshore_proto::status::to_status;
 use longshore_proto::v1;
 use longshore_proto::v1::loader_server::Loader as LoaderService;
 use longshore_types::{Code, Error, Result};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Request, Response, Status};
 
 use crate::loader::{LoadRequest, Loader};
@@ -23,11 +24,21 @@ use convert::Detail;
 pub(crate) struct Grpc {
     loader: Arc<Loader>,
     attach_socket: Arc<Path>,
+    load_streams: Arc<Semaphore>,
 }
+
+/// `LoadModel` streams open at once, over all connections.
+const LOAD_STREAMS_MAX: usize = 1024;
 
 impl Grpc {
     pub(crate) fn new(loader: Arc<Loader>, attach_socket: Arc<Path>) -> Self {
-        Grpc { loader, attach_socket }
+        Grpc { loader, attach_socket, load_streams: Arc::new(Semaphore::new(LOAD_STREAMS_MAX)) }
+    }
+
+    fn load_stream(&self) -> Result<OwnedSemaphorePermit> {
+        self.load_streams.clone().try_acquire_owned().map_err(|_| {
+            Error::new(Code::Exhausted, format!("{LOAD_STREAMS_MAX} callers wait for loads already, ask again later"))
+        })
     }
 }
 
@@ -41,7 +52,8 @@ impl LoaderService for Grpc {
     ) -> Result<Response<Self::LoadModelStream>, Status> {
         let deadline = deadline::of(request.metadata());
         let request = load_request(request.into_inner()).map_err(|error| to_status(&error))?;
-        let stream = stream::load(self.loader.clone(), self.attach_socket.clone(), request, deadline);
+        let permit = self.load_stream().map_err(|error| to_status(&error))?;
+        let stream = stream::load(self.loader.clone(), self.attach_socket.clone(), request, deadline, permit);
         Ok(Response::new(Box::pin(stream)))
     }
 

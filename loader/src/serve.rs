@@ -169,7 +169,9 @@ async fn open(options: &LoaderOptions, token: &CancellationToken) -> Result<Arc<
 }
 
 async fn membership(options: &LoaderOptions, token: &CancellationToken) -> Result<Option<Arc<dyn Membership>>> {
-    if options.workers.is_empty() {
+    // An empty variable is no worker.
+    let workers: Vec<String> = options.workers.iter().filter(|address| !address.is_empty()).cloned().collect();
+    if workers.is_empty() {
         return Ok(None);
     }
     let client = DataClient::new(ClientOptions {
@@ -180,7 +182,7 @@ async fn membership(options: &LoaderOptions, token: &CancellationToken) -> Resul
     });
     let refresh = Duration::from_millis(options.members_refresh_ms);
     let probe = Arc::new(WireProbe::new(client));
-    let membership = StaticMembership::start(options.workers.clone(), probe, refresh, token.clone()).await?;
+    let membership = StaticMembership::start(workers, probe, refresh, token.clone()).await?;
     Ok(Some(membership))
 }
 

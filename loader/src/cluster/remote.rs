@@ -13,7 +13,7 @@ use longshore_wire::Endpoint;
 use parking_lot::Mutex;
 
 use super::{Cluster, Described, MemberState, Source};
-use metadata::MetadataClient;
+use metadata::{MetadataClient, Question};
 
 /// How many owners of a key are worth asking before the origin.
 pub const OWNERS_TRIED: usize = 3;
@@ -55,14 +55,22 @@ impl RemoteCluster {
         })
     }
 
-    /// The owners of a key, those that are suspect last.
+    /// The owners of a key that are worth asking now, in ring order. One that failed is left out until its pause is
+    /// over: behind a network that swallows packets every question costs a time-out, and the origin is there too.
     fn owners(&self, key: &[u8]) -> Vec<Arc<Member>> {
         let Some(membership) = &self.membership else { return Vec::new() };
-        let owners = membership.ring().owners(key, OWNERS_TRIED);
-        let (suspect, mut well): (Vec<_>, Vec<_>) =
-            owners.into_iter().partition(|owner| self.health.is_suspect(owner.id()));
-        well.extend(suspect);
-        well
+        let mut asked = Vec::with_capacity(OWNERS_TRIED);
+        for owner in membership.ring().owners(key, OWNERS_TRIED) {
+            // Only who is asked first takes the trial after a pause: the others may never be asked.
+            let is_passed_over = match asked.is_empty() {
+                true => self.health.is_suspect(owner.id()),
+                false => self.health.is_troubled(owner.id()),
+            };
+            if !is_passed_over {
+                asked.push(owner);
+            }
+        }
+        asked
     }
 
     fn source(&self, member: &Member) -> Source {
@@ -100,7 +108,8 @@ impl Cluster for RemoteCluster {
 
     async fn describe(&self, url: &str, selection: &Selection, revalidate: bool) -> Result<Described> {
         let owners = self.owners(url.as_bytes());
-        self.metadata.describe(&owners, &self.health, url, selection, revalidate).await
+        let question = Question { url, selection, revalidate, has_workers: self.has_workers() };
+        self.metadata.describe(&owners, &self.health, &question).await
     }
 
     fn sources(&self, key: &ChunkKey) -> Vec<Source> {
@@ -113,6 +122,10 @@ impl Cluster for RemoteCluster {
         // An owner on this host is asked through its socket anyway.
         let owner_is_here = owners.first().is_some_and(|owner| owner.identity.host_id == self.host_id);
         (!owner_is_here).then(|| self.source(&local))
+    }
+
+    fn has_workers(&self) -> bool {
+        self.membership.is_some()
     }
 
     fn report(&self, source: &Source, ok: bool) {

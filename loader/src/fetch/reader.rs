@@ -124,7 +124,8 @@ impl ChunkReader {
             };
             // The origin refused, or this node has no access to it. A worker may be back, or have better luck.
             let may_help = error.is_retryable() || is_no_access(&error);
-            if self.token.is_cancelled() || sources.is_empty() || !may_help || round >= ROUNDS_MAX {
+            let has_workers = !sources.is_empty() || self.readers.cluster.has_workers();
+            if self.token.is_cancelled() || !has_workers || !may_help || round >= ROUNDS_MAX {
                 return Err(error);
             }
             round += 1;
@@ -155,9 +156,8 @@ impl ChunkReader {
             }
         }
         self.check_cancelled()?;
-        if !sources.is_empty() {
-            self.recorder.add_retry();
-            let detail = refusal.as_ref().map_or_else(String::new, ToString::to_string);
+        if !sources.is_empty() || self.readers.cluster.has_workers() {
+            let detail = refusal.as_ref().map_or_else(|| "no worker answers at present".to_owned(), Error::to_string);
             self.recorder.add_fallback(FallbackKind::OriginDirect, detail);
         }
         let read = origin::read(&self.readers, chunk, landing, &self.token);

@@ -9,7 +9,7 @@ use longshore_proto::status::to_status;
 use longshore_proto::v1;
 use longshore_proto::v1::load_model_response::Event;
 use longshore_types::{Code, Error, Result};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::MissedTickBehavior;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
@@ -29,9 +29,11 @@ pub(super) fn load(
     attach_socket: Arc<Path>,
     request: LoadRequest,
     deadline: Option<Duration>,
+    permit: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Message> + Send {
     let (sender, receiver) = mpsc::channel(1);
     tokio::spawn(async move {
+        let _permit = permit;
         let answer = tokio::select! {
             answer = with_deadline(deadline, run(&loader, request, &sender)) => answer,
             () = sender.closed() => return,

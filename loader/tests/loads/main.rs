@@ -8,5 +8,6 @@ mod equality;
 mod faults;
 mod fixture;
 mod memory;
+mod remote;
 mod sharing;
 mod workers;

@@ -26,6 +26,15 @@ pub(super) struct MetadataClient {
     channels: Mutex<HashMap<String, Channel>>,
 }
 
+/// What is asked for.
+pub(super) struct Question<'a> {
+    pub url: &'a str,
+    pub selection: &'a Selection,
+    pub revalidate: bool,
+    /// Whether workers are configured: then to do without them is a fallback.
+    pub has_workers: bool,
+}
+
 /// Why a worker gave no manifest.
 struct Refusal {
     error: Error,
@@ -42,14 +51,24 @@ impl MetadataClient {
         &self,
         owners: &[Arc<Member>],
         health: &Health,
-        url: &str,
-        selection: &Selection,
-        revalidate: bool,
+        question: &Question<'_>,
     ) -> Result<Described> {
+        // A path means this machine's files, whatever lies there on the workers' machines.
+        let local = match Origins::local_path(question.url) {
+            Some(_) => match direct::manifest(&self.origins, question.url, question.selection).await {
+                Err(error) if matches!(error.code(), Code::NotFound | Code::PermissionDenied) => Some(error),
+                Err(error) => return Err(error),
+                Ok(manifest) => return Ok(Described { manifest, is_cached: false, fallbacks: Vec::new() }),
+            },
+            None => None,
+        };
         let mut fallbacks = Vec::new();
+        if let Some(error) = &local {
+            fallbacks.push((FallbackKind::LocalFileUnreadable, error.to_string()));
+        }
         let mut last_refusal = None;
         for owner in owners {
-            match self.ask(owner, url, selection, revalidate).await {
+            match self.ask(owner, question).await {
                 Ok((manifest, is_cached)) => {
                     health.report_ok(owner.id());
                     return Ok(Described { manifest, is_cached, fallbacks });
@@ -59,7 +78,7 @@ impl MetadataClient {
                         health.report_failure(owner.id());
                     }
                     if is_final(&refusal) {
-                        return Err(refusal.error);
+                        return Err(local.unwrap_or(refusal.error));
                     }
                     let detail = format!("{}: {}", owner.address, refusal.error);
                     fallbacks.push((FallbackKind::MetadataOwner, detail));
@@ -67,10 +86,13 @@ impl MetadataClient {
                 }
             }
         }
-        match direct::manifest(&self.origins, url, selection).await {
+        if let Some(error) = local {
+            return Err(error);
+        }
+        match direct::manifest(&self.origins, question.url, question.selection).await {
             Ok(manifest) => {
-                if !owners.is_empty() {
-                    fallbacks.push((FallbackKind::MetadataDirect, redact_url(url)));
+                if question.has_workers {
+                    fallbacks.push((FallbackKind::MetadataDirect, redact_url(question.url)));
                 }
                 Ok(Described { manifest, is_cached: false, fallbacks })
             }
@@ -78,20 +100,14 @@ impl MetadataClient {
         }
     }
 
-    async fn ask(
-        &self,
-        owner: &Member,
-        url: &str,
-        selection: &Selection,
-        revalidate: bool,
-    ) -> Result<(Manifest, bool), Refusal> {
+    async fn ask(&self, owner: &Member, question: &Question<'_>) -> Result<(Manifest, bool), Refusal> {
         let unreachable = |error| Refusal { error, has_answered: false };
         let channel = self.channel(&control_address(owner)).map_err(unreachable)?;
         let mut client = WorkerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
         let mut request = tonic::Request::new(GetManifestRequest {
-            url: url.to_owned(),
-            include: selection.include.clone(),
-            revalidate,
+            url: question.url.to_owned(),
+            include: question.selection.include.clone(),
+            revalidate: question.revalidate,
             forwarded: false,
         });
         let timeout = self.options.metadata_timeout;
