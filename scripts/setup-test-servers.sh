@@ -10,7 +10,7 @@ S3S_FS_VERSION=0.14.1
 AZURITE_VERSION=3.37.0
 
 mkdir -p "$TOOLS"
-say() { echo "setup-test-servers: $*"; }
+say() { printf 'setup: %s\n' "$*" >&2; }
 
 # Installs into a new folder and moves it into place, so that an interrupted run leaves nothing half-installed.
 install_into() {
@@ -31,7 +31,6 @@ get_moto() {
 }
 
 get_azurite() {
-    command -v npm >/dev/null || { say "npm is missing: install Node.js 20 or newer"; exit 1; }
     npm install --silent --no-audit --no-fund --prefix "$TOOLS/azurite" "azurite@$AZURITE_VERSION"
 }
 
@@ -42,20 +41,25 @@ get_s3s_fs() {
     rm -rf "$TOOLS/s3s-fs-build"
 }
 
-get_nginx() {
-    if command -v nginx >/dev/null || [ -x /usr/sbin/nginx ]; then
+get_debian_packages() {
+    local missing=()
+    command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing+=(nginx-light)
+    command -v npm >/dev/null || missing+=(nodejs npm)
+    python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
+    if [ ${#missing[@]} -eq 0 ]; then
         return
     fi
     if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        say "please install nginx (Debian: nginx-light)"
+        say "please install: ${missing[*]}"
         exit 1
     fi
-    say "installing nginx-light"
+    say "installing ${missing[*]}"
+    apt-get update -q >&2
     # RUNLEVEL=1 keeps the packaged service from starting: the tests start their own.
-    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -q --no-install-recommends nginx-light >&2
+    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
 }
 
-get_nginx
+get_debian_packages
 install_into "$TOOLS/moto" get_moto
 install_into "$TOOLS/azurite" get_azurite
 install_into "$TOOLS/s3s-fs" get_s3s_fs

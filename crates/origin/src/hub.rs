@@ -39,6 +39,7 @@ impl Hub {
     /// The commit that a revision name stands for now.
     async fn commit(&self, place: &HubPlace, url: &str) -> Attempt<String> {
         let route = format!("api/models/{}/revision/{}", place.repo, api::encode_part(&place.revision));
+        count(&self.lane.counters.list_requests, 1);
         let call = Call { doing: "resolve", url };
         let body = self.sender.json(&call, &self.sender.route(&route)).await?.0;
         api::commit_of(&body).ok_or_else(|| call.strange("it names no commit"))
@@ -71,7 +72,6 @@ impl Backend for Hub {
     async fn list(&self, folder: &Address, token: Option<&str>) -> Attempt<Page> {
         let place = place_of(folder)?;
         let url = folder.to_string();
-        count(&self.lane.counters.list_requests, 1);
         // The token carries the commit, so that all pages are of one, even if the branch moves meanwhile.
         let (commit, page_url) = match token.and_then(|token| token.split_once(' ')) {
             Some((commit, next)) => (commit.to_owned(), next.to_owned()),
@@ -83,6 +83,7 @@ impl Backend for Hub {
                 (commit, self.sender.route(&route))
             }
         };
+        count(&self.lane.counters.list_requests, 1);
         let call = Call { doing: "list", url: &url };
         let (body, next) = match self.sender.json(&call, &page_url).await {
             Ok(answer) => answer,

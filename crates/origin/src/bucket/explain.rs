@@ -126,7 +126,7 @@ fn meaning(call: &Call<'_>, seen: &Seen, status: u16, store_code: &str) -> (Code
     }
     match (status, store_code) {
         (400, "RequestTimeout") => (Code::Unavailable, String::new()),
-        (300..400, _) | (400, "AuthorizationHeaderMalformed") => {
+        (300..400, _) | (400, "AuthorizationHeaderMalformed") if call.cloud == Some(Cloud::S3) => {
             let region = seen.region.as_deref().map(|region| format!(" {region}")).unwrap_or_default();
             (Code::InvalidArgument, format!("the bucket is in another region{region}: set AWS_REGION"))
         }

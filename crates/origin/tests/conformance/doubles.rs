@@ -98,6 +98,8 @@ fn of(config: OriginConfig) -> Prepared {
         // The double lists no generations, which the real one does.
         stat_agrees: config.dialect != Dialect::Gcs,
         folder_markers: matches!(config.dialect, Dialect::S3 | Dialect::Gcs),
+        // The commit, then the tree.
+        requests_of_folder: if is_hub { 2 } else { 1 },
         // What WebDAV lists is checked with each file; it has no pages.
         listing_has_versions: config.dialect != Dialect::Http,
         page_size: if config.dialect == Dialect::Http { usize::MAX } else { config.page_size },

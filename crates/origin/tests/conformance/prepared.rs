@@ -29,6 +29,8 @@ pub struct Capabilities {
     pub odd_names: bool,
     /// Objects whose name ends with a slash can be stored by `put`.
     pub folder_markers: bool,
+    /// Requests that resolving a small folder costs.
+    pub requests_of_folder: u64,
     /// Entries of a page of its listing; the suite stores a few more.
     pub page_size: usize,
 }
@@ -44,6 +46,7 @@ impl Default for Capabilities {
             versions_are_exact: true,
             odd_names: true,
             folder_markers: false,
+            requests_of_folder: 1,
             page_size: 1000,
         }
     }
