@@ -155,7 +155,7 @@ impl Chunks {
     }
 
     fn follow_origin(&self, key: &ChunkKey, id: &ChunkId) -> Result<ChunkReply> {
-        let Some(flight) = self.flights.from_origin(key, id) else {
+        let Some(flight) = self.flights.reading_origin(key, id) else {
             return Err(Error::new(Code::NotFound, format!("chunk {id} is not cached here")));
         };
         self.metrics.fill_joins.inc();

@@ -1,7 +1,9 @@
 //! Every metric of the worker, with unit and help. Labels are bounded: tiers, reasons, kinds; never a URL or an id.
 
+use longshore_origin::OriginStats;
 use longshore_runtime::metrics::{Metrics as Registry, SECONDS};
 use longshore_types::Result;
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
@@ -57,11 +59,13 @@ pub struct Metrics {
     /// Workers in the view.
     pub members: IntGauge,
     /// Requests of each kind that were sent to origins.
-    pub origin_requests: IntGaugeVec,
+    pub origin_requests: IntCounterVec,
     /// Attempts at origins that were repeated.
-    pub origin_retries: IntGauge,
+    pub origin_retries: IntCounter,
     /// Bytes of objects received from origins.
-    pub origin_bytes: IntGauge,
+    pub origin_bytes: IntCounter,
+    /// Held while counters are copied from the origin layer, so that two scrapes do not add twice.
+    copying: Mutex<()>,
 }
 
 impl Metrics {
@@ -114,10 +118,23 @@ impl Metrics {
             disk_healthy: gauge("disk_healthy", "1 while the disk tier takes writes.")?,
             metadata: two("metadata_requests_total", "Metadata requests.", ["kind", "outcome"])?,
             members: gauge("members", "Workers in the view.")?,
-            origin_requests: gauges("origin_requests", "Requests sent to origins since the start.", "kind")?,
-            origin_retries: gauge("origin_retries", "Attempts at origins that were repeated since the start.")?,
-            origin_bytes: gauge("origin_bytes", "Bytes of objects received from origins since the start.")?,
+            origin_requests: counters("origin_requests_total", "Requests sent to origins.", "kind")?,
+            origin_retries: counter("origin_retries_total", "Attempts at origins that were repeated.")?,
+            origin_bytes: counter("origin_bytes_total", "Bytes of objects received from origins.")?,
+            copying: Mutex::new(()),
         })
+    }
+
+    /// Brings the origin's counters up to what the origin layer has counted.
+    pub fn copy_origin(&self, stats: &OriginStats) {
+        let _alone = self.copying.lock();
+        let raise = |counter: &IntCounter, to: u64| counter.inc_by(to.saturating_sub(counter.get()));
+        let kinds = [("list", stats.list_requests), ("stat", stats.stat_requests), ("read", stats.read_requests)];
+        for (kind, count) in kinds {
+            raise(&self.origin_requests.with_label_values(&[kind]), count);
+        }
+        raise(&self.origin_retries, stats.retries);
+        raise(&self.origin_bytes, stats.bytes);
     }
 
     /// Counts a way that was not the first choice.

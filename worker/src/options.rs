@@ -84,7 +84,7 @@ pub struct WorkerOptions {
     pub negative_ttl_ms: u64,
 
     /// Memory for cached metadata
-    #[arg(long, value_name = "SIZE", default_value = "256MiB")]
+    #[arg(long, value_name = "SIZE", default_value = "64MiB")]
     pub metadata_memory: ByteSize,
 
     /// Connections that the data plane accepts at once
@@ -104,7 +104,7 @@ pub struct WorkerOptions {
     pub disk_threads: usize,
 
     /// How long a fill waits for a slow disk before its chunk is kept in memory only, in milliseconds
-    #[arg(long, value_name = "MS", default_value_t = 1_000)]
+    #[arg(long, value_name = "MS", default_value_t = 2_000)]
     pub disk_wait_ms: u64,
 
     /// How long a disk that failed is left alone, in milliseconds
@@ -144,12 +144,12 @@ impl Default for WorkerOptions {
             replicas: 1,
             metadata_ttl_ms: 60_000,
             negative_ttl_ms: 5_000,
-            metadata_memory: ByteSize(256 << 20),
+            metadata_memory: ByteSize(64 << 20),
             connections_max: 1024,
             fills_max: 32,
             fill_wait_ms: 60_000,
             disk_threads: 2,
-            disk_wait_ms: 1_000,
+            disk_wait_ms: 2_000,
             disk_retry_pause_ms: 30_000,
             drain_timeout_ms: 20_000,
             allow_local_origin: false,

@@ -1,8 +1,8 @@
 //! The daemon: open, bind, serve, drain.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,7 +12,9 @@ use longshore_proto::v1::worker_server::WorkerServer;
 use longshore_proto::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
 use longshore_runtime::pages;
 use longshore_types::{Code, Error, Result};
-use longshore_wire::{ClientOptions, DataClient, DataServer, Endpoint, ServerOptions};
+use longshore_wire::{
+    ChunkReply, ChunkRequest, ChunkService, ClientOptions, DataClient, DataServer, Endpoint, Page, ServerOptions,
+};
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -39,22 +41,22 @@ pub async fn serve(options: WorkerOptions, origins: Origins, token: Cancellation
     let ops = pages::bind(options.ops_listen).await?;
     let control = bind_control(options.control_listen).await?;
     let drain_timeout = Duration::from_millis(options.drain_timeout_ms);
+    let gate = Arc::new(Gate::default());
+    let server = DataServer::bind(data_options(&options, drain_timeout), gate.clone())?;
     let opened = tokio::task::spawn_blocking(move || Worker::open(options, origins, None)).await;
     let worker = opened.map_err(|error| Error::new(Code::Internal, format!("opening the cache ended: {error}")))??;
-    let server = DataServer::bind(data_options(worker.options(), drain_timeout), worker.clone())?;
     worker.introduce(identity(&worker, server.tcp_addr(), control.local_addr().ok()));
+    gate.install(worker.clone());
 
     // What drains last is stopped by tokens of its own.
     let (data_token, pages_token) = (CancellationToken::new(), CancellationToken::new());
     let state = Arc::new(State { worker: worker.clone(), ready: AtomicBool::new(false) });
     let pages = tokio::spawn(pages::serve(ops, state.clone().pages(), pages_token.clone()));
-    if !worker.options().workers.is_empty() {
-        worker.wait_for_view();
-    }
     let data = server.spawn(data_token.clone())?;
     let (health, health_service) = tonic_health::server::health_reporter();
     let grpc = tokio::spawn(serve_control(control, worker.clone(), health_service, token.clone()));
     join_cluster(&worker, &token).await?;
+    gate.open();
     health.set_serving::<WorkerServer<Grpc>>().await;
     state.ready.store(true, Ordering::Release);
     tracing::info!(id = %worker.peers().me(), data = ?data.tcp_addr(), "worker is ready");
@@ -85,6 +87,37 @@ pub async fn serve(options: WorkerOptions, origins: Origins, token: Cancellation
     }
 }
 
+/// Stands before the worker on the data plane: the port is taken before the cache is opened, `/v1/identity` is answered
+/// before the others are known, and chunks are served only then, or two workers could read the origin for one chunk.
+#[derive(Default)]
+struct Gate {
+    worker: OnceLock<Arc<Worker>>,
+    is_open: AtomicBool,
+}
+
+impl Gate {
+    fn install(&self, worker: Arc<Worker>) {
+        let _ = self.worker.set(worker);
+    }
+
+    fn open(&self) {
+        self.is_open.store(true, Ordering::Release);
+    }
+}
+
+impl ChunkService for Gate {
+    fn get(&self, request: &ChunkRequest) -> Result<ChunkReply> {
+        match self.worker.get() {
+            Some(worker) if self.is_open.load(Ordering::Acquire) => worker.get(request),
+            _ => Err(Error::new(Code::Unavailable, "the worker is starting and does not know the others yet")),
+        }
+    }
+
+    fn page(&self, path: &str) -> Option<Page> {
+        self.worker.get()?.page(path)
+    }
+}
+
 /// What the pages tell.
 struct State {
     worker: Arc<Worker>,
@@ -101,7 +134,7 @@ impl State {
         let standard = pages::standard(worker.registry().clone(), ready);
         Arc::new(move |path| {
             if path == "/metrics" {
-                worker.update_gauges();
+                worker.update_metrics();
             }
             standard(path)
         })
@@ -223,7 +256,7 @@ fn identity(worker: &Worker, data: Option<SocketAddr>, control: Option<SocketAdd
         weight: worker.weight(),
         data: place(data, options.data_listen),
         control: place(control, options.control_listen),
-        unix_socket: options.unix_socket.clone(),
+        unix_socket: options.unix_socket.as_deref().and_then(|path| std::path::absolute(path).ok()),
         host_id: host_id(),
         version: VERSION.to_owned(),
     }

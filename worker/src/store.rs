@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_types::{ChunkId, ChunkKey};
-use longshore_wire::{ChunkBody, ChunkReply, Tier};
+use longshore_wire::{ChunkBody, ChunkReply, GrowingChunk, Tier};
 
 use crate::metrics::Metrics;
-use disk::DiskTier;
+use disk::{DiskChunk, DiskTier};
 use memory::MemoryTier;
 
 /// What a removal gave back.
@@ -58,12 +58,15 @@ impl Store {
         if recheck {
             self.drop_bad_copies(key, id);
         }
-        if let Some(chunk) = self.memory.get(key, id) {
-            return Some(ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) });
+        let in_memory = self.memory.get(key, id);
+        let on_disk = self.disk.as_ref().and_then(|disk| disk.get(key, id));
+        match (in_memory, on_disk) {
+            // A file in the page cache beats our own memory: it is sent, or handed over, without a copy.
+            (Some(chunk), Some(file)) if !file.is_resident(key.len_bytes()) => Some(memory_reply(chunk)),
+            (_, Some(file)) => Some(file_reply(file)),
+            (Some(chunk), None) => Some(memory_reply(chunk)),
+            (None, None) => None,
         }
-        let chunk = self.disk.as_ref()?.get(key, id)?;
-        let body = ChunkBody::File { file: chunk.file, offset_bytes: 0, checksums: chunk.checksums };
-        Some(ChunkReply { tier: Tier::Disk, body })
     }
 
     /// Whether any tier holds the chunk.
@@ -107,6 +110,15 @@ impl Store {
         self.metrics.checksum_mismatches.with_label_values(&[tier.as_str()]).inc();
         tracing::warn!(chunk = %id, %tier, "copy with a wrong checksum dropped; it is filled again");
     }
+}
+
+fn memory_reply(chunk: Arc<GrowingChunk>) -> ChunkReply {
+    ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) }
+}
+
+fn file_reply(chunk: DiskChunk) -> ChunkReply {
+    let body = ChunkBody::File { file: chunk.file, offset_bytes: 0, checksums: chunk.checksums };
+    ChunkReply { tier: Tier::Disk, body }
 }
 
 #[cfg(test)]

@@ -18,6 +18,9 @@ use crate::worker::Worker;
 /// Chunks asked for at once.
 const ASKS_MAX: usize = 32;
 
+/// How often one chunk is asked for while its fill is slow. Each attempt lasts as long as the owner is patient.
+const ATTEMPTS_MAX: u32 = 10;
+
 /// How far a warm-up is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct WarmEvent {
@@ -100,6 +103,18 @@ impl Worker {
         let block = (len_bytes - start) as usize;
         let request = ChunkRequest { key: key.clone(), range: start..len_bytes, mode: Mode::Fill, recheck: false };
         let mut landing = Landing::builder().scratch(block).build()?;
-        Ok(self.client().fetch(place, &request, &mut landing)?.tier)
+        let mut attempt = 1;
+        loop {
+            match self.client().fetch(place, &request, &mut landing) {
+                Ok(fetched) => return Ok(fetched.tier),
+                // A slow origin: the fill goes on, or waits for its turn. Asking again is joining it.
+                Err(error) if attempt < ATTEMPTS_MAX && is_slow(&error) => attempt += 1,
+                Err(error) => return Err(error),
+            }
+        }
     }
+}
+
+fn is_slow(error: &Error) -> bool {
+    matches!(error.code(), Code::Timeout | Code::Exhausted)
 }

@@ -1,81 +1,35 @@
 //! One worker: its chunks, its metadata, its place in the cluster. Used by the daemon and, in process, by the command
 //! line when no daemon runs.
 
+mod budget;
+mod status;
+
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use longshore_cluster::{Identity, Member, MemberId, Membership, load_or_create_id};
+use longshore_cluster::{Identity, MemberId, Membership, load_or_create_id};
 use longshore_memory::Arena;
 use longshore_origin::Origins;
 use longshore_runtime::metrics::Metrics as Registry;
-use longshore_types::{Artifact, CHUNK_BYTES, Code, Error, Manifest, Resolved, Result, Selection, redact_url};
+use longshore_types::{Artifact, Code, Error, Manifest, Resolved, Result, Selection, redact_url};
 use longshore_wire::{ChunkReply, ChunkRequest, ChunkService, ClientOptions, DataClient, Page, Tier};
 use tokio::runtime::Handle;
 
-use crate::fill::{Chunks, FillOptions, PEER_STEP_BYTES};
+use crate::fill::{Chunks, FillOptions};
 use crate::grpc::Control;
 use crate::meta::{Answer, Ask, Meta, MetaOptions, is_local};
-use crate::metrics::{self, Metrics};
+use crate::metrics::Metrics;
 use crate::options::WorkerOptions;
 use crate::peers::Peers;
 use crate::store::disk::{DiskOptions, DiskTier, FolderLock, not_writable};
 use crate::store::memory::MemoryTier;
 use crate::store::{Freed, Store};
+use budget::{MemoryBudget, rounded};
+pub use status::{TierUsage, WorkerStatus};
 
 /// The version of this binary.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// Chunks of the memory budget that are left to readers when all fills and writes run.
-const READER_CHUNKS: u64 = 1;
-
-/// Capacity and use of one tier.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct TierUsage {
-    /// Its budget.
-    pub capacity_bytes: u64,
-    /// What it holds.
-    pub used_bytes: u64,
-    /// Chunks that it holds.
-    pub chunks: u64,
-}
-
-impl From<(u64, u64, u64)> for TierUsage {
-    fn from((capacity_bytes, used_bytes, chunks): (u64, u64, u64)) -> Self {
-        TierUsage { capacity_bytes, used_bytes, chunks }
-    }
-}
-
-/// What a worker says of itself.
-#[derive(Debug, Clone)]
-pub struct WorkerStatus {
-    /// Kept in the cache folder.
-    pub id: MemberId,
-    /// Of the binary.
-    pub version: String,
-    /// Where its data plane is, or empty in process.
-    pub data_address: String,
-    /// `None` when the cache is in memory only.
-    pub cache_dir: Option<PathBuf>,
-    /// The memory tier.
-    pub memory: TierUsage,
-    /// The disk tier.
-    pub disk: Option<TierUsage>,
-    /// Why the disk tier takes no writes.
-    pub disk_error: Option<String>,
-    /// Fills that are running.
-    pub fills_in_flight: u64,
-    /// Bytes of the ranges that were answered since the start.
-    pub served_bytes: u64,
-    /// Bytes of objects received from origins since the start.
-    pub origin_bytes: u64,
-    /// Copies with a wrong checksum, here or at others, since the start.
-    pub checksum_mismatches: u64,
-    /// The members of the view, and whether each answered when it was last asked.
-    pub members: Vec<(Member, bool)>,
-    /// Since the start.
-    pub uptime: Duration,
-}
 
 /// See the module.
 pub struct Worker {
@@ -89,8 +43,6 @@ pub struct Worker {
     metrics: Arc<Metrics>,
     registry: Registry,
     started: Instant,
-    /// The view is not known yet: answering now could read the origin twice.
-    waits_for_view: AtomicBool,
     _lock: Option<FolderLock>,
 }
 
@@ -149,7 +101,6 @@ impl Worker {
             metrics,
             registry,
             started: Instant::now(),
-            waits_for_view: AtomicBool::new(false),
             _lock: lock,
         }))
     }
@@ -209,66 +160,12 @@ impl Worker {
         Ok((freed, unreachable))
     }
 
-    /// Identity, capacity and use.
-    pub fn status(&self) -> WorkerStatus {
-        let store = &self.chunks.store;
-        let health = &self.peers.health;
-        let members = self.peers.members().into_iter().map(|member| {
-            let answers = !health.is_troubled(member.id());
-            (member, answers)
-        });
-        WorkerStatus {
-            id: self.peers.me(),
-            version: VERSION.to_owned(),
-            data_address: self.identity.get().map(|identity| identity.data.clone()).unwrap_or_default(),
-            cache_dir: self.cache_folder.clone(),
-            memory: store.memory.usage().into(),
-            disk: store.disk.as_ref().map(|disk| disk.usage().into()),
-            disk_error: store.disk.as_ref().and_then(|disk| disk.failure()),
-            fills_in_flight: self.chunks.fills_in_flight() as u64,
-            served_bytes: metrics::sum(&self.metrics.served_bytes),
-            origin_bytes: self.chunks.origins.stats().bytes,
-            checksum_mismatches: metrics::sum(&self.metrics.checksum_mismatches),
-            members: members.collect(),
-            uptime: self.started.elapsed(),
-        }
-    }
-
     /// Waits until fills have ended and the disk has what was queued for it; false when `timeout` passes first. Call
     /// it before the process ends, or the last chunks are fetched again by the next one. Blocks.
     pub fn drain(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let filled = self.chunks.wait_idle(timeout);
         filled & self.chunks.store.flush(deadline.saturating_duration_since(Instant::now()))
-    }
-
-    /// The metrics, with the gauges brought up to date.
-    ///
-    /// # Errors
-    /// [`Code::Internal`] when they cannot be written.
-    pub fn render_metrics(&self) -> Result<Vec<u8>> {
-        self.update_gauges();
-        self.registry.render()
-    }
-
-    pub(crate) fn update_gauges(&self) {
-        let store = &self.chunks.store;
-        let tiers = [("memory", Some(store.memory.usage())), ("disk", store.disk.as_ref().map(|disk| disk.usage()))];
-        for (name, usage) in tiers {
-            let usage = TierUsage::from(usage.unwrap_or_default());
-            self.metrics.capacity_bytes.with_label_values(&[name]).set(usage.capacity_bytes as i64);
-            self.metrics.used_bytes.with_label_values(&[name]).set(usage.used_bytes as i64);
-            self.metrics.chunks.with_label_values(&[name]).set(usage.chunks as i64);
-        }
-        self.metrics.arena_used_bytes.set(store.memory.arena().used_bytes() as i64);
-        self.metrics.members.set(self.peers.members().len() as i64);
-        let origin = self.chunks.origins.stats();
-        let kinds = [("list", origin.list_requests), ("stat", origin.stat_requests), ("read", origin.read_requests)];
-        for (kind, count) in kinds {
-            self.metrics.origin_requests.with_label_values(&[kind]).set(count as i64);
-        }
-        self.metrics.origin_retries.set(origin.retries as i64);
-        self.metrics.origin_bytes.set(origin.bytes as i64);
     }
 
     pub(crate) fn registry(&self) -> &Registry {
@@ -292,15 +189,9 @@ impl Worker {
         let _ = self.identity.set(identity);
     }
 
-    /// Refuses chunks until [`Worker::join`].
-    pub(crate) fn wait_for_view(&self) {
-        self.waits_for_view.store(true, Ordering::Release);
-    }
-
     /// Takes its place in the cluster.
     pub(crate) fn join(&self, membership: Arc<dyn Membership>) {
         self.peers.join(membership);
-        self.waits_for_view.store(false, Ordering::Release);
     }
 
     /// Placement weight in GiB: as set, or the capacity of the cache.
@@ -333,9 +224,6 @@ impl Worker {
 
     fn answer(&self, request: &ChunkRequest) -> Result<ChunkReply> {
         self.check_local(request.key.artifact().url())?;
-        if self.waits_for_view.load(Ordering::Acquire) {
-            return Err(Error::new(Code::Unavailable, "the worker is starting and does not know the others yet"));
-        }
         self.chunks.get(request)
     }
 }
@@ -361,32 +249,6 @@ impl Worker {
     fn count(&self, tier: Tier, bytes: u64) {
         self.metrics.requests.with_label_values(&[tier.as_str()]).inc();
         self.metrics.served_bytes.with_label_values(&[tier.as_str()]).inc_by(bytes);
-    }
-}
-
-/// Keeps the four highest bits: free space that is a little different at each start moves no chunks.
-fn rounded(weight: u64) -> u64 {
-    let dropped_bits = (u64::BITS - weight.leading_zeros()).saturating_sub(4);
-    weight >> dropped_bits << dropped_bits
-}
-
-/// How the memory budget is divided.
-struct MemoryBudget {
-    total_bytes: u64,
-    fills: usize,
-    queue_chunks: usize,
-    head_room_bytes: u64,
-}
-
-impl MemoryBudget {
-    /// As many fills as asked for, but no more than a quarter of the memory; as much again may wait for the disk. The
-    /// rest, about half, is the memory tier.
-    fn split(total_bytes: u64, fills_max: usize) -> Self {
-        let per_fill = CHUNK_BYTES + PEER_STEP_BYTES;
-        let fills = ((total_bytes / 4 / per_fill) as usize).clamp(1, fills_max.max(1));
-        let queue_chunks = fills;
-        let head_room_bytes = fills as u64 * per_fill + (queue_chunks as u64 + READER_CHUNKS) * CHUNK_BYTES;
-        MemoryBudget { total_bytes, fills, queue_chunks, head_room_bytes }
     }
 }
 

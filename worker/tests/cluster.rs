@@ -1,5 +1,7 @@
 //! Several workers as the daemon runs them, over sockets.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::sync::Arc;

@@ -1,5 +1,7 @@
 //! One worker inside this process, over an origin that counts and misbehaves.
 
+#![allow(clippy::unwrap_used)]
+
 mod common;
 
 use std::fs;
@@ -90,7 +92,8 @@ fn a_restarted_worker_serves_what_it_had_without_the_origin() {
         let keys: Vec<ChunkKey> = ChunkKey::all(&manifest.files[0].artifact).collect();
         for key in &keys {
             assert_eq!(fetch_whole(&local.endpoint(), key, &content).unwrap(), Tier::Origin);
-            assert_eq!(fetch_whole(&local.endpoint(), key, &content).unwrap(), Tier::Memory);
+            let again = fetch_whole(&local.endpoint(), key, &content).unwrap();
+            assert!(matches!(again, Tier::Memory | Tier::Disk), "{again}");
         }
         assert!(local.worker.drain(LONG));
         assert_eq!(local.worker.status().disk.unwrap().chunks, 3);

@@ -9,11 +9,14 @@ use longshore_types::{ChunkId, ChunkKey, Code, Error, Result, redact_url};
 use longshore_wire::{GrowingChunk, Tier};
 use parking_lot::{Condvar, Mutex};
 
+/// A chunk that is being written, and where its first bytes came from; or why there is none.
+type Start = Result<(Arc<GrowingChunk>, Tier)>;
+
 /// One fill, from the moment somebody decided to do it.
 pub struct Flight {
     /// What is filled. An id covers URL, version and index but not the size: askers compare.
     pub key: ChunkKey,
-    started: Mutex<Option<Result<(Arc<GrowingChunk>, Tier)>>>,
+    started: Mutex<Option<Start>>,
     changed: Condvar,
     /// The bytes come from the origin now, not from another worker.
     at_origin: AtomicBool,
@@ -25,7 +28,7 @@ impl Flight {
     }
 
     /// Tells the waiters where the bytes come from, or why none will. Only the first call counts.
-    pub fn start(&self, outcome: Result<(Arc<GrowingChunk>, Tier)>) {
+    pub fn start(&self, outcome: Start) {
         if matches!(outcome, Ok((_, Tier::Origin))) {
             self.at_origin.store(true, Ordering::Release);
         }
@@ -45,7 +48,7 @@ impl Flight {
     ///
     /// # Errors
     /// What the fill failed with, or [`Code::Timeout`].
-    pub fn wait(&self, timeout: Duration) -> Result<(Arc<GrowingChunk>, Tier)> {
+    pub fn wait(&self, timeout: Duration) -> Start {
         let deadline = Instant::now() + timeout;
         let mut started = self.started.lock();
         loop {
@@ -105,7 +108,7 @@ impl Flights {
 
     /// The flight that [`longshore_wire::Mode::OnlyIfCached`] may follow: one that reads from the origin. Two workers
     /// that fill from each other would wait for ever.
-    pub fn from_origin(&self, key: &ChunkKey, id: &ChunkId) -> Option<Arc<Flight>> {
+    pub fn reading_origin(&self, key: &ChunkKey, id: &ChunkId) -> Option<Arc<Flight>> {
         let by_id = self.by_id.lock();
         let flight = by_id.get(id).filter(|flight| flight.key == *key)?;
         flight.at_origin.load(Ordering::Acquire).then(|| flight.clone())

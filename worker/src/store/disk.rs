@@ -15,7 +15,7 @@ mod space;
 mod writer;
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -24,6 +24,7 @@ use std::time::Duration;
 use longshore_types::{BLOCK_BYTES, BlockChecksum, ChunkId, ChunkKey, Code, Error, Result};
 use longshore_wire::GrowingChunk;
 use parking_lot::Mutex;
+use rustix::io::{ReadWriteFlags, preadv2};
 
 use super::format::{self, FormatError};
 use super::index::Index;
@@ -72,6 +73,18 @@ pub struct DiskChunk {
     pub file: Arc<File>,
     /// One for each block.
     pub checksums: Arc<[BlockChecksum]>,
+}
+
+impl DiskChunk {
+    /// Whether the data seems to be in the page cache: samples of it can be read without waiting for the disk. A file
+    /// system that cannot tell counts as no.
+    pub fn is_resident(&self, len_bytes: u64) -> bool {
+        let mut byte = [0u8; 1];
+        [0, len_bytes / 2, len_bytes - 1].into_iter().all(|at| {
+            let mut slices = [IoSliceMut::new(&mut byte)];
+            matches!(preadv2(&self.file, &mut slices, at, ReadWriteFlags::NOWAIT), Ok(1))
+        })
+    }
 }
 
 /// See the module.
