@@ -4,11 +4,13 @@ import gc
 from collections.abc import Iterator
 
 import pytest
-from fake import FakeLoader, FakeModel
+from fake_loader import URI, FakeLoader, FakeModel
 
 import longshore
 
-URI = "s3://bucket/model"
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "e2e: needs the longshore binary (target/debug/longshore, or LONGSHORE_BIN)")
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ import json
 import os
 import sys
 
-from conftest import URI
-from fake import FakeLoader, FakeModel
+from fake_loader import URI, FakeLoader, FakeModel
 
 
 def main() -> int:
@@ -16,6 +15,7 @@ def main() -> int:
     parser.add_argument("command", choices=["loader"])
     parser.add_argument("--private", action="store_true", required=True)
     parser.add_argument("--socket-dir", required=True)
+    parser.add_argument("--remove-socket-dir", action="store_true")
     args = parser.parse_args()
     mode = os.environ.get("FAKE_MODE", "")
     if mode == "fail":

@@ -13,8 +13,7 @@ import threading
 from collections.abc import Callable
 
 import pytest
-from conftest import URI
-from fake import FakeLoader, FakeModel
+from fake_loader import URI, FakeLoader, FakeModel
 
 import longshore
 from longshore._proto import loader_pb2

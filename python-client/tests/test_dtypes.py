@@ -13,8 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from conftest import URI
-from fake import FakeLoader, FakeModel
+from fake_loader import URI, FakeLoader, FakeModel
 
 import longshore
 from longshore._dtypes import DTYPES, expected_bytes

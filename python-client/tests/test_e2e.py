@@ -18,8 +18,8 @@ import pytest
 import safetensors
 import safetensors.torch
 import torch
-from e2e import Daemon, binary, every_dtype, random_tensor, write_safetensors, write_sharded, write_sparse
-from fake import repository
+from e2e_support import Daemon, binary, every_dtype, random_tensor, write_safetensors, write_sharded, write_sparse
+from fake_loader import repository
 from test_dtypes import torch_bytes
 
 import longshore
@@ -270,7 +270,7 @@ import longshore
 from longshore import _private
 
 model = longshore.load(sys.argv[1], framework="numpy")
-print(_private._current.pid, flush=True)
+print(_private._current.pid, _private._current.address.path, flush=True)
 sys.stdin.read()
 """
 
@@ -281,13 +281,16 @@ def test_a_private_loader_ends_when_its_client_is_killed(folder: Path) -> None:
         [sys.executable, "-c", KILLED, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as client:
         assert client.stdout is not None
-        pid = int(client.stdout.readline())
+        pid_text, path = client.stdout.readline().split()
+        pid, sockets = int(pid_text), Path(path).parent
         assert Path(f"/proc/{pid}").exists()
+        assert sockets.exists()
         client.kill()
     deadline = time.monotonic() + 20
     while _is_alive(pid):
         assert time.monotonic() < deadline, "the private loader outlives its client"
         time.sleep(0.02)
+    assert not sockets.exists()
 
 
 def _is_alive(pid: int) -> bool:
@@ -299,8 +302,12 @@ def _is_alive(pid: int) -> bool:
 
 
 @pytest.mark.usefixtures("nothing_runs")
-def test_errors_of_a_private_loader(tmp_path: Path) -> None:
+def test_errors_of_a_private_loader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(longshore.NotFound, match="absent"):
+        longshore.load(tmp_path / "absent")
+    monkeypatch.setattr(_private, "_current", None)
+    monkeypatch.setenv("LONGSHORE_LOADER_MEMORY", "much")
+    with pytest.raises(longshore.InvalidArgument, match=r"ended with code 2: .*much"):
         longshore.load(tmp_path / "absent")
 
 

@@ -7,11 +7,10 @@ import re
 
 import grpc
 import pytest
-from conftest import URI
-from fake import FakeLoader, RpcFailure, repository
+from fake_loader import URI, FakeLoader, RpcFailure, repository
 
 import longshore
-from longshore._errors import BY_CODE
+from longshore._errors import BY_CODE, BY_EXIT_CODE
 
 BUILTINS = {
     longshore.NotFound: FileNotFoundError,
@@ -27,9 +26,11 @@ BUILTINS = {
 
 def test_every_code_of_the_daemons_has_a_class() -> None:
     source = (repository() / "crates/types/src/error.rs").read_text()
-    codes = set(re.findall(r'Code::\w+ => "(\w+)"', source))
-    assert codes == set(BY_CODE)
-    assert len(codes) == 12
+    names = dict(re.findall(r'Code::(\w+) => "(\w+)"', source))
+    assert set(names.values()) == set(BY_CODE)
+    assert len(names) == 12
+    exits = {int(number): names[name] for name, number in re.findall(r"Code::(\w+) => (\d+),", source)}
+    assert exits == {number: cls.code for number, cls in BY_EXIT_CODE.items()}
 
 
 @pytest.mark.parametrize("code", BY_CODE)

@@ -8,8 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from conftest import URI
-from fake import FakeLoader, FakeModel
+from fake_loader import URI, FakeLoader, FakeModel
 
 import longshore
 from longshore import _address

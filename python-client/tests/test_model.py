@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import URI
-from fake import FakeLoader, FakeModel
+from fake_loader import URI, FakeLoader, FakeModel
 
 import longshore
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import URI
+from fake_loader import URI
 
 import longshore
 from longshore import _binary, _private
@@ -83,7 +83,7 @@ def test_an_address_that_was_asked_for_is_not_replaced(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("mode", "cls", "words"),
     [
-        ("fail", longshore.Unavailable, "ended with code 5: error: the cache folder is read-only"),
+        ("fail", longshore.PermissionDenied, "ended with code 5: error: the cache folder is read-only"),
         ("babble", longshore.Internal, "printed b'hello"),
         ("silent", longshore.Timeout, "not ready within"),
     ],

@@ -118,6 +118,8 @@ _CLASSES: tuple[type[Error], ...] = (
     Internal,
 )
 BY_CODE: dict[str, type[Error]] = {cls.code: cls for cls in _CLASSES}
+#: The exit codes of the command line: 2 for the first, and so on.
+BY_EXIT_CODE: dict[int, type[Error]] = dict(enumerate(_CLASSES, 2))
 
 # Used when an answer carries no code of ours: a proxy in between, or gRPC itself.
 _BY_STATUS: dict[grpc.StatusCode, type[Error]] = {

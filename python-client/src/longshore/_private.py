@@ -19,13 +19,13 @@ from typing import IO
 
 from longshore import _binary
 from longshore._address import Address
-from longshore._errors import Cancelled, Error, Internal, NotFound, Timeout, Unavailable
+from longshore._errors import BY_EXIT_CODE, Cancelled, Error, Internal, NotFound, Timeout, Unavailable
 
-START_SECONDS = 30.0
+#: It may have a large cache folder to look through.
+START_SECONDS = 60.0
 #: How long a loader that is ending may take for it.
 END_SECONDS = 5.0
 _LINE_BYTES_MAX = 64 << 10
-_LOG_NAME = "loader.log"
 _LOG_TAIL_BYTES = 2000
 
 
@@ -36,9 +36,12 @@ class PrivateLoader:
         self._folder = tempfile.mkdtemp(prefix="longshore-private-")
         self._owner = os.getpid()
         self._ended = threading.Event()
+        # Has no name: the folder holds the sockets alone, and the loader removes it even when this process is killed.
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         try:
             self._process = self._start(binary)
         except BaseException:
+            self._log.close()
             shutil.rmtree(self._folder, ignore_errors=True)
             raise
         try:
@@ -65,20 +68,19 @@ class PrivateLoader:
         return self._ended.wait(seconds)
 
     def _start(self, binary: str) -> subprocess.Popen[bytes]:
-        command = [binary, "loader", "--private", "--socket-dir", self._folder]
-        with open(os.path.join(self._folder, _LOG_NAME), "wb") as log:
-            try:
-                # A session of its own: Ctrl-C at a terminal is this process's to handle.
-                return subprocess.Popen(
-                    command,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    bufsize=0,
-                    start_new_session=True,
-                )
-            except OSError as error:
-                raise NotFound(f"starting a private loader: {binary}: {error.strerror or error}") from error
+        command = [binary, "loader", "--private", "--socket-dir", self._folder, "--remove-socket-dir"]
+        try:
+            # A session of its own: Ctrl-C at a terminal is this process's to handle.
+            return subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=self._log,
+                bufsize=0,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise NotFound(f"starting a private loader: {binary}: {error.strerror or error}") from error
 
     def _stdout(self) -> IO[bytes]:
         stdout = self._process.stdout
@@ -95,13 +97,13 @@ class PrivateLoader:
             selector.register(stdout, selectors.EVENT_READ)
             while not line.endswith(b"\n"):
                 if not selector.select(max(0.0, deadline - time.monotonic())):
-                    raise Timeout(
-                        f"starting a private loader: {binary} was not ready within {START_SECONDS:.0f} s{self._log()}"
-                    )
+                    why = f"{binary} was not ready within {START_SECONDS:.0f} s{self._log_tail()}"
+                    raise Timeout(f"starting a private loader: {why}")
                 piece = stdout.read(1)
                 if not piece:
                     code = self._process.wait()
-                    raise Unavailable(f"starting a private loader: {binary} ended with code {code}{self._log()}")
+                    why = f"{binary} ended with code {code}{self._log_tail()}"
+                    raise BY_EXIT_CODE.get(code, Unavailable)(f"starting a private loader: {why}")
                 line += piece
                 if len(line) > _LINE_BYTES_MAX:
                     break
@@ -110,13 +112,11 @@ class PrivateLoader:
         except (ValueError, KeyError, TypeError) as error:
             raise Internal(f"starting a private loader: {binary} printed {line[:200]!r}, not its sockets") from error
 
-    def _log(self) -> str:
+    def _log_tail(self) -> str:
         """The end of what the loader wrote to stderr, for an error message."""
-        try:
-            with open(os.path.join(self._folder, _LOG_NAME), "rb") as log:
-                tail = log.read()[-_LOG_TAIL_BYTES:].decode(errors="replace").strip()
-        except OSError:
-            return ""
+        size = self._log.seek(0, os.SEEK_END)
+        self._log.seek(max(0, size - _LOG_TAIL_BYTES))
+        tail = self._log.read().decode(errors="replace").strip()
         return f": {tail}" if tail else ""
 
     def _collect(self) -> None:
@@ -126,6 +126,7 @@ class PrivateLoader:
             while stdout.read(4096):
                 pass
         self._process.wait()
+        self._log.close()
         self._ended.set()
         self._remove_folder()
         atexit.unregister(self._remove_folder)

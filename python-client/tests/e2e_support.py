@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake import repository
+from fake_loader import repository
 
 import longshore
 from longshore._dtypes import DTYPES, expected_bytes

@@ -19,6 +19,7 @@ import grpc
 
 from longshore._proto import loader_pb2, model_pb2
 
+URI = "s3://bucket/model"
 F_ADD_SEALS = 1033
 SEALS = 0x1 | 0x2 | 0x4 | 0x10  # seal, shrink, grow, future write
 LOOPS = 64
