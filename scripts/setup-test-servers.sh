@@ -7,12 +7,13 @@ cd "$(dirname "$0")/.."
 TOOLS="$PWD/.cache/tools"
 MOTO_VERSION=5.2.5
 S3S_FS_VERSION=0.14.1
-AZURITE_VERSION=3.37.0
+# The last one for the Node.js of Debian 12.
+AZURITE_VERSION=3.35.0
 
 mkdir -p "$TOOLS"
 say() { printf 'setup: %s\n' "$*" >&2; }
 
-# Installs into a new folder and moves it into place, so that an interrupted run leaves nothing half-installed.
+# Marks a folder when it is complete, so that one whose installation was interrupted is made afresh.
 install_into() {
     local target=$1
     shift
