@@ -4,6 +4,9 @@
 //! into a [`GrowingChunk`]. Everybody gets that chunk as soon as it is known where the bytes come from, and follows
 //! the writer. The task goes on when all of them leave. Invariant: a flight is in [`Flights`] from the miss until the
 //! complete chunk is in the store, so that a chunk is never fetched twice at once.
+//!
+//! Fills that ask another worker to fill have permits and connections of their own: a fill from the origin, which
+//! others may wait for, never waits for one of those, or two workers could wait for each other.
 
 mod flight;
 mod peer;
@@ -15,7 +18,9 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use longshore_origin::Origins;
 use longshore_types::{ChunkId, ChunkKey, Code, Error, Result, redact_url};
-use longshore_wire::{ChunkBody, ChunkReply, ChunkRequest, DataClient, GrowingChunk, GrowingWriter, Mode, Tier};
+use longshore_wire::{
+    ChunkBody, ChunkReply, ChunkRequest, ClientOptions, DataClient, GrowingChunk, GrowingWriter, Mode, Tier,
+};
 use moka::sync::Cache;
 use tokio::runtime::Handle;
 use tracing::Instrument;
@@ -34,8 +39,10 @@ const NEGATIVE_CHUNKS_MAX: u64 = 100_000;
 /// What fills need to know.
 #[derive(Debug, Clone)]
 pub struct FillOptions {
-    /// Fills that run at once.
+    /// Fills from the origin (or from copies that others have) that run at once.
     pub fills_max: usize,
+    /// Fills that ask another worker to fill, at once.
+    pub relays_max: usize,
     /// How long a request waits for a permit and memory.
     pub wait: Duration,
     /// How long a chunk that does not exist is not asked for again.
@@ -52,11 +59,14 @@ pub struct Chunks {
     pub origins: Origins,
     /// The other workers.
     pub peers: Arc<Peers>,
-    /// Asks them.
+    /// Asks them to fill.
     pub client: DataClient,
+    /// Asks them for what they have.
+    copies_client: DataClient,
     options: FillOptions,
     flights: Flights,
     permits: Permits,
+    relay_permits: Permits,
     negative: Cache<ChunkId, Error>,
     runtime: Handle,
     metrics: Arc<Metrics>,
@@ -77,7 +87,7 @@ impl Chunks {
         store: Store,
         origins: Origins,
         peers: Arc<Peers>,
-        client: DataClient,
+        client_options: ClientOptions,
         options: FillOptions,
         runtime: Handle,
         metrics: Arc<Metrics>,
@@ -86,9 +96,11 @@ impl Chunks {
             store,
             origins,
             peers,
-            client,
+            client: DataClient::new(client_options.clone()),
+            copies_client: DataClient::new(client_options),
             flights: Flights::default(),
             permits: Permits::new(options.fills_max),
+            relay_permits: Permits::new(options.relays_max),
             negative: Cache::builder().max_capacity(NEGATIVE_CHUNKS_MAX).time_to_live(options.negative_ttl).build(),
             options,
             runtime,
@@ -146,12 +158,14 @@ impl Chunks {
 
     /// Fills that are running.
     pub fn fills_in_flight(&self) -> usize {
-        self.permits.taken()
+        self.permits.taken() + self.relay_permits.taken()
     }
 
     /// Waits until no fill is running; false when `timeout` passes first. Blocks.
     pub fn wait_idle(&self, timeout: Duration) -> bool {
-        self.permits.wait_idle(timeout)
+        let deadline = Instant::now() + timeout;
+        let relayed = self.relay_permits.wait_idle(timeout);
+        relayed & self.permits.wait_idle(deadline.saturating_duration_since(Instant::now()))
     }
 
     fn follow_origin(&self, key: &ChunkKey, id: &ChunkId) -> Result<ChunkReply> {
@@ -171,13 +185,14 @@ impl Chunks {
         if self.origins.canonical_url(key.artifact().url())? != key.artifact().url() {
             return Err(Error::new(Code::InvalidArgument, format!("{url} is not in its canonical form")));
         }
-        let permit = self.permits.take(self.options.wait).ok_or_else(|| {
-            let (running, waited) = (self.options.fills_max, self.options.wait);
+        let route = self.peers.route(&id, mode);
+        let permits = if route.is_relay() { &self.relay_permits } else { &self.permits };
+        let permit = permits.take(self.options.wait).ok_or_else(|| {
+            let (running, waited) = (permits.taken(), self.options.wait);
             Error::new(Code::Exhausted, format!("{running} fills are running and none ended within {waited:?}"))
         })?;
         let buffer = self.store.memory.buffer(key.len_bytes() as usize, self.options.wait)?;
         let (writer, chunk) = GrowingChunk::begin(key.clone(), buffer)?;
-        let route = self.peers.route(&id, mode);
         let fill = Fill { id, flight: flight.clone(), chunk, route, _permit: permit };
         let span = tracing::info_span!("fill", chunk = %id, url, index = key.index(), bytes = key.len_bytes());
         let chunks = self.clone();

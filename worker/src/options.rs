@@ -12,8 +12,8 @@ pub use crate::store::disk::SyncPolicy;
 /// Share of the memory limit that the memory tier takes by default: an eighth, at most [`MEMORY_DEFAULT_BYTES_MAX`].
 const MEMORY_DEFAULT_DIVISOR: u64 = 8;
 const MEMORY_DEFAULT_BYTES_MAX: u64 = 8 << 30;
-/// Below this, fills would wait for each other: four chunks.
-const MEMORY_BYTES_MIN: u64 = 4 * CHUNK_BYTES;
+/// Below this nothing would be left beside one fill of each kind: eight chunks.
+const MEMORY_BYTES_MIN: u64 = 8 * CHUNK_BYTES;
 
 /// The options of a worker.
 #[derive(clap::Args, Clone, Debug)]

@@ -28,6 +28,13 @@ pub struct Route {
     pub is_mine: bool,
 }
 
+impl Route {
+    /// Whether another worker is asked to fill.
+    pub fn is_relay(&self) -> bool {
+        self.asks.iter().any(|ask| ask.mode != Mode::OnlyIfCached)
+    }
+}
+
 /// See the module.
 pub struct Peers {
     me: MemberId,

@@ -77,12 +77,13 @@ impl Worker {
         let store = Store::new(memory, disk, metrics.clone());
         let fill = FillOptions {
             fills_max: budget.fills,
+            relays_max: budget.relays,
             wait: Duration::from_millis(options.fill_wait_ms),
             negative_ttl: Duration::from_millis(options.negative_ttl_ms),
             cache_local_origin: options.cache_local_origin,
         };
-        let client = DataClient::new(ClientOptions::default());
-        let chunks = Chunks::new(store, origins, peers.clone(), client, fill, runtime, metrics.clone());
+        let chunks =
+            Chunks::new(store, origins, peers.clone(), ClientOptions::default(), fill, runtime, metrics.clone());
         let control = Arc::new(Control::default());
         let meta_options = MetaOptions {
             ttl: Duration::from_millis(options.metadata_ttl_ms),

@@ -89,6 +89,35 @@ fn replicas_fill_from_each_other() {
 }
 
 #[test]
+fn workers_that_fill_from_each_other_do_not_wait_for_each_other() {
+    let origin = FakeOrigin::start();
+    let model = model(&origin);
+    let folder = tempfile::tempdir().unwrap();
+    // One fill at a time on each side, and every chunk asked of the worker that does not own it.
+    let workers = serve(2, folder.path(), &origin, |_, options| WorkerOptions {
+        fills_max: 1,
+        memory_bytes: Some(longshore_types::ByteSize(128 << 20)),
+        ..options
+    });
+    let runtime = runtime();
+    let keys = keys(&manifest(&runtime, &workers[0]));
+    std::thread::scope(|scope| {
+        for reader in 0..8 {
+            let (model, keys, endpoint) = (&model, &keys, workers[reader % 2].endpoint());
+            scope.spawn(move || {
+                for turn in 0..keys.len() {
+                    let (file, key) = &keys[(turn + reader / 2) % keys.len()];
+                    fetch_whole(&endpoint, key, model.file(file).unwrap()).unwrap();
+                }
+            });
+        }
+    });
+    assert_eq!(origin.counters().bytes, model.size_bytes(), "no fill ran into its time limit");
+    let failed = |worker: &Served| worker.metric("longshore_worker_fallbacks_total{kind=\"peer_failed\"}");
+    assert_eq!(workers.iter().map(failed).sum::<f64>(), 0.0);
+}
+
+#[test]
 fn warming_fills_the_owners_and_freeing_empties_them() {
     let origin = FakeOrigin::start();
     let model = model(&origin);

@@ -93,7 +93,11 @@ impl Step {
         };
         let whole = 0..len;
         let mut landing = Landing::builder().buffer(buffer, vec![whole]).build()?;
-        self.chunks.client.fetch(&endpoint(&self.ask.member), &self.request, &mut landing)?;
+        let client = match self.ask.mode {
+            Mode::OnlyIfCached => &self.chunks.copies_client,
+            Mode::Fill | Mode::FromPeer => &self.chunks.client,
+        };
+        client.fetch(&endpoint(&self.ask.member), &self.request, &mut landing)?;
         let buffer = landing.into_buffers().pop().ok_or_else(|| {
             longshore_types::Error::new(Code::Internal, "a landing lost the buffer that it was given")
         })?;

