@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from fake_loader import URI, FakeLoader, FakeModel
 
@@ -144,6 +145,8 @@ def test_each_tensor_has_a_storage_of_its_own(node: longshore.Node, small: FakeM
     assert model["w"].untyped_storage().nbytes() == 16
     assert model["w"].storage_offset() == 0
     assert model["w"].data_ptr() == model["w"].data_ptr()
+    saved = safetensors.torch.load(safetensors.torch.save(model.state_dict()))
+    assert torch.equal(saved["w"], model["w"])
 
 
 def test_an_empty_model(node: longshore.Node, loader: FakeLoader) -> None:
