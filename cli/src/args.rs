@@ -266,10 +266,15 @@ mod tests {
         command.build();
         command.clone().debug_assert();
         let standard = |name: &str| ["AWS_", "GOOGLE_", "AZURE_", "HF_"].iter().any(|prefix| name.starts_with(prefix));
-        let of_command = command.get_arguments().chain(command.get_subcommands().flat_map(|sub| sub.get_arguments()));
-        for arg in of_command.filter_map(clap::Arg::get_env) {
-            let name = arg.to_str().unwrap();
-            assert!(standard(name) || env::ALL.iter().any(|(known, _)| *known == name), "{name} is not in env.rs");
+        let of_command =
+            command.get_arguments().chain(command.get_subcommands().flat_map(clap::Command::get_arguments));
+        let used: Vec<&str> = of_command.filter_map(|arg| arg.get_env()?.to_str()).collect();
+        for name in &used {
+            assert!(standard(name) || env::ALL.iter().any(|(known, _)| known == name), "{name} is not in env.rs");
+        }
+        let of_options = |name: &str| ["WORKER_", "LOADER_", "ORIGIN_"].iter().any(|part| name[10..].starts_with(part));
+        for (name, _) in env::ALL.iter().filter(|(name, _)| of_options(name)) {
+            assert!(used.contains(name), "{name} is in env.rs and nothing reads it");
         }
     }
 

@@ -38,9 +38,9 @@ impl LoaderAddress {
     /// # Errors
     /// [`Code::InvalidArgument`] for another form.
     pub fn parse(text: &str) -> Result<Self> {
-        let rest = text.strip_prefix("unix:").unwrap_or(text);
-        if rest.starts_with('/') {
-            let path = PathBuf::from(format!("/{}", rest.trim_start_matches('/')));
+        let path = text.strip_prefix("unix://").or_else(|| text.strip_prefix("unix:")).unwrap_or(text);
+        if path.starts_with('/') {
+            let path = PathBuf::from(path);
             return Ok(LoaderAddress::Unix(if path.is_dir() { path.join(LOADER_SOCKET) } else { path }));
         }
         let bare = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');

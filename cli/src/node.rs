@@ -94,6 +94,7 @@ pub async fn membership(addresses: Vec<String>, token: &CancellationToken) -> Re
     Ok(StaticMembership::start(addresses, probe, MEMBERS_REFRESH, token.clone()).await?)
 }
 
+/// The workers that are named, else those of the node's loader.
 async fn worker_addresses(args: &NodeArgs) -> Result<Vec<String>> {
     let named: Vec<String> = args.workers.iter().filter(|address| !address.is_empty()).cloned().collect();
     if !named.is_empty() {
@@ -101,5 +102,11 @@ async fn worker_addresses(args: &NodeArgs) -> Result<Vec<String>> {
     }
     let Some(mut loader) = find_loader(args).await? else { return Ok(Vec::new()) };
     let status = loader.client.status(v1::LoaderStatusRequest {}).await.map_err(|status| from_status(&status))?;
-    Ok(status.into_inner().members.into_iter().map(|member| member.address).collect())
+    Ok(addresses_of(&status.into_inner()))
+}
+
+/// The workers of a loader that others can reach: the cache inside a private loader is nobody else's.
+pub fn addresses_of(status: &v1::LoaderStatus) -> Vec<String> {
+    let has_port = |address: &str| address.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    status.members.iter().map(|member| member.address.clone()).filter(|address| has_port(address)).collect()
 }

@@ -48,18 +48,23 @@ pub fn json(value: impl Serialize) -> Result<Value> {
         .map_err(|error| Error::new(Code::Internal, format!("cannot write the result as JSON: {error}")))
 }
 
-/// Columns of text, each as wide as its widest cell; numbers (cells that start with a digit) to the right.
+/// Columns of text, each as wide as its widest cell. A column of numbers (its last cell starts with a digit) is set to
+/// the right.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max();
-    let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
+    let cells = |column: usize| rows.iter().filter_map(move |row| row.get(column));
+    let width = |column: usize| cells(column).map(|cell| cell.chars().count()).max().unwrap_or(0);
+    let is_number = |cell: &String| cell.starts_with(|c: char| c.is_ascii_digit());
+    // All but a heading: "16 chunks" under "FROM" is text like its neighbours.
+    let is_numeric =
+        |column: usize| cells(column).skip(1).all(is_number) && cells(column).last().is_some_and(is_number);
+    let layout: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), is_numeric(column))).collect();
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
+        for (cell, (width, is_numeric)) in row.iter().zip(&layout) {
             let padding = " ".repeat(width - cell.chars().count());
-            let is_number = cell.starts_with(|c: char| c.is_ascii_digit());
-            let (left, right) = if is_number { (padding.as_str(), "") } else { ("", padding.as_str()) };
+            let (left, right) = if *is_numeric { (padding.as_str(), "") } else { ("", padding.as_str()) };
             line.push_str(&format!("{left}{cell}{right}  "));
         }
         text.push_str(line.trim_end());
@@ -89,8 +94,8 @@ mod tests {
 
     #[test]
     fn tables_line_up() {
-        let text = table(&[row(["a", "10 B"]), row(["long", "5 B"]), row(["x"])]);
-        assert_eq!(text, "a     10 B\nlong   5 B\nx\n");
+        let text = table(&[row(["NAME", "SIZE", "FROM"]), row(["a", "10 B", "2 disks"]), row(["b", "5 B", "disk"])]);
+        assert_eq!(text, "NAME  SIZE  FROM\na     10 B  2 disks\nb      5 B  disk\n");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::args::StatusArgs;
 use crate::connect::find_loader;
 use crate::control::{Tier, WorkerState};
-use crate::node::Node;
+use crate::node::{Node, addresses_of};
 use crate::output::{Output, json, row, seconds, table};
 
 /// Runs the command.
@@ -27,8 +27,7 @@ pub async fn run(args: StatusArgs, output: Output, token: CancellationToken) -> 
         }
         None => None,
     };
-    let node = Node::open(&args.node, &token).await?;
-    let workers = node.control.states().await;
+    let (workers, warnings) = workers(&args, loader.as_ref().map(|(_, status)| status), &token).await?;
     let worker_values = workers.iter().map(|(address, answer)| match answer {
         Ok(state) => worker_json(address, state),
         Err(error) => {
@@ -40,7 +39,7 @@ pub async fn run(args: StatusArgs, output: Output, token: CancellationToken) -> 
     let value = object!({
         "loader": loader.as_ref().map(|(address, status)| loader_json(address, status)),
         "workers": worker_values,
-        "warnings": node.warnings,
+        "warnings": warnings,
     });
     output.result(&value, |text| {
         match &loader {
@@ -55,12 +54,27 @@ pub async fn run(args: StatusArgs, output: Output, token: CancellationToken) -> 
                 }
             }
         }
-        for warning in &node.warnings {
+        for warning in &warnings {
             let _ = writeln!(text, "warning   {warning}");
         }
-    })?;
+    })
+}
+
+type States = Vec<(String, Result<WorkerState>)>;
+
+/// The workers; none for a loader that has none, because opening the cache folder is its own right then.
+async fn workers(
+    args: &StatusArgs,
+    loader: Option<&v1::LoaderStatus>,
+    token: &CancellationToken,
+) -> Result<(States, Vec<String>)> {
+    if args.node.workers.is_empty() && loader.is_some_and(|status| addresses_of(status).is_empty()) {
+        return Ok((Vec::new(), Vec::new()));
+    }
+    let node = Node::open(&args.node, token).await?;
+    let (states, warnings) = (node.control.states().await, node.warnings.clone());
     node.close().await;
-    Ok(())
+    Ok((states, warnings))
 }
 
 fn loader_json(address: &str, status: &v1::LoaderStatus) -> Value {

@@ -1,7 +1,7 @@
 //! Every `LONGSHORE_*` variable, in one place. Code refers to these constants, never to the text.
 //!
 //! Variables of other systems that we honour (`AWS_*`, `GOOGLE_*`, `AZURE_*`, `HF_ENDPOINT`, `HF_TOKEN`) are declared
-//! where they are read, in the origin's options.
+//! where they are read, in the origin's options. A test of the command line holds this list and the options together.
 
 macro_rules! variables {
     ($($(#[doc = $meaning:literal])+ $name:ident;)+) => {
@@ -62,19 +62,19 @@ variables! {
     WORKER_UNIX_SOCKET;
     /// Host name or address that a worker tells others to reach it at.
     WORKER_ADVERTISE;
-    /// Capacity in GiB that a worker's share of the chunks is computed from.
+    /// Weight in GiB that a worker's share of the chunks is computed from; its capacity when not set.
     WORKER_WEIGHT;
     /// Owners of each chunk.
     WORKER_REPLICAS;
-    /// How long metadata of the origin stays fresh.
+    /// How long metadata of the origin stays fresh, in milliseconds.
     WORKER_METADATA_TTL;
-    /// How long "there is no such object" stays fresh.
+    /// How long the absence of an object stays fresh, in milliseconds.
     WORKER_NEGATIVE_TTL;
     /// Connections a worker's data plane accepts at once.
     WORKER_CONNECTIONS_MAX;
     /// Fills that run at once.
     WORKER_FILLS_MAX;
-    /// How long a worker waits for requests in flight when it shuts down.
+    /// How long a worker waits for requests in flight when it shuts down, in milliseconds.
     WORKER_DRAIN_TIMEOUT;
 
     /// Budget of a loader's arena: everything that holds model bytes in host memory.
@@ -85,10 +85,47 @@ variables! {
     LOADER_OPS_LISTEN;
     /// Chunks that a loader fetches at once.
     LOADER_FETCHES_MAX;
-    /// How long a loader waits for a byte from one source before it asks the next.
+    /// How long a loader waits for a byte from one source before it asks the next, in milliseconds.
     LOADER_STALL_TIMEOUT;
     /// Loads that run at once.
     LOADER_LOADS_MAX;
+
+    /// Time limit for opening a connection to an origin, in milliseconds.
+    ORIGIN_CONNECT_TIMEOUT_MS;
+    /// Time limit from a request to the head of its response, in milliseconds.
+    ORIGIN_FIRST_BYTE_TIMEOUT_MS;
+    /// Longest time without a byte while a body is read, in milliseconds.
+    ORIGIN_STALL_TIMEOUT_MS;
+    /// Most attempts of one request without progress.
+    ORIGIN_ATTEMPTS_MAX;
+    /// Longest time that one request is repeated without progress, in milliseconds.
+    ORIGIN_RETRY_TIME_MS_MAX;
+    /// Upper bound of the pause before the first retry, in milliseconds.
+    ORIGIN_RETRY_PAUSE_MS;
+    /// Most connections to one bucket or server.
+    ORIGIN_CONNECTIONS_MAX;
+    /// URL of an S3-compatible server.
+    ORIGIN_S3_ENDPOINT;
+    /// S3 region.
+    ORIGIN_S3_REGION;
+    /// S3 access key.
+    ORIGIN_S3_ACCESS_KEY_ID;
+    /// S3 secret key.
+    ORIGIN_S3_SECRET_ACCESS_KEY;
+    /// Send no signature to S3.
+    ORIGIN_S3_SKIP_SIGNATURE;
+    /// URL of a server that speaks Google's XML API.
+    ORIGIN_GCS_ENDPOINT;
+    /// Send no token to Google Cloud Storage.
+    ORIGIN_GCS_SKIP_SIGNATURE;
+    /// URL of an Azure blob account or emulator.
+    ORIGIN_AZURE_ENDPOINT;
+    /// Azure storage account.
+    ORIGIN_AZURE_ACCOUNT;
+    /// Azure access key.
+    ORIGIN_AZURE_ACCESS_KEY;
+    /// Other settings of cloud stores, as comma-separated KEY=VALUE.
+    ORIGIN_STORE_OPTIONS;
 }
 
 #[cfg(test)]

@@ -1,0 +1,79 @@
+//! `exec`, and the private loader that it and the Python client start.
+
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
+
+use serde_json::Value;
+
+use crate::support::{Bench, eventually, is_empty, json_of, stderr};
+
+#[test]
+fn exec_becomes_the_program_and_the_loader_ends_with_it() {
+    let bench = Bench::new();
+    // The program sees the model, and asks the loader it was given about its own lease.
+    let script = r#"echo "$LONGSHORE_MODEL_URI $LONGSHORE_DEVICE $LONGSHORE_REVISION"; "$0" status --json; exit 7"#;
+    let binary = env!("CARGO_BIN_EXE_longshore");
+    let output = bench.run(&["exec", "--model", "model", "--", "sh", "-c", script, binary]);
+    assert_eq!(output.status.code(), Some(7), "{}", stderr(&output));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let (first, status) = text.split_once('\n').unwrap();
+    assert!(first.starts_with(&format!("file://{} host ", bench.path("model").display())), "{first}");
+    let status: Value = serde_json::from_str(status).unwrap();
+    let model = &status["loader"]["models"][0];
+    assert_eq!(model["leases"], 1, "{status}");
+    assert!(first.ends_with(model["revision"].as_str().unwrap()), "{first}");
+    eventually("the end of the private loader", || is_empty(&bench.path("tmp")));
+}
+
+#[test]
+fn exec_passes_its_flags_on_to_the_private_loader() {
+    let bench = Bench::new();
+    let script = r#""$0" status --json"#;
+    let binary = env!("CARGO_BIN_EXE_longshore");
+    let output = bench.run(&["exec", "--model", "model", "--memory", "128MiB", "--", "sh", "-c", script, binary]);
+    assert_eq!(json_of(&output)["loader"]["arena_capacity_bytes"], 128 << 20);
+}
+
+#[test]
+fn exec_fails_without_a_model_or_a_program_and_leaves_no_loader() {
+    let bench = Bench::new();
+    assert_eq!(bench.run(&["exec", "--model", "nothing", "--", "true"]).status.code(), Some(3));
+    let output = bench.run(&["exec", "--model", "model", "--", "/nonexistent/program"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("/nonexistent/program"), "{}", stderr(&output));
+    eventually("the end of the private loaders", || no_process_in(&bench.path("run")));
+}
+
+/// Whether no private loader of this test runs any more: their command lines name its folders.
+fn no_process_in(folder: &std::path::Path) -> bool {
+    let root = folder.parent().unwrap().as_os_str().as_encoded_bytes().to_vec();
+    let named = |entry: std::fs::DirEntry| {
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        line.windows(root.len()).any(|window| window == root)
+    };
+    !std::fs::read_dir("/proc").unwrap().filter_map(Result::ok).any(named)
+}
+
+#[test]
+fn a_private_loader_says_where_it_is_and_a_second_process_shares_the_cache_folder() {
+    let bench = Bench::new();
+    let sockets = bench.path("tmp/private");
+    let mut command = bench.command(&["loader", "--private", "--socket-dir", sockets.to_str().unwrap()]);
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let ready: Value = serde_json::from_str(&line).unwrap();
+    assert_eq!(ready["pid"], child.id());
+    assert_eq!(ready["attach_socket"], sockets.join("attach.sock").to_str().unwrap());
+    let address = format!("unix://{}", ready["loader_socket"].as_str().unwrap());
+
+    let through_it = bench.json(&["load", "model", "--json", "--loader", &address]);
+    assert_eq!(through_it["loader"], address.as_str());
+    // Another process over the same cache folder works, and says that it went without.
+    let beside_it = bench.json(&["load", "model", "--json"]);
+    assert_eq!(beside_it["loader"], "embedded");
+    assert!(beside_it["warnings"][0].as_str().unwrap().contains("cache"), "{beside_it}");
+
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
