@@ -69,6 +69,7 @@ impl Job {
 
     /// Fetches one chunk that [`Job::begin_next`] handed out. The first error ends the job.
     pub(super) fn fetch(&self, index: usize, thread: u32) {
+        let _span = self.reader.span().enter();
         // A panic must not leave the load waiting for this chunk for ever.
         let result = catch_unwind(AssertUnwindSafe(|| self.fetch_chunk(&self.chunks[index], thread)));
         let result = result.unwrap_or_else(|_| Err(Error::new(Code::Internal, "a fetch thread panicked")));

@@ -54,6 +54,8 @@ pub(crate) struct ChunkReader {
     pace: Pace,
     local: LocalFiles,
     nearby_misses: AtomicU32,
+    /// That of the load, for what the fetch threads log.
+    span: tracing::Span,
 }
 
 /// A chunk that arrived: its tier and its source.
@@ -71,11 +73,16 @@ impl ChunkReader {
             pace: Pace::default(),
             local: LocalFiles::default(),
             nearby_misses: AtomicU32::new(0),
+            span: tracing::Span::current(),
         }
     }
 
     pub(super) fn recorder(&self) -> &Recorder {
         &self.recorder
+    }
+
+    pub(super) fn span(&self) -> &tracing::Span {
+        &self.span
     }
 
     pub(super) fn cancel(&self) {

@@ -96,11 +96,19 @@ impl Recorder {
         *self.inner.lock().tiers.entry(tier).or_default() += bytes;
     }
 
+    fn fallbacks_of(&self, kind: FallbackKind) -> u64 {
+        self.inner.lock().fallbacks.get(&kind).map_or(0, |(count, _)| *count)
+    }
+
     /// Counts a fallback and logs it.
     pub fn add_fallback(&self, kind: FallbackKind, detail: impl Into<String>) {
         let detail = detail.into();
         self.metrics.add_fallback(kind);
-        tracing::info!(kind = kind.as_str(), detail, "fallback");
+        // The first of a kind is news, thousands more in one load are not.
+        match self.fallbacks_of(kind) {
+            0 => tracing::warn!(kind = kind.as_str(), detail, "fallback"),
+            _ => tracing::debug!(kind = kind.as_str(), detail, "fallback"),
+        }
         let mut inner = self.inner.lock();
         let entry = inner.fallbacks.entry(kind).or_default();
         entry.0 += 1;

@@ -142,3 +142,23 @@ async fn a_silent_worker_is_left_early_when_the_others_are_fast() {
     assert_loaded(&loaded, &model);
     assert!(loaded.report().fallback_count(FallbackKind::WorkerSlow) >= 1, "{:?}", loaded.report());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_on_this_host_is_asked_for_copies_until_it_has_missed_a_few() {
+    let fixture = Fixture::new(Setup { fetches: 1, ..Setup::default() });
+    let nearby = TestWorker::new(fixture.origin.clone());
+    *fixture.cluster.nearby.lock() = Some(nearby.clone());
+    let model = ModelSpec::sized(1, 200 << 20, 20).build();
+    let loaded = fixture.load(fixture.put("m", &model)).await.unwrap();
+    assert_loaded(&loaded, &model);
+    assert_eq!(nearby.requests(), 4, "four misses in a row are enough");
+    let report = loaded.report();
+    assert!(report.fallbacks.is_empty() && report.retries == 0, "a miss is no failure: {report:?}");
+
+    nearby.has_copies.store(true, std::sync::atomic::Ordering::SeqCst);
+    let before = fixture.workers.iter().map(|worker| worker.requests()).sum::<u64>();
+    let model = ModelSpec::sized(2, 60 << 20, 20).build();
+    assert_loaded(&fixture.load(fixture.put("copies", &model)).await.unwrap(), &model);
+    assert_eq!(nearby.requests(), 4 + model.chunks());
+    assert_eq!(fixture.workers.iter().map(|worker| worker.requests()).sum::<u64>(), before);
+}

@@ -78,6 +78,7 @@ impl Fixture {
             reports: Default::default(),
             manifests: AtomicU64::new(0),
             is_down: AtomicBool::new(false),
+            nearby: Default::default(),
         });
         let arena = Arena::new(setup.memory_bytes);
         let devices = Devices::new(vec![Arc::new(HostDevice::new(arena.clone()))]);

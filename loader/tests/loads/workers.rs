@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::io::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use longshore_cluster::MemberId;
@@ -42,6 +42,8 @@ pub struct TestWorker {
     healed: Mutex<HashSet<String>>,
     held: Mutex<Vec<longshore_wire::GrowingWriter>>,
     arena: Arena,
+    /// Whether requests for what is cached are answered.
+    pub has_copies: AtomicBool,
     requests: AtomicU64,
     waiting: AtomicU64,
 }
@@ -55,6 +57,7 @@ impl TestWorker {
             healed: Mutex::default(),
             held: Mutex::default(),
             arena: Arena::new(1 << 30),
+            has_copies: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
         })
@@ -115,7 +118,7 @@ impl TestWorker {
 impl ChunkService for TestWorker {
     fn get(&self, request: &ChunkRequest) -> Result<ChunkReply> {
         self.requests.fetch_add(1, Ordering::SeqCst);
-        if request.mode == Mode::OnlyIfCached {
+        if request.mode == Mode::OnlyIfCached && !self.has_copies.load(Ordering::SeqCst) {
             return Err(Error::new(Code::NotFound, "not cached"));
         }
         let mut behaviour = self.behaviour.lock();
@@ -149,7 +152,8 @@ pub struct TestCluster {
     pub endpoints: Vec<Endpoint>,
     pub reports: Mutex<Vec<(String, bool)>>,
     pub manifests: AtomicU64,
-    pub is_down: std::sync::atomic::AtomicBool,
+    pub is_down: AtomicBool,
+    pub nearby: Mutex<Option<Arc<TestWorker>>>,
 }
 
 #[async_trait]
@@ -172,6 +176,11 @@ impl Cluster for TestCluster {
                 member: Some(MemberId::from_bytes([worker as u8; 16])),
             })
             .collect()
+    }
+
+    fn nearby(&self, _key: &ChunkKey) -> Option<Source> {
+        let worker = self.nearby.lock().clone()?;
+        Some(Source { endpoint: Endpoint::InProcess(worker), label: "nearby".to_owned(), member: None })
     }
 
     fn report(&self, source: &Source, ok: bool) {
