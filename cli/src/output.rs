@@ -57,7 +57,7 @@ pub fn table(rows: &[Vec<String>]) -> String {
     let is_number = |cell: &String| cell.starts_with(|c: char| c.is_ascii_digit());
     // All but a heading: "16 chunks" under "FROM" is text like its neighbours.
     let is_numeric =
-        |column: usize| cells(column).skip(1).all(is_number) && cells(column).last().is_some_and(is_number);
+        |column: usize| cells(column).skip(1).all(is_number) && cells(column).next_back().is_some_and(is_number);
     let layout: Vec<(usize, bool)> = (0..columns).map(|column| (width(column), is_numeric(column))).collect();
     let mut text = String::new();
     for row in rows {

@@ -1,5 +1,7 @@
 //! The real binary, run as users run it.
 
+#![allow(clippy::unwrap_used)]
+
 mod daemons;
 mod embedded;
 mod private;
