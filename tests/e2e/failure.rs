@@ -316,3 +316,63 @@ fn a_network_that_corrupts_cuts_stalls_and_refuses() {
     unload_everywhere(&cluster, URI);
     load_and_check(&cluster, 0, URI, &model);
 }
+
+#[test]
+fn a_worker_that_stands_still_in_mid_load() {
+    let (origin, model) = serve(&ModelSpec::sized(11, 120 * MIB, 10));
+    origin.fault(Fault::new(FaultKind::BytesPerSecond(8 * MIB)));
+    let spec = ClusterSpec::new(3, 1).origin(&origin).loader_args(&["--stall-timeout-ms", "2000"]);
+    let cluster = Cluster::start(spec);
+    let pid = rustix::process::Pid::from_raw(cluster.workers()[1].pid() as i32).unwrap();
+    let signal = |signal| rustix::process::kill_process(pid, signal).unwrap();
+    let loaded = thread::scope(|scope| {
+        let socket = cluster.loader_socket(0);
+        let loading = scope.spawn(move || longshore_tests::Client::connect(&socket).unwrap().load(URI));
+        wait_until("a quarter is read", || origin.counters().bytes > 30 * MIB);
+        signal(rustix::process::Signal::STOP);
+        origin.clear_faults();
+        let loaded = loading.join().unwrap();
+        signal(rustix::process::Signal::CONT);
+        loaded
+    });
+    let loaded = loaded.unwrap_or_else(|error| panic!("{}: {error}", error.code()));
+    check(&loaded, &model);
+    assert!(!loaded.model.report.unwrap().fallbacks.is_empty());
+}
+
+#[test]
+fn a_loader_killed_in_mid_load_comes_back_empty_and_well() {
+    let (origin, model) = serve(&ModelSpec::sized(12, 80 * MIB, 10));
+    origin.fault(Fault::new(FaultKind::BytesPerSecond(8 * MIB)));
+    let mut cluster = Cluster::start(ClusterSpec::new(2, 1).origin(&origin));
+    thread::scope(|scope| {
+        let socket = cluster.loader_socket(0);
+        let loading = scope.spawn(move || longshore_tests::Client::connect(&socket).unwrap().load(URI));
+        wait_until("the load has begun", || origin.counters().bytes > 10 * MIB);
+        cluster.loader(0).kill();
+        let error = loading.join().unwrap().unwrap_err();
+        assert!(matches!(error.code(), Code::Unavailable | Code::Cancelled | Code::Internal), "{error}");
+    });
+    origin.clear_faults();
+    cluster.loader(0).start_again();
+    load_and_check(&cluster, 0, URI, &model);
+    // What was on its way when the loader died was not thrown away.
+    assert_eq!(origin.counters().bytes, model.size_bytes());
+}
+
+#[test]
+fn a_worker_that_is_avoided_is_told_in_the_report() {
+    let (origin, model) = serve(&ModelSpec::sized(13, 100 * MIB, 10));
+    let mut cluster = Cluster::start(ClusterSpec::new(2, 1).origin(&origin));
+    load_and_check(&cluster, 0, URI, &model);
+    cluster.worker(0).kill();
+    for round in 0..3 {
+        unload_everywhere(&cluster, URI);
+        let loaded = load_and_check(&cluster, 0, URI, &model);
+        let report = loaded.model.report.unwrap();
+        assert!(
+            !report.fallbacks.is_empty(),
+            "round {round}: half of the chunks are not where they belong: {report:?}"
+        );
+    }
+}

@@ -3,9 +3,12 @@
 #![allow(clippy::unwrap_used)]
 
 mod bad_input;
+mod commands;
 mod common;
 mod equality;
 mod failure;
 mod layout;
 mod memory;
 mod once;
+mod origins;
+mod secrets;
