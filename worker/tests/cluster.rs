@@ -7,6 +7,7 @@ mod common;
 use std::sync::Arc;
 
 use common::*;
+use longshore_cluster::{Member, Ring};
 use longshore_proto::v1;
 use longshore_proto::v1::worker_client::WorkerClient;
 use longshore_testkit::modelgen::{Model, ModelSpec};
@@ -32,6 +33,11 @@ fn manifest(runtime: &tokio::runtime::Runtime, worker: &Served) -> Manifest {
     let request = v1::GetManifestRequest { url: URL.to_owned(), ..Default::default() };
     let response = runtime.block_on(async { control(worker).await.get_manifest(request).await }).unwrap();
     longshore_proto::convert::manifest_from_proto(response.into_inner().manifest.unwrap()).unwrap()
+}
+
+fn member(worker: &Served) -> Member {
+    let identity = client().page(&worker.endpoint(), "/v1/identity", 1 << 14).unwrap();
+    Member { identity: serde_json::from_slice(&identity).unwrap(), address: worker.data.clone() }
 }
 
 fn keys(manifest: &Manifest) -> Vec<(String, ChunkKey)> {
@@ -101,15 +107,14 @@ fn workers_that_fill_from_each_other_do_not_wait_for_each_other() {
     });
     let runtime = runtime();
     let keys = keys(&manifest(&runtime, &workers[0]));
+    let ring = Ring::new(&workers.iter().map(member).collect::<Vec<_>>());
+    // Long enough that each side has begun before the other has ended.
+    origin.fault(Fault::new(FaultKind::LatencyMs(50)));
     std::thread::scope(|scope| {
-        for reader in 0..8 {
-            let (model, keys, endpoint) = (&model, &keys, workers[reader % 2].endpoint());
-            scope.spawn(move || {
-                for turn in 0..keys.len() {
-                    let (file, key) = &keys[(turn + reader / 2) % keys.len()];
-                    fetch_whole(&endpoint, key, model.file(file).unwrap()).unwrap();
-                }
-            });
+        for (file, key) in &keys {
+            let owner = &ring.owners(key.id().as_bytes(), 1)[0].address;
+            let other = workers.iter().find(|worker| worker.data != *owner).unwrap();
+            scope.spawn(|| fetch_whole(&other.endpoint(), key, model.file(file).unwrap()).unwrap());
         }
     });
     assert_eq!(origin.counters().bytes, model.size_bytes(), "no fill ran into its time limit");
