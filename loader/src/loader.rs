@@ -1,27 +1,26 @@
 //! The node loader as one object: load, get, list, unload, status.
 
 mod answer;
+mod shared;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use longshore_device::{Device, DeviceInfo, DeviceRequest, Devices};
 use longshore_origin::Origins;
 use longshore_types::{Code, Error, Manifest, Result, Selection, redact_url};
-use longshore_wire::{ClientOptions, DataClient};
-use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
+use tokio::sync::watch;
 
 use crate::cluster::Cluster;
-use crate::fetch::{ChunkReader, FetchPool, Hedging, Readers};
-use crate::flight::{Boarding, Flights, Seat};
+use crate::flight::{Boarding, Seat};
 use crate::load::{Flightplan, ProgressSender, fly};
 use crate::metrics::Metrics;
 use crate::model::{ModelId, ModelKey};
 use crate::options::LoaderOptions;
-use crate::registry::{Lease, Registry};
+use crate::registry::Lease;
 use crate::report::{FallbackKind, Recorder, Step};
 pub use answer::{LoadedModel, LoaderStatus, ModelState, Unloaded};
+pub(crate) use shared::{Attached, Shared};
 
 /// Loads that wait for their turn, for each that may run.
 const WAITING_PER_LOAD: usize = 16;
@@ -53,40 +52,6 @@ pub struct Loader {
     shared: Arc<Shared>,
 }
 
-/// What loads need of the loader.
-pub(crate) struct Shared {
-    pub options: LoaderOptions,
-    pub devices: Devices,
-    pub origins: Origins,
-    pub registry: Arc<Registry>,
-    pub flights: Arc<Flights>,
-    pub pool: FetchPool,
-    pub permits: Semaphore,
-    pub metrics: Arc<Metrics>,
-    attached: watch::Sender<usize>,
-    readers: Arc<Readers>,
-    started: Instant,
-}
-
-/// One attach connection.
-pub(crate) struct Attached(Arc<Shared>);
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.0.attached.send_modify(|count| *count -= 1);
-    }
-}
-
-impl Shared {
-    pub(crate) fn reader(&self, recorder: Arc<Recorder>, token: CancellationToken) -> ChunkReader {
-        ChunkReader::new(self.readers.clone(), recorder, token)
-    }
-
-    fn cluster(&self) -> &dyn Cluster {
-        &*self.readers.cluster
-    }
-}
-
 impl Loader {
     /// Starts the fetch threads. Call it inside a tokio runtime, which origin reads will run on.
     ///
@@ -98,33 +63,7 @@ impl Loader {
         devices: Devices,
         origins: Origins,
     ) -> Result<Arc<Loader>> {
-        let runtime = tokio::runtime::Handle::try_current().map_err(|error| {
-            Error::new(Code::FailedPrecondition, format!("a loader needs a tokio runtime: {error}"))
-        })?;
-        let metrics = Arc::new(Metrics::new()?);
-        let registry = Registry::new(metrics.clone());
-        let threads = options.fetch_threads();
-        let readers = Readers {
-            cluster,
-            origins: origins.clone(),
-            patient: DataClient::new(client_options(&options, options.stall_timeout(), threads)),
-            hedging: hedging(&options, threads),
-            runtime,
-        };
-        let shared = Shared {
-            devices,
-            origins,
-            flights: Flights::new(registry.clone()),
-            registry,
-            pool: FetchPool::start(threads)?,
-            permits: Semaphore::new(options.loads_max.clamp(1, Semaphore::MAX_PERMITS)),
-            metrics,
-            attached: watch::Sender::new(0),
-            readers: Arc::new(readers),
-            started: Instant::now(),
-            options,
-        };
-        Ok(Arc::new(Loader { shared: Arc::new(shared) }))
+        Ok(Arc::new(Loader { shared: Arc::new(Shared::open(options, cluster, devices, origins)?) }))
     }
 
     /// Loads a model, joins the load of it that runs, or attaches to the one in memory. Dropping the future leaves the
@@ -336,20 +275,4 @@ async fn wait(mut seat: Box<Seat>, progress: Option<ProgressSender>) -> Result<L
             Ok(()) = seen.changed() => { progress.send_replace(*seen.borrow_and_update()); }
         }
     }
-}
-
-fn client_options(options: &LoaderOptions, stall_timeout: Duration, threads: usize) -> ClientOptions {
-    ClientOptions {
-        connect_timeout: Duration::from_millis(options.connect_timeout_ms.max(1)),
-        stall_timeout,
-        connections_per_endpoint_max: threads,
-        ..ClientOptions::default()
-    }
-}
-
-fn hedging(options: &LoaderOptions, threads: usize) -> Option<Hedging> {
-    let after = Duration::from_millis(options.hedge_after_ms.max(1));
-    let median_below = after.checked_div(options.hedge_factor)?;
-    let client = DataClient::new(client_options(options, after.min(options.stall_timeout()), threads));
-    Some(Hedging { client, median_below })
 }

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Entry, Inner, Registry};
 
-/// How long to wait for loads that gave up to hand back their memory.
-const ENDING_WAIT: Duration = Duration::from_secs(10);
+/// How long to wait for loads that gave up to hand back their memory: one may still wait for a silent worker.
+const ENDING_WAIT: Duration = Duration::from_secs(30);
 /// How often to look again meanwhile: memory is free a moment after it is signalled.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// Models that an error names.
