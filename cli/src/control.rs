@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use longshore_cluster::Membership;
 use longshore_types::{Artifact, Code, Error, ResolvedFile, Result, Selection};
-use longshore_worker::{Ask, WarmEvent, Worker, WorkerStatus};
+use longshore_worker::{WarmEvent, Worker, WorkerStatus};
 use tokio::sync::mpsc;
+
+use crate::embedded::ask;
 
 /// Where control calls go.
 #[derive(Clone)]
@@ -88,7 +90,7 @@ impl Control {
         match self {
             Control::Remote(membership) => remote::stat(&**membership, url, revalidate).await,
             Control::Embedded(worker) => {
-                let answer = worker.stat(url, Ask { revalidate, forwarded: false }).await?;
+                let answer = worker.stat(url, ask(url, revalidate)).await?;
                 Ok((answer.value, answer.cached))
             }
         }
@@ -102,7 +104,7 @@ impl Control {
         match self {
             Control::Remote(membership) => remote::list(&**membership, url, revalidate).await,
             Control::Embedded(worker) => {
-                let answer = worker.list(url, Ask { revalidate, forwarded: false }).await?;
+                let answer = worker.list(url, ask(url, revalidate)).await?;
                 let (revision, files) = (answer.value.revision.clone(), answer.value.files.clone());
                 Ok(Listing { revision, files, is_cached: answer.cached })
             }
@@ -124,6 +126,7 @@ impl Control {
             Control::Remote(membership) => remote::warm(&**membership, url, selection, revalidate, progress).await,
             Control::Embedded(worker) => {
                 let (sender, mut events) = mpsc::channel(WARM_EVENTS);
+                let revalidate = ask(url, revalidate).revalidate;
                 let warmed = async move { worker.warm(url, selection, revalidate, &sender).await };
                 let shown = async {
                     while let Some(Ok(event)) = events.recv().await {

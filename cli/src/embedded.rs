@@ -109,6 +109,11 @@ async fn open(options: WorkerOptions, origins: Origins) -> Result<Arc<Worker>> {
     }
 }
 
+/// Files of this machine are always looked at anew: that costs nothing, and their owner has just changed them.
+pub fn ask(url: &str, revalidate: bool) -> Ask {
+    Ask { revalidate: revalidate || Origins::local_path(url).is_some(), forwarded: false }
+}
+
 /// A cluster of one worker, called directly.
 struct EmbeddedCluster {
     worker: Arc<Worker>,
@@ -117,7 +122,7 @@ struct EmbeddedCluster {
 #[async_trait]
 impl Cluster for EmbeddedCluster {
     async fn manifest(&self, url: &str, selection: &Selection, revalidate: bool) -> Result<(Manifest, bool)> {
-        let answer = self.worker.manifest(url, selection, Ask { revalidate, forwarded: false }).await?;
+        let answer = self.worker.manifest(url, selection, ask(url, revalidate)).await?;
         Ok((Manifest::clone(&answer.value), answer.cached))
     }
 

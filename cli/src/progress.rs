@@ -42,11 +42,14 @@ impl Progress {
             Shown::Nothing => {}
             Shown::Bar(bar) => {
                 bar.set_message(step.to_owned());
-                bar.set_length(total_bytes);
+                match total_bytes {
+                    0 => bar.unset_length(),
+                    total => bar.set_length(total),
+                }
                 bar.set_position(done_bytes.min(total_bytes));
             }
             Shown::Lines { last } => {
-                if last.elapsed() < LINE_INTERVAL {
+                if last.elapsed() < LINE_INTERVAL || total_bytes == 0 {
                     return;
                 }
                 *last = Instant::now();
@@ -67,5 +70,5 @@ impl Progress {
 
 fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
+    ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr_with_hz(10)).with_style(style)
 }

@@ -19,6 +19,9 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::env;
+use export::Reported;
+
+mod export;
 
 /// How long the last spans may take to leave when the process ends.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(3);
@@ -114,7 +117,7 @@ fn provider(endpoint: &str, service: &str) -> Result<SdkTracerProvider> {
         .build()
         .map_err(|error| invalid(format!("the OTLP endpoint cannot be used: {error}")))?;
     let resource = Resource::builder().with_service_name(service.to_owned()).build();
-    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(resource).build())
+    Ok(SdkTracerProvider::builder().with_batch_exporter(Reported::new(exporter)).with_resource(resource).build())
 }
 
 fn invalid(message: String) -> Error {

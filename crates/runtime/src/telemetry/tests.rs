@@ -72,3 +72,46 @@ fn malformed_options_are_refused() {
         assert_eq!(init(&args, "x", "info").unwrap_err().code(), Code::InvalidArgument);
     }
 }
+
+#[test]
+fn lost_traces_are_logged_once() {
+    // A port that was just free: nobody listens there.
+    let address = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let exporter = SpanExporter::builder()
+        .with_http()
+        .with_protocol(Protocol::HttpBinary)
+        .with_endpoint(format!("http://{address}/v1/traces"))
+        .with_timeout(Duration::from_millis(500))
+        .build()
+        .unwrap();
+    // The simple processor exports on this thread, where the log can be caught.
+    let provider = SdkTracerProvider::builder().with_simple_exporter(Reported::new(exporter)).build();
+    let log = Log::default();
+    let text = tracing_subscriber::fmt::layer().with_ansi(false).with_writer({
+        let log = log.clone();
+        move || log.clone()
+    });
+    let subscriber = tracing_subscriber::registry().with(text).with(trace_layer(&provider));
+    tracing::subscriber::with_default(subscriber, || {
+        for _ in 0..3 {
+            tracing::info_span!(target: "longshore_loader", "load_model").in_scope(|| ());
+        }
+    });
+    let text = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.matches("WARN").count(), 1, "{text}");
+    assert!(text.contains("traces are lost"), "{text}");
+}
+
+#[derive(Clone, Default)]
+struct Log(std::sync::Arc<std::sync::Mutex<Vec<u8>>>);
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
