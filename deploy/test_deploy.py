@@ -65,7 +65,12 @@ def test_daemons_have_probes_and_memory_limits():
 def test_only_settings_that_exist_are_named():
     known = known_variables()
     named = set()
-    for path in [*MANIFESTS, *UNITS, HERE / "systemd" / "longshore.env", HERE / "Containerfile"]:
+    for path in [
+        *MANIFESTS,
+        *UNITS,
+        HERE / "systemd" / "longshore.env",
+        HERE / "Containerfile",
+    ]:
         named |= set(re.findall(r"LONGSHORE_[A-Z_]+", path.read_text()))
     assert named
     assert named <= known, named - known
@@ -82,7 +87,9 @@ def test_units_are_accepted_by_systemd(path, tmp_path):
     copy = tmp_path / path.name
     copy.write_text(text.replace("/usr/local/bin/longshore", str(program)))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", copy], capture_output=True, text=True
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", copy],
+        capture_output=True,
+        text=True,
     )
     complaints = [line for line in done.stderr.splitlines() if path.name in line]
     assert not complaints, complaints
@@ -101,7 +108,10 @@ def test_the_container_recipe_copies_what_exists_and_builds_what_it_starts():
             continue
         for source in words[:-1]:
             assert (ROOT / source).exists(), source
-    members = re.findall(r'"([^"]+)"', (ROOT / "Cargo.toml").read_text().split("members = [")[1].split("]")[0])
+    members = re.findall(
+        r'"([^"]+)"',
+        (ROOT / "Cargo.toml").read_text().split("members = [")[1].split("]")[0],
+    )
     copied = {source.strip("./") for words in copies if not words[0].startswith("--") for source in words[:-1]}
     assert all(member.split("/")[0] in copied for member in members)
     entry = next(step["value"] for step in steps if step["instruction"] == "ENTRYPOINT")

