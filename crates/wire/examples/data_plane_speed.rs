@@ -3,13 +3,15 @@
 //! Hypothesis: over TCP at least 85 % of a bare sendfile-to-recv at no more than 1.25 times its CPU seconds, and by
 //! descriptor at least 90 % of a plain `pread` of the same bytes, checksums included in both.
 //!
-//! Warm: one file, read once before, so that it lies in the page cache; both ends in this process; one buffer of a
-//! chunk for each thread, touched before. The ways take turns, round by round; each line gives the median over the
-//! rounds, and the median of the ratios to the limit of the same round.
+//! Warm: one file, just written, so that it lies in the page cache; both ends in this process. Each thread lands in
+//! 256 MiB of its own, chunk after chunk, touched before: as in a load, the destination is in no cache. The ways take
+//! turns, round by round; each line gives the median over the rounds, and the median of the ratios to the limit of
+//! the same round. CPU time comes in steps of 10 ms: measure at least 4 GiB a round.
 //!
-//! `cargo run --release -p longshore-wire --example data_plane_speed -- [GiB a round] [threads] [rounds] [only ways with this in their name]`
+//! `cargo run --release -p longshore-wire --example data_plane_speed -- [GiB a round] [threads] [rounds] [only ways with one of these,in,their,names]`
 #![allow(clippy::unwrap_used)]
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -18,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use longshore_memory::{Arena, Buffer, Landing};
+use longshore_memory::{Arena, Buffer, Landing, RegionWriter, Window};
 use longshore_types::{Artifact, BLOCK_BYTES, BlockChecksum, CHUNK_BYTES, ChunkKey, Code, Error, Result, Version};
 use longshore_wire::{
     ChunkBody, ChunkReply, ChunkRequest, ChunkService, ClientOptions, DataClient, DataServer, Endpoint, GrowingChunk,
@@ -28,6 +30,8 @@ use tokio_util::sync::CancellationToken;
 
 const CHUNK: usize = CHUNK_BYTES as usize;
 const BLOCK: usize = BLOCK_BYTES as usize;
+/// Chunk buffers of a thread, used in turn.
+const BUFFERS: usize = 16;
 
 struct Bench {
     file: Arc<File>,
@@ -64,7 +68,7 @@ impl Bench {
         let chunks = (gib << 30) / CHUNK_BYTES;
         let file = tempfile::tempfile_in(std::env::var("LONGSHORE_BENCH_DIR").unwrap_or("/tmp".into())).unwrap();
         let artifact = Artifact::new("bench:///model", Version::new("v").unwrap(), chunks * CHUNK_BYTES).unwrap();
-        let (artifact, arena) = (Arc::new(artifact), Arena::new((threads as u64 + 4) * CHUNK_BYTES));
+        let (artifact, arena) = (Arc::new(artifact), Arena::new(((threads * BUFFERS) as u64 + 4) * CHUNK_BYTES));
         let mut bytes = vec![0u8; CHUNK];
         let mut checksums = Vec::new();
         let mut memory = Vec::new();
@@ -90,19 +94,18 @@ impl Bench {
         self.checksums.len() as u32
     }
 
-    /// Runs `work` for every chunk on all threads, each with its own buffer; gives GB/s and CPU seconds per GB.
+    /// Runs `work` for every chunk on all threads, each with its own buffers; gives GB/s and CPU seconds per GB.
     fn measure<W: FnMut(u32, Buffer) -> Buffer>(&self, worker: impl Fn() -> W + Sync) -> Speed {
-        let buffers: Vec<Buffer> = (0..self.threads)
-            .map(|_| {
-                let mut buffer = self.arena.buffer(CHUNK, Duration::from_secs(1)).unwrap();
-                buffer.fill(1);
-                buffer
-            })
-            .collect();
+        let buffer = |_| {
+            let mut buffer = self.arena.buffer(CHUNK, Duration::from_secs(1)).unwrap();
+            buffer.fill(1);
+            buffer
+        };
+        let rings: Vec<VecDeque<Buffer>> = (0..self.threads).map(|_| (0..BUFFERS).map(buffer).collect()).collect();
         let next = AtomicU32::new(0);
         let (cpu, start) = (cpu_seconds(), Instant::now());
         std::thread::scope(|scope| {
-            for mut buffer in buffers {
+            for mut ring in rings {
                 let (next, worker) = (&next, &worker);
                 scope.spawn(move || {
                     let mut work = worker();
@@ -111,7 +114,8 @@ impl Bench {
                         if chunk >= self.chunks() {
                             return;
                         }
-                        buffer = work(chunk, buffer);
+                        let buffer = ring.pop_front().unwrap();
+                        ring.push_back(work(chunk, buffer));
                     }
                 });
             }
@@ -131,6 +135,48 @@ impl Bench {
                 client.fetch(endpoint, &request, &mut landing).unwrap();
                 landing.into_buffers().remove(0)
             }
+        })
+    }
+
+    /// Runs `work` for every chunk on all threads, into a region that nobody touched before: what a load does where
+    /// the memory is the host's. Both sides of the comparison pay for the kernel's zeroing of its pages.
+    fn measure_fresh(&self, work: impl Fn(u32, Window) + Sync) -> Speed {
+        let len = self.artifact.size_bytes();
+        let arena = Arena::new(len + CHUNK_BYTES);
+        let region = RegionWriter::create("speed", len, arena.try_reserve(len).unwrap()).unwrap();
+        let next = AtomicU32::new(0);
+        let (cpu, start) = (cpu_seconds(), Instant::now());
+        std::thread::scope(|scope| {
+            for _ in 0..self.threads {
+                scope.spawn(|| {
+                    loop {
+                        let chunk = next.fetch_add(1, Relaxed);
+                        if chunk >= self.chunks() {
+                            return;
+                        }
+                        let start = u64::from(chunk) * CHUNK_BYTES;
+                        work(chunk, region.claim(start..start + CHUNK_BYTES).unwrap());
+                    }
+                });
+            }
+        });
+        let gb = len as f64 / 1e9;
+        Speed { rate: gb / start.elapsed().as_secs_f64(), cpu: (cpu_seconds() - cpu) / gb }
+    }
+
+    fn fresh_pread(&self) -> Speed {
+        self.measure_fresh(|chunk, mut window| {
+            for (i, block) in window.chunks_mut(BLOCK).enumerate() {
+                self.file.read_exact_at(block, u64::from(chunk) * CHUNK_BYTES + (i * BLOCK) as u64).unwrap();
+            }
+        })
+    }
+
+    fn fresh_fetch(&self, client: &DataClient, endpoint: &Endpoint) -> Speed {
+        self.measure_fresh(|chunk, window| {
+            let request = ChunkRequest::whole(ChunkKey::new(self.artifact.clone(), chunk).unwrap());
+            let mut landing = Landing::builder().window(window).build().unwrap();
+            client.fetch(endpoint, &request, &mut landing).unwrap();
         })
     }
 
@@ -233,10 +279,14 @@ fn main() {
         ("wire unix, from memory", 3, Box::new(|| bench.fetch(&client, &unix, true))),
         ("wire in process, from a file", 3, Box::new(|| bench.fetch(&client, &here, false))),
         ("wire in process, from memory", 3, Box::new(|| bench.fetch(&client, &here, true))),
+        ("fresh region: plain pread", 8, Box::new(|| bench.fresh_pread())),
+        ("fresh region: by descriptor", 8, Box::new(|| bench.fresh_fetch(&client, &unix))),
     ];
     let mut runs: Vec<Vec<Speed>> = vec![Vec::new(); ways.len()];
     for round in 0..=rounds {
-        for (runs, (name, _, way)) in runs.iter_mut().zip(&ways).filter(|(_, (name, ..))| name.contains(&only)) {
+        for (runs, (name, _, way)) in
+            runs.iter_mut().zip(&ways).filter(|(_, (name, ..))| only.split(',').any(|part| name.contains(part)))
+        {
             let speed = way();
             eprintln!("round {round}: {name}: {:.2} GB/s, {:.3} CPU s/GB", speed.rate, speed.cpu);
             // The first round warms up.
