@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_types::{ChunkId, ChunkKey};
-use longshore_wire::{ChunkBody, ChunkReply, GrowingChunk, Tier};
+use longshore_wire::{ChunkBody, ChunkReply, Tier};
 
 use crate::metrics::Metrics;
 use disk::{DiskChunk, DiskTier};
@@ -61,10 +61,10 @@ impl Store {
         let in_memory = self.memory.get(key, id);
         let on_disk = self.disk.as_ref().and_then(|disk| disk.get(key, id));
         match (in_memory, on_disk) {
-            // A file in the page cache beats our own memory: it is sent, or handed over, without a copy.
-            (Some(chunk), Some(file)) if !file.is_resident(key.len_bytes()) => Some(memory_reply(chunk)),
-            (_, Some(file)) => Some(file_reply(file)),
-            (Some(chunk), None) => Some(memory_reply(chunk)),
+            // In memory twice, here and in the page cache: a file is sent, or handed over, without a copy.
+            (Some(_), Some(file)) if file.is_resident(key.len_bytes()) => Some(file_reply(Tier::Memory, file)),
+            (Some(chunk), _) => Some(ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) }),
+            (None, Some(file)) => Some(file_reply(Tier::Disk, file)),
             (None, None) => None,
         }
     }
@@ -112,13 +112,9 @@ impl Store {
     }
 }
 
-fn memory_reply(chunk: Arc<GrowingChunk>) -> ChunkReply {
-    ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) }
-}
-
-fn file_reply(chunk: DiskChunk) -> ChunkReply {
+fn file_reply(tier: Tier, chunk: DiskChunk) -> ChunkReply {
     let body = ChunkBody::File { file: chunk.file, offset_bytes: 0, checksums: chunk.checksums };
-    ChunkReply { tier: Tier::Disk, body }
+    ChunkReply { tier, body }
 }
 
 #[cfg(test)]
