@@ -194,8 +194,12 @@ impl Pilot {
             }
         };
         self.flights.remove(&self.key, self.number);
-        // Nobody may be waiting any more; then the lease ends here.
+        // The channel holds a lease of its own until this side is gone: a caller that is done at once, and needs the
+        // memory for another model, must wait for that and not be refused.
+        let ending = self.flights.registry.ending();
         self.outcome.send_replace(Some(outcome));
+        drop(self);
+        drop(ending);
     }
 }
 
