@@ -77,6 +77,8 @@ pub struct Fetched {
     pub bytes: u64,
     /// The server handed over its file, and the bytes crossed no socket.
     pub via_fd: bool,
+    /// Time spent on checksums, on this thread.
+    pub verify: Duration,
 }
 
 /// Fetches with pooled connections. A clone shares pool and counters. Calls block.

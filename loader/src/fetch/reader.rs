@@ -215,12 +215,13 @@ impl ChunkReader {
                 self.recorder.add_mismatch();
             }
         }
-        let Fetched { tier, .. } = fetched?;
+        let Fetched { tier, verify, .. } = fetched?;
         self.readers.cluster.report(source, true);
         self.pace.note(start.elapsed());
-        // Blocks are compared as they land: that work is part of the fetch, and ends with it.
+        // Blocks are compared as they land: that work is part of the fetch, spread over it.
         let end = self.recorder.elapsed();
-        self.recorder.note_span(Step::Verify, end, end, Duration::ZERO);
+        let began = end.saturating_sub(start.elapsed());
+        self.recorder.note_span(Step::Verify, began, end, verify);
         Ok(Arrived { tier: tier.into(), source: source.label.clone() })
     }
 

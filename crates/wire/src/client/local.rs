@@ -32,7 +32,7 @@ pub(crate) fn fetch(
             }
         }
     }
-    Ok(Fetched { tier: reply.tier, bytes: receiver.landed_bytes(), via_fd: false })
+    Ok(receiver.fetched(reply.tier, false))
 }
 
 pub(crate) fn page(service: &dyn ChunkService, path: &str, len_max: usize) -> Result<Vec<u8>> {

@@ -2,11 +2,13 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
+use std::time::{Duration, Instant};
 
 use longshore_memory::Landing;
 use longshore_types::{BlockChecksum, Checksummer, Code, Error, Result};
 
-use crate::service::ChunkRequest;
+use crate::client::Fetched;
+use crate::service::{ChunkRequest, Tier};
 use crate::stream::restart;
 
 /// Bytes read at most before they are checksummed. Half of a small level-2 cache: the checksum then costs no trip
@@ -18,16 +20,17 @@ pub(crate) struct Receiver<'a> {
     landing: &'a mut Landing,
     request: &'a ChunkRequest,
     at: usize,
+    verify: Duration,
 }
 
 impl<'a> Receiver<'a> {
     pub(crate) fn new(landing: &'a mut Landing, request: &'a ChunkRequest) -> Self {
-        Receiver { landing, request, at: 0 }
+        Receiver { landing, request, at: 0, verify: Duration::ZERO }
     }
 
-    /// Bytes landed and verified so far.
-    pub(crate) fn landed_bytes(&self) -> u64 {
-        self.at as u64
+    /// What was landed and verified, out of `tier`.
+    pub(crate) fn fetched(&self, tier: Tier, via_fd: bool) -> Fetched {
+        Fetched { tier, bytes: self.at as u64, via_fd, verify: self.verify }
     }
 
     /// Bytes of block `index` of the chunk.
@@ -56,7 +59,9 @@ impl<'a> Receiver<'a> {
             if count == 0 || count > room {
                 return Err(Error::new(Code::Internal, format!("a read of {count} bytes into {room} bytes of memory")));
             }
+            let began = Instant::now();
             update(&mut checksum, &slices, count);
+            self.verify += began.elapsed();
             self.at += count;
         }
         let got = checksum.finish();

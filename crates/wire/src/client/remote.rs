@@ -152,7 +152,7 @@ fn land(
         Framing::Length(_) => return Err(violation("a body of another length than was asked for")),
         Framing::Chunked => land_chunked(connection, &mut receiver, request)?,
     }
-    Ok(Fetched { tier, bytes: receiver.landed_bytes(), via_fd: false })
+    Ok(receiver.fetched(tier, false))
 }
 
 fn land_file(
@@ -169,7 +169,7 @@ fn land_file(
         return Err(violation("a descriptor that is no file, or a body beside it"));
     }
     receiver.file(&file, offset_bytes, checksums(head, request)?)?;
-    Ok(Fetched { tier, bytes: receiver.landed_bytes(), via_fd: true })
+    Ok(receiver.fetched(tier, true))
 }
 
 fn land_chunked(connection: &mut Connection, receiver: &mut Receiver<'_>, request: &ChunkRequest) -> Result<()> {
