@@ -2,10 +2,11 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
-use longshore_testkit::FakeOrigin;
 use longshore_testkit::cluster::{Cluster, ClusterSpec, http_get};
 use longshore_testkit::modelgen::ModelSpec;
+use longshore_testkit::{FakeOrigin, Fault, FaultKind};
 use serde_json::Value;
 
 use crate::common::{Embedded, chunk_files, load, load_and_check, wait_until};
@@ -160,10 +161,11 @@ fn pull_writes_what_is_there_and_nothing_by_halves() {
     let broken = embedded.folder.path().join("broken");
     origin.put("bucket/broken/a.txt", b"one".to_vec());
     origin.generate("bucket/broken/z.bin", 1, 20 * MIB);
-    origin.fault(longshore_testkit::Fault::new(longshore_testkit::FaultKind::Status(403)).on("*z.bin"));
+    origin.fault(Fault::new(FaultKind::Status(403)).on("*z.bin"));
     let output = embedded.run(&["pull", "s3://bucket/broken", broken.to_str().unwrap()]);
     assert!(!output.success(), "{output}");
     assert!(!broken.join("z.bin").exists(), "no file by halves under its own name");
+    assert!(!output.stderr.contains("panicked"), "{output}");
 }
 
 #[test]
@@ -207,4 +209,55 @@ fn check_with_promtool(text: &str) {
 fn the_demo_shows_what_it_says() {
     let output = Embedded::new().run(&["demo", "--size", "20MiB"]);
     assert!(output.success(), "{output}");
+}
+
+#[test]
+fn a_command_that_fails_while_others_of_its_reads_run_ends_in_peace() {
+    let origin = FakeOrigin::start();
+    for number in 0..30 {
+        origin.generate(&format!("bucket/many/{number:02}.bin"), number, 3 * MIB);
+    }
+    let slow = FaultKind::BytesPerSecond(2 * MIB);
+    for round in 0..4 {
+        origin.clear_faults();
+        origin.fault(Fault::new(slow.clone()).on("*many/*"));
+        origin.fault(Fault::new(FaultKind::Status(503)).on("*1?.bin").times(5));
+        origin.fault(Fault::new(FaultKind::Status(403)).on(&format!("*many/{round:02}.bin")));
+        let embedded = Embedded::with(&origin);
+        let folder = embedded.folder.path().join("out");
+        for args in [
+            &["pull", "s3://bucket/many", folder.to_str().unwrap()][..],
+            &["load", "s3://bucket/many", "--device", "host"],
+        ] {
+            let start = Instant::now();
+            let output = embedded.run(args);
+            assert!(!output.success() && !output.stderr.contains("panicked"), "{output}");
+            assert!(start.elapsed() < Duration::from_secs(15), "{:?}: {output}", start.elapsed());
+        }
+    }
+}
+
+#[test]
+fn an_interrupted_command_ends_soon_and_in_peace() {
+    let origin = FakeOrigin::start();
+    let model = ModelSpec::sized(5, 120 * MIB, 10).shards(3).build();
+    model.put_into(&origin, "bucket/model");
+    let embedded = Embedded::with(&origin);
+    let folder = embedded.folder.path().join("out");
+    for args in [&["pull", URI, folder.to_str().unwrap()][..], &["load", URI, "--device", "host"], &["warm", URI]] {
+        for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+            origin.reset_counters();
+            origin.fault(Fault::new(FaultKind::BytesPerSecond(MIB)));
+            let running = embedded.cli(args).spawn();
+            wait_until("the command reads", || origin.counters().bytes > MIB);
+            let pid = rustix::process::Pid::from_raw(running.pid() as i32).unwrap();
+            rustix::process::kill_process(pid, signal).unwrap();
+            let start = Instant::now();
+            let output = running.wait();
+            assert!(!output.success() && !output.stderr.contains("panicked"), "{output}");
+            assert!(start.elapsed() < Duration::from_secs(10), "{:?}: {output}", start.elapsed());
+        }
+    }
+    origin.clear_faults();
+    embedded.exec_and_check(URI, &model);
 }

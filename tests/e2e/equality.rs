@@ -86,6 +86,23 @@ fn through_three_workers(spec: ClusterSpec) {
 }
 
 #[test]
+fn the_comparison_itself_finds_what_is_wrong() {
+    let origin = FakeOrigin::start();
+    let spec = ModelSpec::small(30);
+    let model = spec.build();
+    model.put_into(&origin, "bucket/m");
+    let cluster = Cluster::start(ClusterSpec::new(1, 1).origin(&origin));
+    let attached = check(&load(&cluster, 0, "s3://bucket/m").unwrap(), &model);
+    assert!(attached.check(&ModelSpec::small(31).build()).is_err(), "other bytes");
+    let mut renamed = spec.clone();
+    renamed.tensors[1].name = "other".to_owned();
+    assert!(attached.check(&renamed.build()).is_err(), "another name");
+    let mut reshaped = spec;
+    reshaped.tensors[1].shape = vec![32, 128];
+    assert!(attached.check(&reshaped.build()).is_err(), "another shape");
+}
+
+#[test]
 fn an_unknown_dtype_is_delivered_as_bytes_with_a_warning() {
     let origin = FakeOrigin::start();
     let model = unknown_dtype();

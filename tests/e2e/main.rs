@@ -2,9 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod abuse;
 mod bad_input;
 mod commands;
 mod common;
+mod edges;
 mod equality;
 mod failure;
 mod layout;
