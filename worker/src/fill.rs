@@ -78,6 +78,7 @@ struct Fill {
     flight: Arc<Flight>,
     chunk: Arc<GrowingChunk>,
     route: Route,
+    started: Instant,
     _permit: Permit,
 }
 
@@ -193,7 +194,7 @@ impl Chunks {
         })?;
         let buffer = self.store.memory.buffer(key.len_bytes() as usize, self.options.wait)?;
         let (writer, chunk) = GrowingChunk::begin(key.clone(), buffer)?;
-        let fill = Fill { id, flight: flight.clone(), chunk, route, _permit: permit };
+        let fill = Fill { id, flight: flight.clone(), chunk, route, started: Instant::now(), _permit: permit };
         let span = tracing::info_span!("fill", chunk = %id, url, index = key.index(), bytes = key.len_bytes());
         let chunks = self.clone();
         self.metrics.fills_in_flight.inc();
@@ -202,14 +203,13 @@ impl Chunks {
     }
 
     async fn run(self: Arc<Self>, fill: Fill, mut writer: GrowingWriter) {
-        let started = Instant::now();
         let (source, written) = self.write_all(&fill, &mut writer).await;
         let outcome = written.and_then(|()| match writer.remaining_bytes() {
             0 => Ok(()),
             missing => Err(Error::new(Code::Corrupt, format!("{source} ended {missing} bytes before the chunk did"))),
         });
         // Counted, and a failure forgotten, before the readers learn of the end: who asks next sees it.
-        self.count(source, started, &outcome);
+        self.count(source, fill.started, &outcome);
         match outcome {
             Ok(()) => match writer.finish() {
                 Ok(()) => self.keep(fill, source).await,
@@ -239,17 +239,25 @@ impl Chunks {
         fill.flight.start(Err(error.clone()));
     }
 
-    /// Puts a complete chunk into the store. The permit is held until the disk's queue has taken it: that is what
-    /// keeps a fast origin from outrunning the disk at once.
+    /// Puts a complete chunk into the store.
     async fn keep(self: &Arc<Self>, fill: Fill, source: Tier) {
-        self.store.memory.put(fill.id, fill.chunk.clone());
-        self.flights.land(&fill.id);
-        let is_local = Origins::local_path(fill.flight.key.artifact().url()).is_some();
+        let (id, key, started) = (fill.id, fill.flight.key.clone(), fill.started);
+        let url = key.artifact().url();
+        self.store.memory.put(id, fill.chunk.clone());
+        self.flights.land(&id);
         // A copy of what an owner has belongs there; memory is enough for it here.
         let belongs_here = fill.route.is_mine || source == Tier::Origin;
-        if !belongs_here || (is_local && !self.options.cache_local_origin) {
-            return;
+        if belongs_here && (self.options.cache_local_origin || Origins::local_path(url).is_none()) {
+            self.write_behind(fill).await;
         }
+        if self.store.was_freed(url, started) {
+            self.store.forget(&id);
+        }
+    }
+
+    /// Queues a chunk for the disk. The permit is held until the queue has taken it: that is what keeps a fast origin
+    /// from outrunning the disk at once.
+    async fn write_behind(&self, fill: Fill) {
         let Some(disk) = self.store.disk.clone() else { return };
         let queued = tokio::task::spawn_blocking(move || {
             disk.put(fill.chunk.clone());

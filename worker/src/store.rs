@@ -5,15 +5,21 @@ pub mod format;
 pub mod index;
 pub mod memory;
 
+use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use longshore_types::{ChunkId, ChunkKey};
 use longshore_wire::{ChunkBody, ChunkReply, Tier};
 
+use parking_lot::Mutex;
+
 use crate::metrics::Metrics;
 use disk::{DiskChunk, DiskTier};
 use memory::MemoryTier;
+
+/// Calls of [`Store::free`] that are remembered, for fills which end behind them.
+const FREED_MAX: usize = 256;
 
 /// What a removal gave back.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -45,12 +51,14 @@ pub struct Store {
     /// `None` when the cache is kept in memory only.
     pub disk: Option<Arc<DiskTier>>,
     metrics: Arc<Metrics>,
+    /// What was freed lately, and when.
+    freed: Mutex<VecDeque<(Instant, String)>>,
 }
 
 impl Store {
     /// Puts the tiers together.
     pub fn new(memory: MemoryTier, disk: Option<Arc<DiskTier>>, metrics: Arc<Metrics>) -> Self {
-        Store { memory, disk, metrics }
+        Store { memory, disk, metrics, freed: Mutex::default() }
     }
 
     /// The chunk from the first tier that has it. With `recheck`, copies are verified first and bad ones dropped.
@@ -76,6 +84,7 @@ impl Store {
 
     /// Drops all chunks of artifacts at `url` or under it, every version. Blocks on the disk.
     pub fn free(&self, url: &str) -> Freed {
+        self.remember_free(url);
         let mut freed = self.memory.free(url);
         if let Some(disk) = &self.disk {
             let on_disk = disk.free(url);
@@ -83,6 +92,28 @@ impl Store {
             freed.chunks += on_disk.chunks;
         }
         freed
+    }
+
+    /// Whether something at or above `url` was freed after `since`. Who puts a chunk asks this afterwards, and takes it
+    /// out again: otherwise a fill that ends behind a free would undo it.
+    pub fn was_freed(&self, url: &str, since: Instant) -> bool {
+        self.freed.lock().iter().any(|(at, freed)| *at >= since && covers(freed, url))
+    }
+
+    /// Drops one chunk from all tiers.
+    pub fn forget(&self, id: &ChunkId) {
+        self.memory.remove(id);
+        if let Some(disk) = &self.disk {
+            disk.forget(id);
+        }
+    }
+
+    fn remember_free(&self, url: &str) {
+        let mut freed = self.freed.lock();
+        if freed.len() >= FREED_MAX {
+            freed.pop_front();
+        }
+        freed.push_back((Instant::now(), url.to_owned()));
     }
 
     /// Waits until chunks on their way to the disk are there. False when `timeout` passes first.

@@ -190,8 +190,15 @@ impl DiskTier {
         bytes
     }
 
-    /// Drops all chunks of artifacts at `url` or under it. Reads every trailer: 4 KiB a chunk.
+    /// Drops a chunk wherever it is on its way to the disk.
+    pub fn forget(&self, id: &ChunkId) {
+        self.queue.discard(|key| key.id() == *id);
+        self.remove(id);
+    }
+
+    /// Drops all chunks of artifacts at `url` or under it, those on their way here too. Reads every trailer: 4 KiB a chunk.
     pub fn free(&self, url: &str) -> Freed {
+        self.queue.discard(|key| covers(url, key.artifact().url()));
         let ids = self.index.lock().ids();
         let matching = scan::in_parallel(ids, |id| {
             let trailer = File::open(self.path(&id)).ok().and_then(|file| format::read(&file).ok())?;

@@ -191,6 +191,22 @@ fn freeing_finds_chunks_by_url() {
 }
 
 #[test]
+fn freeing_catches_chunks_on_their_way() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tier, _) = open(options(folder.path()));
+    for round in 0..30 {
+        let chunks: Vec<_> = (0..8).map(|number| chunk(number, (1 << 18) + round)).collect();
+        chunks.iter().for_each(|chunk| tier.put(chunk.clone()));
+        tier.free("s3://bucket/1");
+        tier.forget(&chunks[2].key().id());
+        assert!(tier.flush(LONG));
+        let there: Vec<bool> = chunks.iter().map(|chunk| is_there(&tier, chunk)).collect();
+        assert_eq!(there, [true, false, false, true, false, true, true, false], "round {round}");
+        tier.free("s3://bucket");
+    }
+}
+
+#[test]
 fn a_full_file_system_costs_the_reader_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let Some(mount) = Tmpfs::mount(folder.path(), "2m") else {

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use longshore_types::{BlockChecksum, ChunkId, Code, Error, Result};
+use longshore_types::{BlockChecksum, ChunkId, ChunkKey, Code, Error, Result};
 use longshore_wire::GrowingChunk;
 use parking_lot::{Condvar, Mutex};
 
@@ -33,15 +33,28 @@ pub struct WriteQueue {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Arc<GrowingChunk>>,
-    writing: usize,
+    writing: Vec<Writing>,
     /// A wait for room has timed out and no write has ended since.
     stalled: bool,
     closed: bool,
 }
 
+/// A chunk that a thread is writing.
+struct Writing {
+    chunk: Arc<GrowingChunk>,
+    /// It was freed meanwhile: its file goes as soon as it is there.
+    is_unwanted: bool,
+}
+
 impl std::fmt::Debug for State {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} waiting, {} writing", self.waiting.len(), self.writing)
+        write!(f, "{} waiting, {} writing", self.waiting.len(), self.writing.len())
+    }
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.writing.is_empty() && self.waiting.is_empty()
     }
 }
 
@@ -80,7 +93,7 @@ impl WriteQueue {
         let mut state = self.state.lock();
         loop {
             if let Some(chunk) = state.waiting.pop_front() {
-                state.writing += 1;
+                state.writing.push(Writing { chunk: chunk.clone(), is_unwanted: false });
                 self.room.notify_one();
                 return Some(chunk);
             }
@@ -91,22 +104,42 @@ impl WriteQueue {
         }
     }
 
-    fn done(&self) {
+    /// Ends a write. False when the chunk has become unwanted: its file must go, then this is called again.
+    fn done(&self, chunk: &Arc<GrowingChunk>) -> bool {
         let mut state = self.state.lock();
-        state.writing -= 1;
         state.stalled = false;
-        if state.writing == 0 && state.waiting.is_empty() {
+        if let Some(position) = state.writing.iter().position(|writing| Arc::ptr_eq(&writing.chunk, chunk)) {
+            if std::mem::take(&mut state.writing[position].is_unwanted) {
+                return false;
+            }
+            state.writing.swap_remove(position);
+        }
+        if state.is_idle() {
             self.idle.notify_all();
         }
+        true
+    }
+
+    /// Drops the chunks on their way that `matches`.
+    pub fn discard(&self, matches: impl Fn(&ChunkKey) -> bool) {
+        let mut state = self.state.lock();
+        state.waiting.retain(|chunk| !matches(chunk.key()));
+        for writing in &mut state.writing {
+            writing.is_unwanted |= matches(writing.chunk.key());
+        }
+        if state.is_idle() {
+            self.idle.notify_all();
+        }
+        self.room.notify_all();
     }
 
     /// Waits until nothing is queued or being written.
     pub fn wait_idle(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut state = self.state.lock();
-        while state.writing > 0 || !state.waiting.is_empty() {
+        while !state.is_idle() {
             if self.idle.wait_until(&mut state, deadline).timed_out() {
-                return state.writing == 0 && state.waiting.is_empty();
+                return state.is_idle();
             }
         }
         true
@@ -139,10 +172,15 @@ pub fn start(tier: &Arc<DiskTier>, threads: usize) -> Result<()> {
 
 fn write_loop(queue: &WriteQueue, tier: &Weak<DiskTier>) {
     while let Some(chunk) = queue.pop() {
-        if let Some(tier) = tier.upgrade() {
+        let tier = tier.upgrade();
+        if let Some(tier) = &tier {
             tier.write_behind(&chunk);
         }
-        queue.done();
+        while !queue.done(&chunk) {
+            if let Some(tier) = &tier {
+                tier.remove(&chunk.key().id());
+            }
+        }
     }
 }
 
