@@ -114,8 +114,9 @@ async fn inside(
         }
     };
     progress.finish();
-    let message = loaded.map(|model: Arc<_>| embedded::to_message(&model));
+    // After a failure nothing is waited for: a source that hangs must not keep who has given up.
+    let message = loaded.map(|model: Arc<_>| embedded::to_message(&model))?;
     let warnings = node.warnings.clone();
     node.close().await;
-    message.map(|message| (message, warnings))
+    Ok((message, warnings))
 }

@@ -37,7 +37,6 @@ pub async fn run(args: PullArgs, output: Output, token: CancellationToken) -> Re
         target: Target::open(&args.folder)?,
         reader: ChunkReader::new(node.cluster.clone(), node.origins.clone()),
         done_bytes: AtomicU64::new(0),
-        token: token.clone(),
     });
 
     let mut progress = Progress::new(output);
@@ -46,6 +45,10 @@ pub async fn run(args: PullArgs, output: Output, token: CancellationToken) -> Re
     let result = loop {
         tokio::select! {
             result = &mut written => break result,
+            () = token.cancelled() => {
+                pull.target.abandon();
+                break Err(Error::new(Code::Cancelled, "the pull was interrupted"));
+            }
             () = tokio::time::sleep(PROGRESS_INTERVAL) => {
                 progress.update("pull", pull.done_bytes.load(Ordering::Relaxed), manifest.size_bytes());
             }
@@ -63,7 +66,6 @@ struct Pull {
     target: Target,
     reader: ChunkReader,
     done_bytes: AtomicU64,
-    token: CancellationToken,
 }
 
 impl Pull {
@@ -88,9 +90,6 @@ impl Pull {
 
     async fn write_chunk(self: Arc<Self>, key: ChunkKey, pending: Arc<Pending>) -> Result<()> {
         blocking(move || {
-            if self.token.is_cancelled() {
-                return Err(Error::new(Code::Cancelled, "the pull was interrupted"));
-            }
             let bytes = self.reader.read(&key)?;
             pending.write_at(&bytes, key.range().start)?;
             self.done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);

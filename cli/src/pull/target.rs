@@ -2,15 +2,19 @@
 //!
 //! Every step into the tree is taken relative to the open folder above it, without following symbolic links, so that
 //! neither `..` nor a link that lies there (or is put there meanwhile) is a way out. A file is written under a
-//! temporary name in its own folder and renamed when it is complete.
+//! temporary name in its own folder and renamed when it is complete. Who is interrupted calls [`Target::abandon`]:
+//! threads that still wait for bytes then write into files that have no name any more.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use longshore_types::{Code, Error, Result, names};
+use parking_lot::Mutex;
 use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, fallocate, fsync, mkdirat, openat, renameat, unlinkat};
 use rustix::io::Errno;
 
@@ -20,17 +24,25 @@ use crate::files::file_error;
 pub struct Target {
     folder: OwnedFd,
     path: PathBuf,
+    unfinished: Arc<Mutex<Unfinished>>,
+}
+
+/// The temporary names that exist now.
+#[derive(Default)]
+struct Unfinished {
+    names: HashMap<String, Arc<OwnedFd>>,
+    is_abandoned: bool,
 }
 
 /// A file that is being written. Dropped before [`Pending::commit`], it leaves nothing behind.
 pub struct Pending {
     file: File,
-    folder: OwnedFd,
+    folder: Arc<OwnedFd>,
     temporary: String,
     base: String,
     path: PathBuf,
     len_bytes: u64,
-    is_committed: bool,
+    unfinished: Arc<Mutex<Unfinished>>,
 }
 
 const FOLDER_FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
@@ -44,7 +56,7 @@ impl Target {
         let opened = std::fs::create_dir_all(path)
             .and_then(|()| openat(CWD, path, OFlags::RDONLY | FOLDER_FLAGS, Mode::empty()).map_err(io::Error::from));
         let folder = opened.map_err(|error| file_error("open folder", path, error))?;
-        Ok(Target { folder, path: path.to_owned() })
+        Ok(Target { folder, path: path.to_owned(), unfinished: Arc::default() })
     }
 
     /// Begins the file `name` of `len_bytes`, and takes the space for it.
@@ -56,15 +68,32 @@ impl Target {
         names::check_relative(name, &self.path.display().to_string())?;
         let path = self.path.join(name);
         let failed = |error: Errno| file_error("write", &path, error.into());
-        let folder = self.descend(names::folder_of(name)).map_err(failed)?;
+        let folder = Arc::new(self.descend(names::folder_of(name)).map_err(failed)?);
         let base = names::base_of(name).to_owned();
         // Short, so that a name of the longest length still has a temporary one.
         let temporary = format!(".longshore-{}.part", uuid::Uuid::new_v4().simple());
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = File::from(openat(&folder, &temporary, flags, Mode::from_raw_mode(0o644)).map_err(failed)?);
-        let pending = Pending { file, folder, temporary, base, path, len_bytes, is_committed: false };
+        let file = {
+            // Made and noted in one step, so that none is overlooked when all are abandoned.
+            let mut unfinished = self.unfinished.lock();
+            if unfinished.is_abandoned {
+                return Err(Error::new(Code::Cancelled, "the pull was interrupted"));
+            }
+            let file = openat(&*folder, &temporary, flags, Mode::from_raw_mode(0o644)).map_err(failed)?;
+            unfinished.names.insert(temporary.clone(), folder.clone());
+            File::from(file)
+        };
+        let unfinished = self.unfinished.clone();
+        let pending = Pending { file, folder, temporary, base, path, len_bytes, unfinished };
         pending.allocate()?;
         Ok(pending)
+    }
+
+    /// Removes every unfinished file, and lets no further one begin.
+    pub fn abandon(&self) {
+        let mut unfinished = self.unfinished.lock();
+        unfinished.is_abandoned = true;
+        unfinished.names.drain().for_each(|(name, folder)| remove(&folder, &name));
     }
 
     /// Opens the folders on the way to a file, making those that are missing.
@@ -112,7 +141,7 @@ impl Pending {
     ///
     /// # Errors
     /// [`Code::Corrupt`] when the length is not what was announced, else the code of the failure.
-    pub fn commit(mut self) -> Result<()> {
+    pub fn commit(self) -> Result<()> {
         let failed = |error: io::Error| file_error("finish", &self.path, error);
         let len_bytes = self.file.metadata().map_err(failed)?.len();
         if len_bytes != self.len_bytes {
@@ -120,21 +149,27 @@ impl Pending {
             return Err(Error::new(Code::Corrupt, message));
         }
         self.file.sync_all().map_err(failed)?;
-        renameat(&self.folder, &self.temporary, &self.folder, &self.base)
-            .and_then(|()| fsync(&self.folder))
+        // Under the lock: either it is renamed, or it has been abandoned and there is nothing to rename.
+        let mut unfinished = self.unfinished.lock();
+        renameat(&*self.folder, &self.temporary, &*self.folder, &self.base)
             .map_err(|error| file_error("finish", &self.path, error.into()))?;
-        self.is_committed = true;
-        Ok(())
+        unfinished.names.remove(&self.temporary);
+        drop(unfinished);
+        fsync(&*self.folder).map_err(|error| file_error("finish", &self.path, error.into()))
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        if !self.is_committed
-            && let Err(error) = unlinkat(&self.folder, &self.temporary, AtFlags::empty())
-        {
-            tracing::warn!(%error, "cannot remove the unfinished part of {}", self.path.display());
+        if let Some(folder) = self.unfinished.lock().names.remove(&self.temporary) {
+            remove(&folder, &self.temporary);
         }
+    }
+}
+
+fn remove(folder: &OwnedFd, name: &str) {
+    if let Err(error) = unlinkat(folder, name, AtFlags::empty()) {
+        tracing::warn!(%error, "cannot remove the unfinished file {name}");
     }
 }
 
@@ -165,6 +200,20 @@ mod tests {
         given_up.write_at(b"x", 0).unwrap();
         drop(given_up);
         assert_eq!(names_in(&sub), ["file.bin"]);
+    }
+
+    #[test]
+    fn abandoned_files_are_gone_whoever_still_writes() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::open(folder.path()).unwrap();
+        let (first, second) = (target.begin("a", 3).unwrap(), target.begin("b", 3).unwrap());
+        target.abandon();
+        assert!(names_in(folder.path()).is_empty());
+        first.write_at(b"abc", 0).unwrap();
+        assert_eq!(first.commit().unwrap_err().code(), Code::NotFound);
+        drop(second);
+        assert_eq!(target.begin("c", 3).err().unwrap().code(), Code::Cancelled);
+        assert!(names_in(folder.path()).is_empty());
     }
 
     #[test]

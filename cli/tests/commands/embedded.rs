@@ -49,6 +49,15 @@ fn pull_writes_the_same_files() {
 }
 
 #[test]
+fn a_local_folder_is_looked_at_anew() {
+    let bench = Bench::new();
+    assert_eq!(bench.json(&["ls", "model", "--json"])["files"].as_array().unwrap().len(), 2);
+    std::fs::write(bench.path("model/new.txt"), "new").unwrap();
+    assert_eq!(bench.json(&["ls", "model", "--json"])["files"].as_array().unwrap().len(), 3);
+    assert_eq!(bench.json(&["pull", "model", "out", "--json"])["files"], 3);
+}
+
+#[test]
 fn metadata_commands_answer() {
     let bench = Bench::new();
     let listing = bench.json(&["ls", "model", "--json"]);

@@ -4,5 +4,6 @@
 
 mod daemons;
 mod embedded;
+mod origin;
 mod private;
 mod support;
