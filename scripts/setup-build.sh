@@ -19,7 +19,7 @@ if [ ${#missing[@]} -gt 0 ]; then
   fi
   say "installing ${missing[*]}"
   apt-get update -q >&2
-  # policy-rc.d keeps packaged services from starting: the tests start their own.
+  # RUNLEVEL=1 keeps packaged services from starting: the tests start their own.
   DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
 fi
 
