@@ -59,7 +59,7 @@ async fn show(folder: &Path, args: DemoArgs, output: Output) -> Result<()> {
     let shown = steps(&connection, &origin, &model, output).await;
     // With the last lease gone the loader ends by itself, and with it its hold on the cache folder.
     if shown.is_err() {
-        loader.process.start_kill().map_err(|error| Error::new(Code::Internal, format!("cannot end it: {error}")))?;
+        loader.terminate();
     }
     let ended = loader.process.wait().await;
     ended.map_err(|error| Error::new(Code::Internal, format!("the private loader is lost: {error}")))?;

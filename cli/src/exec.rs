@@ -48,7 +48,7 @@ pub async fn prepare(
     let lease = match (loaded, private) {
         (Ok(lease), _) => lease,
         (Err(error), Some(private)) => {
-            stop(private);
+            private.terminate();
             return Err(error);
         }
         (Err(error), None) => return Err(error),
@@ -107,11 +107,4 @@ fn variables(model: &v1::LoadedModel, loader: &LoaderAddress) -> [(&'static str,
         (env::DEVICE, model.device.clone()),
         (env::LOADER, loader.to_string()),
     ]
-}
-
-/// The private loader has nothing to do any more; it would notice that itself after a while.
-fn stop(mut private: PrivateLoader) {
-    if let Err(error) = private.process.start_kill() {
-        tracing::warn!(%error, "cannot stop the private loader");
-    }
 }

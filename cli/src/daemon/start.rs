@@ -23,6 +23,23 @@ pub struct PrivateLoader {
     pub loader_socket: PathBuf,
 }
 
+impl PrivateLoader {
+    /// Asks it to end, which it does by itself, tidily.
+    pub fn terminate(&self) {
+        terminate(&self.process);
+    }
+}
+
+/// SIGTERM, not SIGKILL: it has a folder to remove.
+fn terminate(process: &Child) {
+    let pid = process.id().and_then(|pid| rustix::process::Pid::from_raw(pid.cast_signed()));
+    if let Some(pid) = pid
+        && let Err(error) = rustix::process::kill_process(pid, rustix::process::Signal::TERM)
+    {
+        tracing::warn!(%error, "cannot end the private loader");
+    }
+}
+
 #[derive(serde::Deserialize)]
 struct Ready {
     loader_socket: PathBuf,
@@ -57,7 +74,7 @@ pub async fn start(environment: &[(String, OsString)]) -> Result<PrivateLoader> 
     match tokio::time::timeout(START_TIMEOUT, reader.read_line(&mut line)).await {
         Ok(read) => read.map_err(failed)?,
         Err(_) => {
-            process.start_kill().map_err(failed)?;
+            terminate(&process);
             return Err(Error::new(Code::Timeout, format!("a private loader was not ready in {START_TIMEOUT:?}")));
         }
     };
