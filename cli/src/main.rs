@@ -64,8 +64,9 @@ fn run(parsed: &Parsed, style: Style) -> anyhow::Result<ExitCode> {
     let telemetry = telemetry::init(&cli.telemetry, service, level)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("longshore").build()?;
     let outcome = runtime.block_on(commands::run(cli, &args::environment(parsed)));
-    // A thread that is stuck in a read must not keep the process.
-    runtime.shutdown_background();
+    // It runs on until the process ends. Waiting for threads that are stuck in a read would keep who has given up, and
+    // taking the runtime from under them would make them panic.
+    std::mem::forget(runtime);
     let Some(program) = outcome? else { return Ok(ExitCode::SUCCESS) };
     // The last spans leave before this process becomes another one.
     drop(telemetry);

@@ -45,17 +45,18 @@ pub async fn run(args: PullArgs, output: Output, token: CancellationToken) -> Re
     let result = loop {
         tokio::select! {
             result = &mut written => break result,
-            () = token.cancelled() => {
-                pull.target.abandon();
-                break Err(Error::new(Code::Cancelled, "the pull was interrupted"));
-            }
+            () = token.cancelled() => break Err(Error::new(Code::Cancelled, "the pull was interrupted")),
             () = tokio::time::sleep(PROGRESS_INTERVAL) => {
                 progress.update("pull", pull.done_bytes.load(Ordering::Relaxed), manifest.size_bytes());
             }
         }
     };
     progress.finish();
-    result?;
+    if let Err(error) = result {
+        // Other threads may still wait for bytes of theirs; this process does not wait for them.
+        pull.target.abandon();
+        return Err(error);
+    }
     let folder = std::path::absolute(&args.folder).unwrap_or(args.folder);
     let printed = pull.print(&manifest, &folder, start.elapsed().as_secs_f64(), &node, output);
     node.close().await;
