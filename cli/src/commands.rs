@@ -2,12 +2,12 @@
 
 use std::ffi::OsString;
 
-use longshore_runtime::{config, shutdown};
+use longshore_runtime::shutdown;
 use longshore_types::Result;
 
-use crate::args::{self, Cli, Command};
+use crate::args::{Cli, Command};
 use crate::output::Output;
-use crate::{daemon, demo, exec, load, ls, pull, ring, status, warm};
+use crate::{daemon, demo, exec, load, ls, pull, reference, ring, status, warm};
 
 /// The variables that say what the flags and the file of a command line say, for a process that is started.
 pub type Environment = Vec<(String, OsString)>;
@@ -32,7 +32,7 @@ pub async fn run(cli: Cli, environment: &Environment) -> Result<Option<exec::Pre
         Command::Loader(args) => Box::pin(daemon::loader(*args, output, token)).await,
         Command::Exec(args) => return Box::pin(exec::prepare(args, environment, output, token)).await.map(Some),
         Command::Demo(args) => Box::pin(demo::run(args, output, token)).await,
-        Command::Reference => output.line(config::reference(&args::command()).trim_end()),
+        Command::Reference => output.line(reference::page()?.trim_end()),
     }
     .map(|()| None)
 }

@@ -20,6 +20,7 @@ mod node;
 mod output;
 mod progress;
 mod pull;
+mod reference;
 mod report;
 mod ring;
 mod status;

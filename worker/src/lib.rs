@@ -6,7 +6,7 @@
 mod fill;
 mod grpc;
 mod meta;
-mod metrics;
+pub mod metrics;
 mod options;
 mod peers;
 mod serve;

@@ -3,7 +3,10 @@
 //! Each crate declares its metrics once, in a file `metrics.rs`, through these constructors. Names follow
 //! Prometheus: `longshore_worker_fill_seconds`, counters end in `_total`.
 
+use std::sync::Arc;
+
 use longshore_types::{Code, Error, Result};
+use parking_lot::Mutex;
 use prometheus::core::Collector;
 use prometheus::{
     Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
@@ -22,12 +25,24 @@ pub const SECONDS: &[f64] = &[0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
+    described: Arc<Mutex<Vec<Description>>>,
+}
+
+/// A metric as the reference page lists it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Description {
+    /// Full name.
+    pub name: String,
+    /// What it counts.
+    pub help: String,
+    /// Names of its labels.
+    pub labels: Vec<String>,
 }
 
 impl Metrics {
     /// An empty registry.
     pub fn new() -> Self {
-        Metrics { registry: Registry::new() }
+        Metrics { registry: Registry::new(), described: Arc::default() }
     }
 
     /// A registry with the standard `process_*` metrics and `<service>_build_info{version}`, for a daemon.
@@ -90,7 +105,19 @@ impl Metrics {
     /// Registers a collector of one's own.
     pub fn register<C: Collector + Clone + 'static>(&self, collector: C) -> Result<C> {
         self.registry.register(Box::new(collector.clone())).map_err(invalid)?;
+        self.described.lock().extend(collector.desc().into_iter().map(|desc| Description {
+            name: desc.fq_name.clone(),
+            help: desc.help.clone(),
+            labels: desc.variable_labels.clone(),
+        }));
         Ok(collector)
+    }
+
+    /// Every metric that is registered, by name, those without a value yet among them.
+    pub fn describe(&self) -> Vec<Description> {
+        let mut all = self.described.lock().clone();
+        all.sort();
+        all
     }
 
     /// Everything in the text exposition format.
