@@ -86,6 +86,23 @@ fn through_three_workers(spec: ClusterSpec) {
 }
 
 #[test]
+fn a_tensor_of_more_than_two_gigabytes() {
+    // `LONGSHORE_TEST_TENSOR_BYTES` makes it larger: five gigabytes do not fit into 32 bits in any way.
+    let default = (2 << 30) + 12_345;
+    let bytes: u64 = std::env::var("LONGSHORE_TEST_TENSOR_BYTES").map_or(default, |text| text.parse().unwrap());
+    let origin = FakeOrigin::start();
+    let tensors = [("small", 3), ("large", bytes), ("last", 5)].map(|(name, size)| TensorSpec::new(name, "U8", [size]));
+    let model = ModelSpec::of(12, tensors.to_vec()).header(HeaderStyle::Odd).build();
+    model.put_into(&origin, "bucket/m");
+    let memory = format!("{}MiB", bytes / MIB + 200);
+    let spec = ClusterSpec::new(2, 1).origin(&origin).unix_sockets().budgets("128MiB", &memory, &memory);
+    let cluster = Cluster::start(spec);
+    let loaded = load_and_check(&cluster, 0, "s3://bucket/m", &model);
+    assert_eq!(loaded.model.size_bytes, loaded.model.regions.iter().map(|region| region.size_bytes).sum::<u64>());
+    assert_eq!(origin.counters().bytes, model.size_bytes());
+}
+
+#[test]
 fn the_comparison_itself_finds_what_is_wrong() {
     let origin = FakeOrigin::start();
     let spec = ModelSpec::small(30);

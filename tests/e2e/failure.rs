@@ -261,6 +261,28 @@ fn a_load_whose_client_went_away_holds_nothing_up() {
 }
 
 #[test]
+fn a_shutdown_in_mid_load_does_not_wait_for_ever() {
+    let (origin, _) = serve(&ModelSpec::sized(14, 100 * MIB, 10));
+    origin.fault(Fault::new(FaultKind::HangAfter(MIB)));
+    let mut cluster = Cluster::start(
+        ClusterSpec::new(1, 1)
+            .origin(&origin)
+            .env("LONGSHORE_WORKER_DRAIN_TIMEOUT", "2000")
+            .loader_args(&["--drain-timeout-ms", "2000"]),
+    );
+    thread::scope(|scope| {
+        let socket = cluster.loader_socket(0);
+        let loading = scope.spawn(move || longshore_tests::Client::connect(&socket).unwrap().load(URI));
+        wait_until("the load has begun", || origin.counters().bytes >= 2 * MIB);
+        let end = cluster.loader(0).terminate(Duration::from_secs(15));
+        assert!(end.is_some(), "the loader ends: {}", cluster.loader(0).log_tail(20));
+        let end = cluster.worker(0).terminate(Duration::from_secs(15));
+        assert!(end.is_some(), "the worker ends: {}", cluster.worker(0).log_tail(20));
+        assert!(loading.join().unwrap().is_err());
+    });
+}
+
+#[test]
 fn shutdown_drains() {
     let (origin, model) = serve(&ModelSpec::sized(9, 40 * MIB, 10));
     origin.fault(Fault::new(FaultKind::BytesPerSecond(8 * MIB)));

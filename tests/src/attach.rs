@@ -10,11 +10,14 @@ use std::path::Path;
 use anyhow::{Context, bail, ensure};
 use longshore_memory::fdpass;
 use longshore_proto::v1;
+use longshore_testkit::Content;
 use longshore_testkit::modelgen::Model;
 use prost::Message;
 
 /// Longest answer of the loader, in bytes, as the protocol has it.
 const ANSWER_BYTES_MAX: u32 = 64 << 20;
+/// Bytes that are compared at once.
+const PIECE_BYTES: u64 = 16 << 20;
 
 /// A model whose memory this process holds; the lease ends when it is dropped.
 pub struct Attached {
@@ -104,17 +107,29 @@ impl Attached {
             let wanted = expected.tensor(name).with_context(|| format!("there is no tensor {name}"))?;
             ensure!(tensor.dtype == wanted.dtype, "{name} is {}, not {}", tensor.dtype, wanted.dtype);
             ensure!(tensor.shape == wanted.shape, "{name} has the shape {:?}, not {:?}", tensor.shape, wanted.shape);
-            let bytes = self.read(tensor.region, tensor.offset_bytes, tensor.length_bytes)?;
-            let difference = wanted.content.first_difference(0, &bytes);
-            ensure!(bytes.len() as u64 == wanted.content.len_bytes(), "{name} has {} bytes", bytes.len());
-            ensure!(difference.is_none(), "{name} differs at byte {difference:?} of {}", bytes.len());
+            let length = wanted.content.len_bytes();
+            ensure!(tensor.length_bytes == length, "{name} has {} bytes, not {length}", tensor.length_bytes);
+            self.compare(tensor.region, tensor.offset_bytes, &wanted.content).with_context(|| name.clone())?;
         }
         let plain = expected.files.iter().filter(|(name, _)| !name.ends_with(".safetensors"));
         for (name, content) in plain {
             let file = self.model.files.iter().find(|file| &file.name == name);
             let file = file.with_context(|| format!("file {name} is not delivered"))?;
-            let bytes = self.read(file.region, file.offset_bytes, file.length_bytes)?;
-            ensure!(content.equals(&bytes), "file {name} differs");
+            ensure!(file.length_bytes == content.len_bytes(), "file {name} has {} bytes", file.length_bytes);
+            self.compare(file.region, file.offset_bytes, content).with_context(|| name.clone())?;
+        }
+        Ok(())
+    }
+
+    /// Compares piece by piece: a tensor may be larger than what a test should hold.
+    fn compare(&self, region: u32, offset_bytes: u64, content: &Content) -> anyhow::Result<()> {
+        let mut at = 0;
+        while at < content.len_bytes() {
+            let length = PIECE_BYTES.min(content.len_bytes() - at);
+            let bytes = self.read(region, offset_bytes + at, length)?;
+            let difference = content.first_difference(at, &bytes);
+            ensure!(difference.is_none(), "differs at byte {difference:?} of {}", content.len_bytes());
+            at += length;
         }
         Ok(())
     }

@@ -125,7 +125,7 @@ impl ClusterSpec {
     }
 }
 
-/// Running processes; all are killed when it is dropped.
+/// Running processes; all are killed when it is dropped, and a test in which one of them panicked fails then.
 pub struct Cluster {
     spec: ClusterSpec,
     folder: TempDir,
@@ -268,6 +268,13 @@ impl Drop for Cluster {
             daemon.kill();
             if std::thread::panicking() {
                 eprintln!("--- {} ---\n{}", daemon.name(), daemon.log_tail(60));
+            }
+        }
+        // Whatever a test is about: no daemon of its panics.
+        if !std::thread::panicking() {
+            for daemon in self.loaders.iter().chain(&self.workers) {
+                let log = daemon.log();
+                assert!(!log.contains("panicked at"), "{} panicked:\n{log}", daemon.name());
             }
         }
     }

@@ -49,7 +49,7 @@ impl Cli {
     /// Runs it to its end.
     ///
     /// # Panics
-    /// When it cannot be started or does not end in three minutes.
+    /// When it cannot be started, does not end in three minutes, or panicked itself.
     pub fn run(self) -> CliOutput {
         self.spawn().wait()
     }
@@ -98,7 +98,7 @@ impl RunningCli {
     /// Waits for its end.
     ///
     /// # Panics
-    /// When it does not end in three minutes.
+    /// When it does not end in three minutes, or panicked itself.
     pub fn wait(mut self) -> CliOutput {
         let deadline = Instant::now() + RUN_TIMEOUT;
         let status = loop {
@@ -114,6 +114,7 @@ impl RunningCli {
         }
         let text = |thread: JoinHandle<String>| thread.join().unwrap_or_default();
         let (stdout, stderr) = (text(self.stdout), text(self.stderr));
+        assert!(!stderr.contains("panicked at"), "longshore {} panicked:\n{stdout}\n{stderr}", self.what);
         match status {
             Some(status) => CliOutput { what: self.what, status, stdout, stderr },
             None => panic!("longshore {} does not end:\n{stdout}\n{stderr}", self.what),
