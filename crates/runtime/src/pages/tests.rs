@@ -38,8 +38,8 @@ async fn the_standard_pages_answer_until_the_token_is_cancelled() {
     assert!(request(address, "POST /metrics").await.starts_with("HTTP/1.1 405"));
 
     token.cancel();
+    // Ends, and closes the listener with it. Connecting would prove nothing: another process may have the port by now.
     server.await.unwrap();
-    assert!(TcpStream::connect(address).await.is_err());
 }
 
 #[tokio::test]
