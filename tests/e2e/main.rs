@@ -6,6 +6,7 @@ mod abuse;
 mod bad_input;
 mod commands;
 mod common;
+mod disk;
 mod edges;
 mod equality;
 mod failure;
