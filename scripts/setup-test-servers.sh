@@ -32,7 +32,7 @@ get_moto() {
 }
 
 get_azurite() {
-    npm install --silent --no-audit --no-fund --prefix "$TOOLS/azurite" "azurite@$AZURITE_VERSION"
+    npm install --loglevel=error --no-audit --no-fund --prefix "$TOOLS/azurite" "azurite@$AZURITE_VERSION"
 }
 
 get_s3s_fs() {
