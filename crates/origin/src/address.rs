@@ -1,8 +1,11 @@
 //! URLs of origins, parsed once: which store, and where in it. Formatting an [`Address`] gives the canonical URL.
 //!
-//! Keys of buckets are taken as they are (as `aws s3` and `gsutil` do), paths of `http` and `file` URLs are
-//! percent-encoded. Query strings and user names are refused rather than dropped: a URL is printed, hashed and sent to
-//! other processes, so it must not be a secret, and without them it would name something else.
+//! Keys of buckets and names on a hub are taken as they are (as `aws s3` and `gsutil` do), but for what would end the
+//! path of a URL: see [`escape`]. Paths of `http` and `file` URLs are percent-encoded. Query strings and user names are
+//! refused rather than dropped: a URL is printed, hashed and sent to other processes, so it must not be a secret, and
+//! without them it would name something else.
+
+mod escape;
 
 use std::fmt;
 use std::path::{Component, Path, PathBuf};
@@ -11,12 +14,25 @@ use longshore_types::{Code, Error, Result, names, redact_url};
 use percent_encoding::{AsciiSet, CONTROLS, percent_decode_str, utf8_percent_encode};
 use url::Url;
 
+use escape::{escape, unescape};
+
 /// The kinds of URL there are, for messages.
 pub(crate) const SCHEMES: &str = "s3://bucket/key, gs://bucket/key, az://container/key, http(s)://host/path, \
      hf://org/name@revision, file:///path or a plain path";
 
-/// What must be encoded in the path of an http URL, beside what [`Url`] does by itself.
-const PATH: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'#').add(b'%').add(b'<').add(b'>').add(b'?').add(b'`');
+/// What is encoded in the path of an http URL: what [`Url`] encodes by itself, so that parsing changes nothing, and `%`.
+const PATH: &AsciiSet = &CONTROLS
+    .add(b' ')
+    .add(b'"')
+    .add(b'#')
+    .add(b'%')
+    .add(b'<')
+    .add(b'>')
+    .add(b'?')
+    .add(b'^')
+    .add(b'`')
+    .add(b'{')
+    .add(b'}');
 
 /// The cloud stores that have buckets (containers, in Azure's words).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,10 +77,18 @@ pub(crate) struct HubPlace {
     pub path: String,
 }
 
+impl HubPlace {
+    /// The same place at a commit, which never moves.
+    pub(crate) fn at(&self, commit: &str) -> HubPlace {
+        HubPlace { revision: commit.to_owned(), ..self.clone() }
+    }
+}
+
 impl Address {
     /// Parses a URL or a plain path. Touches the disk only for a relative path or one with `..`.
     pub(crate) fn parse(text: &str) -> Result<Address> {
-        let Some((scheme, rest)) = text.split_once("://") else {
+        // A scheme has no slash; a path may well hold "://" further on.
+        let Some((scheme, rest)) = text.split_once("://").filter(|(scheme, _)| !scheme.contains('/')) else {
             return local(Path::new(text));
         };
         match scheme.to_ascii_lowercase().as_str() {
@@ -108,7 +132,9 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Address::Bucket { cloud, bucket, key } if key.is_empty() => write!(f, "{}://{bucket}", cloud.scheme()),
-            Address::Bucket { cloud, bucket, key } => write!(f, "{}://{bucket}/{key}", cloud.scheme()),
+            Address::Bucket { cloud, bucket, key } => {
+                write!(f, "{}://{bucket}/{}", cloud.scheme(), escape(key))
+            }
             Address::Web { server, path } if path.is_empty() => f.write_str(server),
             Address::Web { server, path } => write!(f, "{server}/{path}"),
             Address::File(path) => match Url::from_file_path(path) {
@@ -117,7 +143,7 @@ impl fmt::Display for Address {
             },
             Address::Hub(place) => {
                 write!(f, "hf://{}@{}", place.repo, place.revision.replace('/', "%2F"))?;
-                if place.path.is_empty() { Ok(()) } else { write!(f, "/{}", place.path) }
+                if place.path.is_empty() { Ok(()) } else { write!(f, "/{}", escape(&place.path)) }
             }
         }
     }
@@ -133,7 +159,7 @@ fn refuse_query(rest: &str, text: &str) -> Result<()> {
         return Err(invalid(
             text,
             "has a query string or fragment ('?' or '#'), which is not kept: give the plain URL, and credentials by \
-             environment variables",
+             environment variables; a '?' or '#' that belongs to a name is written %3F or %23",
         ));
     }
     Ok(())
@@ -147,11 +173,11 @@ fn bucket(cloud: Cloud, rest: &str, text: &str) -> Result<Address> {
         let form = format!("names no valid bucket: the form is {}://bucket/key, without credentials", cloud.scheme());
         return Err(invalid(text, form));
     }
-    let key = key.trim_end_matches('/');
+    let key = unescape(key.trim_end_matches('/'));
     if !key.is_empty() {
-        names::check_relative(key, &format!("the URL {}", redact_url(text)))?;
+        names::check_relative(&key, &format!("the URL {}", redact_url(text)))?;
     }
-    Ok(Address::Bucket { cloud, bucket: bucket.to_owned(), key: key.to_owned() })
+    Ok(Address::Bucket { cloud, bucket: bucket.to_owned(), key })
 }
 
 fn web(text: &str) -> Result<Address> {
@@ -232,6 +258,7 @@ fn hub(rest: &str, text: &str) -> Result<Address> {
             "is not of the form hf://org/name, hf://org/name@revision or hf://org/name@revision/file",
         ));
     }
+    let path = unescape(&path);
     if !path.is_empty() {
         names::check_relative(&path, &format!("the URL {text}"))?;
     }
@@ -252,15 +279,20 @@ mod tests {
             ("s3://bucket/a/b c%20.bin", "s3://bucket/a/b c%20.bin"),
             ("s3://bucket/a/", "s3://bucket/a"),
             ("S3://bucket", "s3://bucket"),
+            ("s3://bucket/a%3fb%23c", "s3://bucket/a%3Fb%23c"),
+            ("s3://bucket/100%25%2525", "s3://bucket/100%%2525"),
             ("gs://bucket/x", "gs://bucket/x"),
             ("az://container/x/y", "az://container/x/y"),
             ("http://Host:80/a/b/", "http://host/a/b"),
             ("https://host:8443/a b", "https://host:8443/a%20b"),
             ("https://host", "https://host"),
             ("/tmp/a b/", "file:///tmp/a%20b"),
+            ("/tmp/a?b#c%", "file:///tmp/a%3Fb%23c%25"),
+            ("/tmp/x:/y://z", "file:///tmp/x:/y:/z"),
             ("file:///tmp/x%20y/", "file:///tmp/x%20y"),
             ("hf://org/name", "hf://org/name@main"),
             ("hf://org/name@v1/sub/model.safetensors", "hf://org/name@v1/sub/model.safetensors"),
+            ("hf://org/name@v1/a%23b", "hf://org/name@v1/a%23b"),
             ("hf://org/name@refs/pr/3/x", "hf://org/name@refs%2Fpr%2F3/x"),
             ("hf://org/name@refs%2Fpr%2F3", "hf://org/name@refs%2Fpr%2F3"),
         ] {
@@ -285,6 +317,8 @@ mod tests {
             ("s3://", Code::InvalidArgument, "bucket"),
             ("s3://key:geheim@bucket/x", Code::InvalidArgument, "credentials"),
             ("s3://bucket/a?X-Signature=geheim", Code::InvalidArgument, "query"),
+            ("s3://bucket/a?b", Code::InvalidArgument, "written %3F"),
+            ("hf://org/name/a#b", Code::InvalidArgument, "%23"),
             ("s3://bucket/../x", Code::InvalidArgument, "plain relative path"),
             ("s3://bucket/a//b", Code::InvalidArgument, "plain relative path"),
             ("https://me:geheim@host/x", Code::InvalidArgument, "password"),

@@ -1,7 +1,7 @@
 //! The Hugging Face layout: a repository at a revision, listed by the tree route, read by the resolve route.
 //!
-//! A revision name is turned into its commit once; files are then read at that commit, so two revisions cannot mix.
-//! The version of a file is `sha:<commit>/<etag>`, its ETag being the SHA-256 of a large file or the git id of a
+//! A revision name is turned into its commit once; the URLs of files carry that commit, so two revisions cannot mix,
+//! and what was loaded by a branch and by its commit is one thing to every cache. The version of a file is `sha:<commit>/<etag>`, its ETag being the SHA-256 of a large file or the git id of a
 //! small one, as listing and responses both tell.
 
 mod api;
@@ -64,9 +64,13 @@ impl Backend for Hub {
         let reply = self.sender.send(&call, Method::HEAD, &self.resolve_route(place, &place.revision), None).await?;
         let missing = |what: &str| call.strange(&format!("it has no {what} header"));
         let commit = reply.commit.as_deref().ok_or_else(|| missing("X-Repo-Commit"))?;
+        if !api::is_commit(commit) {
+            return Err(call.strange("its X-Repo-Commit is no commit"));
+        }
         let etag = reply.etag.as_deref().ok_or_else(|| missing("ETag"))?;
         let size = reply.size_bytes.ok_or_else(|| missing("Content-Length"))?;
-        Ok(Artifact::new(url.clone(), version(commit, etag)?, size)?)
+        let url = Address::Hub(place.at(commit)).to_string();
+        Ok(Artifact::new(url, version(commit, etag)?, size)?)
     }
 
     async fn list(&self, folder: &Address, token: Option<&str>) -> Attempt<Page> {
@@ -95,6 +99,7 @@ impl Backend for Hub {
         };
         let entries = api::files_of(&body).ok_or_else(|| call.strange("it is not a list of files"))?;
         let prefix = if place.path.is_empty() { String::new() } else { format!("{}/", place.path) };
+        let folder = Address::Hub(place.at(&commit));
         let mut files = Vec::with_capacity(entries.len());
         for entry in entries {
             let Some(name) = entry.path.strip_prefix(&prefix).filter(|name| !name.is_empty()) else { continue };

@@ -53,8 +53,12 @@ pub(super) fn commit_of(body: &[u8]) -> Option<String> {
         sha: String,
     }
     let sha = serde_json::from_slice::<Revision>(body).ok()?.sha;
-    let valid = (1..=COMMIT_LEN_MAX).contains(&sha.len()) && sha.chars().all(|c| c.is_ascii_alphanumeric());
-    valid.then_some(sha)
+    is_commit(&sha).then_some(sha)
+}
+
+/// Whether a commit id of the hub is one: it becomes part of URLs.
+pub(super) fn is_commit(sha: &str) -> bool {
+    (1..=COMMIT_LEN_MAX).contains(&sha.len()) && sha.chars().all(|c| c.is_ascii_alphanumeric())
 }
 
 /// The `rel="next"` URL of a `Link` header.

@@ -95,8 +95,7 @@ fn of(config: OriginConfig) -> Prepared {
     let capabilities = Capabilities {
         // Commits stay, as in the real hub.
         keeps_versions: is_hub,
-        // The double lists no generations, which the real one does.
-        stat_agrees: config.dialect != Dialect::Gcs,
+        urls_carry_commits: is_hub,
         folder_markers: matches!(config.dialect, Dialect::S3 | Dialect::Gcs),
         // The commit, then the tree.
         requests_of_folder: if is_hub { 2 } else { 1 },

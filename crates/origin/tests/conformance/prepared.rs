@@ -19,8 +19,8 @@ pub struct Capabilities {
     pub folder_is_no_object: bool,
     /// A listing gives the same versions as a question for one object, without asking for each.
     pub listing_has_versions: bool,
-    /// `stat` gives the same version as `resolve`.
-    pub stat_agrees: bool,
+    /// The URL of a file names the commit at which it was resolved, not the branch that was asked for.
+    pub urls_carry_commits: bool,
     /// A version that was resolved stays readable after a change.
     pub keeps_versions: bool,
     /// Any change gives a new version, also one of the same size within the same second.
@@ -41,7 +41,7 @@ impl Default for Capabilities {
             lists: true,
             folder_is_no_object: true,
             listing_has_versions: true,
-            stat_agrees: true,
+            urls_carry_commits: false,
             keeps_versions: false,
             versions_are_exact: true,
             odd_names: true,

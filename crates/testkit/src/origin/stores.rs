@@ -183,8 +183,15 @@ pub(super) fn list(call: Call) -> Response<Body> {
             xml += &format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", name(&folder));
             continue;
         }
+        // As Google's: https://cloud.google.com/storage/docs/xml-api/get-bucket-list
+        let generation = match call.state.config.dialect {
+            Dialect::Gcs => {
+                format!("<Generation>{}</Generation><MetaGeneration>1</MetaGeneration>", object.generation)
+            }
+            _ => String::new(),
+        };
         xml += &format!(
-            "<Contents><Key>{}</Key><LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size>\
+            "<Contents><Key>{}</Key>{generation}<LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size>\
              <StorageClass>STANDARD</StorageClass></Contents>",
             name(key),
             iso_date(object.modified),
