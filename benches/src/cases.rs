@@ -75,6 +75,7 @@ struct Measured {
     memcpy: Series,
     read: Series,
     read_warm: Series,
+    read_shared: Series,
     tcp: Series,
     get: Series,
     local: Series,
@@ -108,6 +109,7 @@ pub fn run(options: &Options) -> anyhow::Result<Report> {
         let threads = options.threads;
         measured.memcpy.push(limits::memcpy(weights_bytes)?, counted);
         measured.read.push(limits::read_file(&weights, threads)?, counted);
+        measured.read_shared.push(limits::read_file_shared(&weights, threads)?, counted);
         measured.local.push(bare.load(&folder.to_string_lossy())?, counted);
         measured.read_warm.push(limits::read_file_warm(&weights, threads)?, counted);
         measured.same_host.push(same_host.load(&uri)?, counted);
@@ -140,78 +142,28 @@ fn rows(weights_bytes: u64, measured: &Measured, options: &Options) -> Report {
         report.add(&spec, &series.0, limit.map(|limit| limit.0.as_slice()), &command);
     };
     let m = measured;
-    add(
-        "limit/memcpy",
-        "memcpy",
-        &m.memcpy,
-        None,
-        "warm",
-        "one thread copies between two 64 MiB buffers touched before",
-    );
-    add("limit/read", "pread", &m.read, None, "resident", "threads read the file into fresh memory with huge pages");
-    add(
-        "limit/read-warm",
-        "pread",
-        &m.read_warm,
-        None,
-        "resident",
-        "the same, each thread into one 16 MiB buffer over and over",
-    );
-    add(
-        "limit/tcp",
-        "sendfile to recv",
-        &m.tcp,
-        None,
-        "resident",
-        "loopback, one connection a thread, into fresh memory",
-    );
-    add(
-        "limit/get",
-        "raw GET",
-        &m.get,
-        None,
-        "in the origin's memory",
-        "parallel ranged GETs of 16 MiB, blocking sockets, into fresh memory",
-    );
-    add(
-        "local/resident",
-        "longshore",
-        &m.local,
-        Some(&m.read),
-        "resident",
-        "a loader reads the file itself; against limit/read",
-    );
-    add(
-        "worker/same-host",
-        "longshore",
-        &m.same_host,
-        Some(&m.read),
-        "on the worker's disk, resident",
-        "a loader reads through descriptors of a worker on the node; against limit/read",
-    );
-    add(
-        "worker/tcp",
-        "longshore",
-        &m.over_tcp,
-        Some(&m.tcp),
-        "on the worker's disk, resident",
-        "a loader and a worker over loopback TCP; against limit/tcp",
-    );
-    add(
-        "origin/direct",
-        "longshore",
-        &m.origin_direct,
-        Some(&m.get),
-        "no cache",
-        "a loader without workers; against limit/get",
-    );
-    add(
-        "origin/empty-cache",
-        "longshore",
-        &m.empty_cache,
-        Some(&m.get),
-        "empty cache",
-        "a loader and a worker that fills from the origin; against limit/get",
-    );
+    let note = "one thread copies between two 64 MiB buffers touched before";
+    add("limit/memcpy", "memcpy", &m.memcpy, None, "warm", note);
+    let note = "threads read the file, each into one 16 MiB buffer over and over";
+    add("limit/read-warm", "pread", &m.read_warm, None, "resident", note);
+    let note = "threads read the file into fresh private memory with huge pages";
+    add("limit/read", "pread", &m.read, None, "resident", note);
+    let note =
+        "threads read the file into a fresh memfd: what any program must do that hands the memory to another process";
+    add("limit/read-shared", "pread", &m.read_shared, None, "resident", note);
+    let note = "loopback, one connection a thread, into fresh private memory";
+    add("limit/tcp", "sendfile to recv", &m.tcp, None, "resident", note);
+    let note = "parallel ranged GETs of 16 MiB over blocking sockets, into fresh private memory";
+    add("limit/get", "raw GET", &m.get, None, "in the origin's memory", note);
+    let note = "a loader reads the file itself; against limit/read-shared";
+    add("local/resident", "longshore", &m.local, Some(&m.read_shared), "resident", note);
+    let note = "a loader reads through descriptors of a worker on the node; against limit/read-shared";
+    add("worker/same-host", "longshore", &m.same_host, Some(&m.read_shared), "on the worker's disk, resident", note);
+    let note = "a loader and a worker over loopback TCP; against limit/tcp, which ends in private memory";
+    add("worker/tcp", "longshore", &m.over_tcp, Some(&m.tcp), "on the worker's disk, resident", note);
+    let note = "a loader without workers; against limit/get, which ends in private memory";
+    add("origin/direct", "longshore", &m.origin_direct, Some(&m.get), "no cache", note);
+    let note = "a loader and a worker that fills from the origin; against limit/get";
+    add("origin/empty-cache", "longshore", &m.empty_cache, Some(&m.get), "empty cache", note);
     report
 }

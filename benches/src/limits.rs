@@ -12,7 +12,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
-use longshore_memory::{Arena, Buffer};
+use longshore_memory::{Arena, Buffer, RegionWriter, Window};
 use longshore_types::CHUNK_BYTES;
 
 use crate::system::own_cpu_seconds;
@@ -99,6 +99,24 @@ pub fn read_file(path: &Path, threads: u8) -> anyhow::Result<Sample> {
     let size = file.metadata()?.len();
     let (sample, _) = measure(|| {
         deal(fresh(size)?, threads, || Ok(()), |(), (range, buffer)| Ok(file.read_exact_at(buffer, range.start)?))
+    })?;
+    Ok(sample)
+}
+
+/// Threads read a resident file into fresh memory that other processes can map: a memfd, as a load's region is.
+pub fn read_file_shared(path: &Path, threads: u8) -> anyhow::Result<Sample> {
+    let file = File::open(path)?;
+    let size = file.metadata()?.len();
+    let (sample, _region) = measure(|| {
+        let arena = Arena::new(size + 2 * CHUNK_BYTES);
+        let region = RegionWriter::create("limit", size, arena.try_reserve(size).context("memory for the limit")?)?;
+        let windows = (0..size).step_by(CHUNK_BYTES as usize).map(|start| {
+            let range = start..(start + CHUNK_BYTES).min(size);
+            Ok((range.start, region.claim(range)?))
+        });
+        let windows: Vec<(u64, Window)> = windows.collect::<anyhow::Result<_>>()?;
+        drop(deal(windows, threads, || Ok(()), |(), (start, window)| Ok(file.read_exact_at(window, *start)?))?);
+        Ok(region.finish()?)
     })?;
     Ok(sample)
 }

@@ -80,7 +80,7 @@ pub fn program(name: &str) -> anyhow::Result<PathBuf> {
     Ok(path)
 }
 
-/// Processor, cores, memory and kernel, in a line.
+/// Processor, cores, memory, kernel, and whether shared memory gets huge pages, in a line.
 pub fn machine() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
@@ -90,7 +90,9 @@ pub fn machine() -> String {
     let memory_kib = meminfo.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok()).unwrap_or(0);
     let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
     let release = kernel.split('-').next().unwrap_or_default();
-    format!("{model}, {cores} cores, {} GiB, Linux {release}", memory_kib >> 20)
+    let huge = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/shmem_enabled").unwrap_or_default();
+    let huge = huge.split(['[', ']']).nth(1).unwrap_or("unknown");
+    format!("{model}, {cores} cores, {} GiB, Linux {release}, huge pages for shared memory: {huge}", memory_kib >> 20)
 }
 
 /// Today as `YYYY-MM-DD`, in UTC.
