@@ -185,10 +185,6 @@ fn a_socket_that_a_killed_loader_left_is_taken_over() {
     Client::connect(&cluster.loader_socket(0)).unwrap().status().unwrap();
 }
 
-fn is_root() -> bool {
-    rustix::process::getuid().is_root()
-}
-
 /// Mounts a tmpfs of so many bytes; it is taken away with the guard.
 struct SmallDisk(std::path::PathBuf);
 
@@ -208,29 +204,56 @@ impl Drop for SmallDisk {
     }
 }
 
-#[test]
-fn a_full_cache_disk_degrades_to_pass_through() {
-    if !is_root() {
-        eprintln!("skipped: mounting a small disk needs root");
-        return;
-    }
+/// Runs `check` with a folder that is a file system of so many bytes. Who may not mount one does so in a user namespace
+/// of its own, in which `test`, the name of the calling test, runs again.
+fn on_small_disk(test: &str, size_bytes: u64, check: impl FnOnce(&Path)) {
+    const INSIDE: &str = "SMALL_DISK_IN_NAMESPACE";
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("disk");
-    let Some(_disk) = SmallDisk::mount(&path, 40 * MIB, "") else {
-        eprintln!("skipped: tmpfs cannot be mounted here");
-        return;
+    if let Some(_disk) = SmallDisk::mount(&path, size_bytes, "") {
+        return check(&path);
+    }
+    assert!(std::env::var_os(INSIDE).is_none(), "{test} cannot mount a disk in its own namespace");
+    let namespace = |program: &Path| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--mount"]).arg(program);
+        command
     };
+    if !namespace(Path::new("true")).status().is_ok_and(|status| status.success()) {
+        eprintln!("NOT RUN: {test}: needs root, or user namespaces, to mount a small disk");
+        return;
+    }
+    let again =
+        namespace(&std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]).env(INSIDE, "1").status();
+    assert!(again.unwrap().success(), "{test} failed in a namespace of its own; see above");
+}
+
+/// A worker whose disk takes (almost) nothing passes everything through, and counts that.
+fn passes_through(spec: ClusterSpec) -> Cluster {
     let origin = FakeOrigin::start();
     let model = ModelSpec::sized(1, 120 * MIB, 10).build();
     model.put_into(&origin, "bucket/m");
-    let spec = ClusterSpec::new(1, 1).origin(&origin).env("LONGSHORE_CACHE_DIR", path.to_str().unwrap());
-    let cluster = Cluster::start(spec);
+    let cluster = Cluster::start(spec.origin(&origin));
     load_and_check(&cluster, 0, "s3://bucket/m", &model);
     let metrics = cluster.workers()[0].metrics();
     let told = metrics.sum("longshore_worker_disk_errors_total")
         + metrics.sum("longshore_worker_disk_writes_skipped_total")
         + metrics.sum("longshore_worker_disk_evictions_total");
     assert!(told > 0.0, "it is counted: {:?}", metrics.samples);
+    cluster
+}
+
+#[test]
+fn a_full_cache_disk_degrades_to_pass_through() {
+    on_small_disk("bad_input::a_full_cache_disk_degrades_to_pass_through", 40 * MIB, |path| {
+        passes_through(ClusterSpec::new(1, 1).env("LONGSHORE_CACHE_DIR", path.to_str().unwrap()));
+    });
+}
+
+#[test]
+fn a_disk_with_less_free_than_its_floor_degrades_to_pass_through() {
+    let cluster = passes_through(ClusterSpec::new(1, 1).env("LONGSHORE_WORKER_DISK_FREE_FLOOR", "900TiB"));
+    assert!(chunk_files(&cluster.cache_folder(0)).is_empty());
 }
 
 #[test]
@@ -240,15 +263,16 @@ fn a_read_only_cache_folder() {
     model.put_into(&origin, "bucket/m");
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("cache");
-    let disk = SmallDisk::mount(&path, 10 * MIB, ",ro").filter(|_| is_root());
-    if disk.is_none() {
-        if is_root() {
-            eprintln!("skipped: tmpfs cannot be mounted here");
-            return;
+    let disk = SmallDisk::mount(&path, 10 * MIB, ",ro");
+    let path = match disk {
+        Some(_) => path,
+        // Nobody may write there, whatever they are allowed elsewhere.
+        None if rustix::process::getuid().is_root() => "/sys/kernel".into(),
+        None => {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o555)).unwrap();
+            path
         }
-        std::fs::create_dir_all(&path).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o555)).unwrap();
-    }
+    };
     let embedded = Embedded::with(&origin).env("LONGSHORE_CACHE_DIR", path.to_str().unwrap());
     let output = embedded.run(&["load", "s3://bucket/m", "--device", "host", "--json"]);
     assert!(output.stderr.contains(path.to_str().unwrap()), "names the folder: {output}");

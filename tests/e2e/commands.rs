@@ -191,10 +191,7 @@ fn check_with_promtool(text: &str) {
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())
         .spawn();
-    let Ok(mut child) = child else {
-        eprintln!("promtool is not installed: the names of metrics are not checked");
-        return;
-    };
+    let mut child = child.unwrap_or_else(|error| panic!("promtool does not start: {error}: run `make setup`"));
     std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
     let output = child.wait_with_output().unwrap();
     assert!(

@@ -195,22 +195,3 @@ fn placement_equals_the_golden_vectors() {
         }
     }
 }
-
-/// The numbers in the documentation. `cargo test -p longshore-cluster -- --ignored --nocapture measure`
-#[test]
-#[ignore = "a measurement, not a check"]
-fn measure_build_lookup_and_spread() {
-    for count in [3u64, 16, 100, 1024] {
-        let members: Vec<Member> = (0..count).map(|number| member(number, 512 << (number % 4))).collect();
-        let start = std::time::Instant::now();
-        let ring = Ring::new(&members);
-        let build = start.elapsed();
-        let start = std::time::Instant::now();
-        let found: usize = (0..100_000u64).map(|key| ring.owners(&key.to_le_bytes(), 3).len()).sum();
-        let lookup = start.elapsed() / 100_000;
-        println!("{count} members: build {build:?}, lookup of {} owners {lookup:?}", found / 100_000);
-    }
-    let equal: Vec<Member> = (0..64).map(|number| member(number, 100)).collect();
-    let worst = relative_shares(&equal, 4_000_000).into_iter().map(|share| (share - 1.0).abs()).fold(0.0, f64::max);
-    println!("64 equal members: the worst share is off by {:.1} %", worst * 100.0);
-}
