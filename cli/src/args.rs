@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use longshore_device::DeviceRequest;
 use longshore_loader::LoaderOptions;
@@ -69,7 +70,7 @@ pub struct NodeArgs {
     #[arg(long, env = env::LOADER, value_name = "ADDRESS")]
     pub loader: Option<String>,
     /// Work inside this process even when a daemon runs
-    #[arg(long, conflicts_with = "loader")]
+    #[arg(long)]
     pub embedded: bool,
     /// Cache workers as host:port of their data planes, comma-separated
     #[arg(long, env = env::WORKERS, value_name = "HOST:PORT", value_delimiter = ',')]
@@ -242,6 +243,18 @@ pub fn command() -> clap::Command {
     Cli::command().mut_args(arrange).mut_subcommands(|sub| sub.mut_args(arrange))
 }
 
+/// Two flags that contradict each other. clap's own check would also count a variable, which a flag overrides.
+pub fn contradiction(parsed: &mut Parsed) -> Option<clap::Error> {
+    let (_, matches) = parsed.matches.subcommand()?;
+    let is_flag = |id: &str| {
+        let is_known = matches.try_contains_id(id).is_ok();
+        is_known && matches.value_source(id) == Some(ValueSource::CommandLine)
+    };
+    let message = "the argument '--embedded' cannot be used with '--loader <ADDRESS>'";
+    (is_flag("embedded") && is_flag("loader"))
+        .then(|| parsed.command.error(clap::error::ErrorKind::ArgumentConflict, message))
+}
+
 /// The variables that say what this command line and its file say, for a private loader that is started: secrets do
 /// not belong on a command line.
 pub fn environment(parsed: &Parsed) -> Environment {
@@ -276,6 +289,18 @@ mod tests {
         for (name, _) in env::ALL.iter().filter(|(name, _)| of_options(name)) {
             assert!(used.contains(name), "{name} is in env.rs and nothing reads it");
         }
+    }
+
+    #[test]
+    fn only_two_flags_contradict_each_other() {
+        let contradicts = |line: &[&str]| {
+            let line = line.iter().map(OsString::from).collect();
+            contradiction(&mut longshore_runtime::config::parse(command(), line).unwrap()).is_some()
+        };
+        assert!(contradicts(&["longshore", "load", "m", "--embedded", "--loader", "h:1"]));
+        assert!(!contradicts(&["longshore", "load", "m", "--embedded"]));
+        assert!(!contradicts(&["longshore", "load", "m", "--loader", "h:1"]));
+        assert!(!contradicts(&["longshore", "demo"]));
     }
 
     #[test]

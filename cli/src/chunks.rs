@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt;
-use longshore_loader::{Cluster, Source};
+use longshore_loader::{Cluster, Source, Sources};
 use longshore_memory::{Arena, Buffer, Landing};
 use longshore_origin::Origins;
 use longshore_types::{CHUNK_BYTES, ChunkKey, Code, Error, Result};
@@ -36,6 +36,7 @@ pub struct Counts {
     retries: AtomicU64,
     mismatches: AtomicU64,
     origin_direct: AtomicU64,
+    worker_avoided: AtomicU64,
 }
 
 impl Counts {
@@ -57,6 +58,11 @@ impl Counts {
     /// Chunks that were read from the origin although there are workers.
     pub fn origin_direct(&self) -> u64 {
         self.origin_direct.load(Ordering::Relaxed)
+    }
+
+    /// Chunks that were not asked of their owner, because it failed a moment ago.
+    pub fn worker_avoided(&self) -> u64 {
+        self.worker_avoided.load(Ordering::Relaxed)
     }
 
     fn add(&self, tier: &'static str, bytes: u64) {
@@ -96,7 +102,9 @@ impl ChunkReader {
     pub fn read(&self, key: &ChunkKey) -> Result<Buffer> {
         // A file of this machine is not the workers' business: they may not even have it.
         let is_local = Origins::local_path(key.artifact().url()).is_some();
-        let sources = if is_local { Vec::new() } else { self.cluster.sources(key) };
+        let Sources { to_ask: sources, avoided } =
+            if is_local { Sources::default() } else { self.cluster.sources(key) };
+        self.counts.worker_avoided.fetch_add(avoided.len() as u64, Ordering::Relaxed);
         for source in &sources {
             // A wrong checksum: the same source once more, which then checks its copy and reads it anew.
             for recheck in [false, true] {
@@ -112,7 +120,7 @@ impl ChunkReader {
                 }
             }
         }
-        if !sources.is_empty() {
+        if !is_local && (!sources.is_empty() || self.cluster.has_workers()) {
             self.counts.origin_direct.fetch_add(1, Ordering::Relaxed);
         }
         self.read_origin(key)

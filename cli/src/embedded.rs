@@ -11,12 +11,12 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use longshore_device::{Devices, HostDevice};
-use longshore_loader::{Cluster, Loader, LoaderOptions, MemberState, Source};
+use longshore_loader::{Cluster, Loader, LoaderOptions, MemberState, Source, Sources};
 use longshore_memory::{Arena, memory_limit_bytes};
 use longshore_origin::Origins;
 use longshore_types::{ByteSize, ChunkKey, Code, Error, Manifest, Result, Selection};
-use longshore_wire::Endpoint;
-use longshore_worker::{Ask, Worker, WorkerOptions};
+use longshore_wire::{ChunkReply, ChunkRequest, ChunkService, Endpoint, Page, Tier};
+use longshore_worker::{Ask, HeadFills, Worker, WorkerOptions};
 
 use crate::args::NodeArgs;
 
@@ -90,7 +90,8 @@ impl EmbeddedWorker {
 
     /// The loader's view of it.
     pub fn cluster(&self) -> Arc<dyn Cluster> {
-        Arc::new(EmbeddedCluster { worker: self.worker.clone() })
+        let (worker, head_fills) = (self.worker.clone(), self.worker.head_fills());
+        Arc::new(EmbeddedCluster { worker: worker.clone(), chunks: Arc::new(HonestChunks { worker, head_fills }) })
     }
 
     /// Writes what is on its way to the disk.
@@ -117,6 +118,28 @@ pub fn ask(url: &str, revalidate: bool) -> Ask {
 /// A cluster of one worker, called directly.
 struct EmbeddedCluster {
     worker: Arc<Worker>,
+    chunks: Arc<HonestChunks>,
+}
+
+/// The worker's chunks. One that was fetched a moment ago, for the head in it, comes from the origin as far as the user
+/// is concerned, although the cache has it by now.
+struct HonestChunks {
+    worker: Arc<Worker>,
+    head_fills: Arc<HeadFills>,
+}
+
+impl ChunkService for HonestChunks {
+    fn get(&self, request: &ChunkRequest) -> Result<ChunkReply> {
+        let reply = self.worker.get(request)?;
+        match self.head_fills.take(&request.key.id()) {
+            true => Ok(ChunkReply { tier: Tier::Origin, ..reply }),
+            false => Ok(reply),
+        }
+    }
+
+    fn page(&self, path: &str) -> Option<Page> {
+        self.worker.page(path)
+    }
 }
 
 #[async_trait]
@@ -126,8 +149,9 @@ impl Cluster for EmbeddedCluster {
         Ok((Manifest::clone(&answer.value), answer.cached))
     }
 
-    fn sources(&self, _key: &ChunkKey) -> Vec<Source> {
-        vec![Source { endpoint: Endpoint::InProcess(self.worker.clone()), label: LABEL.to_owned(), member: None }]
+    fn sources(&self, _key: &ChunkKey) -> Sources {
+        let endpoint = Endpoint::InProcess(self.chunks.clone());
+        vec![Source { endpoint, label: LABEL.to_owned(), member: None }].into()
     }
 
     /// There is no other worker to prefer.

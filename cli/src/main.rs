@@ -42,7 +42,10 @@ fn main() -> ExitCode {
     // Known before anything is parsed, so that even a wrong command line fails as the program asked.
     let style = style(&arguments);
     match config::parse(args::command(), arguments) {
-        Ok(parsed) => run(&parsed, style).unwrap_or_else(|error| report(&error, style)),
+        Ok(mut parsed) => match args::contradiction(&mut parsed) {
+            Some(error) => usage(&error, style),
+            None => run(&parsed, style).unwrap_or_else(|error| report(&error, style)),
+        },
         Err(ParseError::Config(error)) => report(&error.into(), style),
         Err(ParseError::Usage(error)) => usage(&error, style),
     }

@@ -121,7 +121,10 @@ impl Pull {
             "bytes_by_tier": counts.bytes_by_tier(),
             "retries": counts.retries(),
             "checksum_mismatches": counts.checksum_mismatches(),
-            "fallbacks": [{"kind": "origin_direct", "count": counts.origin_direct()}],
+            "fallbacks": [
+                {"kind": "worker_avoided", "count": counts.worker_avoided()},
+                {"kind": "origin_direct", "count": counts.origin_direct()},
+            ],
             "skipped": skipped,
             "warnings": warnings,
         });

@@ -9,7 +9,7 @@ mod remote;
 
 use async_trait::async_trait;
 use longshore_cluster::MemberId;
-use longshore_types::{ChunkKey, Manifest, Result, Selection};
+use longshore_types::{ChunkKey, Code, Error, Manifest, Result, Selection};
 use longshore_wire::Endpoint;
 
 use crate::report::FallbackKind;
@@ -25,6 +25,21 @@ pub struct Source {
     pub label: String,
     /// The worker, for its health.
     pub member: Option<MemberId>,
+}
+
+/// Who may give a chunk.
+#[derive(Clone, Default)]
+pub struct Sources {
+    /// In the order to ask.
+    pub to_ask: Vec<Source>,
+    /// Addresses of those that would have come before them, and are left alone for a while because they failed.
+    pub avoided: Vec<String>,
+}
+
+impl From<Vec<Source>> for Sources {
+    fn from(to_ask: Vec<Source>) -> Self {
+        Sources { to_ask, avoided: Vec::new() }
+    }
 }
 
 /// A worker as status pages show it.
@@ -70,8 +85,8 @@ pub trait Cluster: Send + Sync {
         Ok(Described { manifest, is_cached, fallbacks: Vec::new() })
     }
 
-    /// Who should have the chunk or fill it, in the order to ask. Never blocks. Empty when there is nobody to ask now.
-    fn sources(&self, key: &ChunkKey) -> Vec<Source>;
+    /// Who should have the chunk or fill it. Never blocks. Nobody to ask is an answer too.
+    fn sources(&self, key: &ChunkKey) -> Sources;
 
     /// A worker on this host that does not own the chunk but may have a copy: asked first, and only for what it has.
     fn nearby(&self, _key: &ChunkKey) -> Option<Source> {
@@ -88,4 +103,33 @@ pub trait Cluster: Send + Sync {
 
     /// The workers, for status pages.
     fn members(&self) -> Vec<MemberState>;
+}
+
+/// The error of a node that cannot read from the origin itself either. Where it has no access, what the worker said is
+/// the reason; where the origin has told both the same, once is enough.
+pub(crate) fn more_telling(direct: Error, refusal: Option<Error>) -> Error {
+    let has_no_way = matches!(direct.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unsupported);
+    match refusal {
+        Some(refusal) if has_no_way && refusal.code() != direct.code() => {
+            refusal.context(format!("this node cannot read from the origin itself ({direct}), and the worker said"))
+        }
+        _ => direct,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_worker_and_origin_say_alike_is_said_once() {
+        let told = |direct, refusal| {
+            let refusal = Error::new(refusal, "the worker's reason");
+            more_telling(Error::new(direct, "our reason"), Some(refusal)).to_string()
+        };
+        assert_eq!(told(Code::Unsupported, Code::Unsupported), "our reason");
+        assert_eq!(told(Code::NotFound, Code::Unavailable), "our reason");
+        let both = told(Code::Unauthenticated, Code::Unavailable);
+        assert!(both.starts_with("this node cannot read") && both.ends_with("the worker's reason"), "{both}");
+    }
 }

@@ -21,7 +21,7 @@ mod registry;
 mod serve;
 mod sockets;
 
-pub use cluster::{Cluster, Described, MemberState, RemoteCluster, RemoteOptions, Source, WireProbe};
+pub use cluster::{Cluster, Described, MemberState, RemoteCluster, RemoteOptions, Source, Sources, WireProbe};
 pub use load::{LoadProgress, ProgressSender};
 pub use loader::{LoadRequest, LoadedModel, Loader, LoaderStatus, ModelState, Unloaded};
 pub use model::{Model, ModelId, ModelKey};

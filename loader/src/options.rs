@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use longshore_origin::OriginOptions;
+use longshore_runtime::config::ignore_empty_variables;
 use longshore_runtime::env;
 use longshore_types::{ByteSize, Code, Error, Result};
 
@@ -25,7 +26,7 @@ pub struct LoaderOptions {
     pub loads_max: usize,
 
     /// How long to wait for a byte from one worker before the next one is asked, in milliseconds
-    #[arg(id = "loader_stall_timeout_ms", long = "stall-timeout-ms", env = env::LOADER_STALL_TIMEOUT, value_name = "MS", default_value_t = 20_000)]
+    #[arg(id = "loader_stall_timeout_ms", long = "stall-timeout-ms", env = env::LOADER_STALL_TIMEOUT_MS, value_name = "MS", default_value_t = 20_000)]
     pub stall_timeout_ms: u64,
 
     /// How long a worker may stay silent while others are fast, before the next one is asked, in milliseconds
@@ -153,7 +154,9 @@ impl LoaderOptions {
             #[command(flatten)]
             options: LoaderOptions,
         }
-        let parsed = <Program as clap::Parser>::try_parse_from(["longshore"]);
+        let command = ignore_empty_variables(<Program as clap::CommandFactory>::command());
+        let matches = command.try_get_matches_from(["longshore"]);
+        let parsed = matches.and_then(|matches| <Program as clap::FromArgMatches>::from_arg_matches(&matches));
         parsed.map(|program| program.options).map_err(|error| Error::new(Code::InvalidArgument, error.to_string()))
     }
 

@@ -122,6 +122,8 @@ pub enum FallbackKind {
     WorkerCorrupt,
     /// A worker was much slower than the others.
     WorkerSlow,
+    /// A worker was not asked for what it owns, because it failed a moment ago.
+    WorkerAvoided,
     /// A chunk was read from the origin although there are workers.
     OriginDirect,
     /// A file that this machine should have was read through workers instead.
@@ -136,12 +138,13 @@ pub enum FallbackKind {
 
 impl FallbackKind {
     /// All of them; the labels of the metric.
-    pub const ALL: [FallbackKind; 10] = [
+    pub const ALL: [FallbackKind; 11] = [
         FallbackKind::WorkerUnreachable,
         FallbackKind::WorkerStalled,
         FallbackKind::WorkerFailed,
         FallbackKind::WorkerCorrupt,
         FallbackKind::WorkerSlow,
+        FallbackKind::WorkerAvoided,
         FallbackKind::OriginDirect,
         FallbackKind::LocalFileUnreadable,
         FallbackKind::MetadataOwner,
@@ -157,6 +160,7 @@ impl FallbackKind {
             FallbackKind::WorkerFailed => "worker_failed",
             FallbackKind::WorkerCorrupt => "worker_corrupt",
             FallbackKind::WorkerSlow => "worker_slow",
+            FallbackKind::WorkerAvoided => "worker_avoided",
             FallbackKind::OriginDirect => "origin_direct",
             FallbackKind::LocalFileUnreadable => "local_file_unreadable",
             FallbackKind::MetadataOwner => "metadata_owner",

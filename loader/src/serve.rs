@@ -8,7 +8,7 @@ use std::time::Duration;
 use longshore_cluster::membership::PROBE_TIMEOUT;
 use longshore_cluster::{Membership, StaticMembership};
 use longshore_device::{Devices, HostDevice};
-use longshore_memory::Arena;
+use longshore_memory::{Arena, region_page_advice};
 use longshore_origin::Origins;
 use longshore_proto::v1::loader_server::LoaderServer;
 use longshore_proto::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
@@ -73,6 +73,9 @@ pub async fn serve_with(listeners: Listeners, loader: Arc<Loader>, token: Cancel
         tokio::spawn(pages::serve(listener, ops_pages(loader.clone(), token.clone()), closing));
     }
     tokio::spawn(attach::serve(attach, loader.clone(), attach_path, token.clone()));
+    if let Some(advice) = region_page_advice() {
+        tracing::warn!(advice, "loading is slower than it could be");
+    }
     let options = loader.options();
     tracing::info!(
         socket = %grpc_file.path().display(),

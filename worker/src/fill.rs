@@ -9,10 +9,11 @@
 //! others may wait for, never waits for one of those, or two workers could wait for each other.
 
 mod flight;
+mod heads;
 mod peer;
 mod permits;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -29,6 +30,7 @@ use crate::metrics::Metrics;
 use crate::peers::{Peers, Route};
 use crate::store::Store;
 use flight::{Flight, Flights, Joined};
+pub use heads::HeadFills;
 use permits::{Permit, Permits};
 
 /// Bytes fetched from another worker at a time: four blocks.
@@ -61,6 +63,8 @@ pub struct Chunks {
     pub peers: Arc<Peers>,
     /// Asks them to fill.
     pub client: DataClient,
+    /// Chunks fetched for their heads, when somebody wants to know.
+    pub head_fills: OnceLock<Arc<HeadFills>>,
     /// Asks them for what they have.
     copies_client: DataClient,
     options: FillOptions,
@@ -98,6 +102,7 @@ impl Chunks {
             origins,
             peers,
             client: DataClient::new(client_options.clone()),
+            head_fills: OnceLock::new(),
             copies_client: DataClient::new(client_options),
             flights: Flights::default(),
             permits: Permits::new(options.fills_max),

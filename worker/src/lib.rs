@@ -14,6 +14,7 @@ mod store;
 mod warm;
 mod worker;
 
+pub use fill::HeadFills;
 pub use meta::{Answer, Ask};
 pub use options::{SyncPolicy, WorkerOptions};
 pub use serve::serve;

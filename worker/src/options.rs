@@ -76,11 +76,11 @@ pub struct WorkerOptions {
     pub replicas: u8,
 
     /// How long listings and sizes stay fresh, in milliseconds
-    #[arg(long, env = env::WORKER_METADATA_TTL, value_name = "MS", default_value_t = 60_000)]
+    #[arg(long, env = env::WORKER_METADATA_TTL_MS, value_name = "MS", default_value_t = 60_000)]
     pub metadata_ttl_ms: u64,
 
     /// How long "there is no such object" stays fresh
-    #[arg(long, env = env::WORKER_NEGATIVE_TTL, value_name = "MS", default_value_t = 5_000)]
+    #[arg(long, env = env::WORKER_NEGATIVE_TTL_MS, value_name = "MS", default_value_t = 5_000)]
     pub negative_ttl_ms: u64,
 
     /// Memory for cached metadata
@@ -112,7 +112,7 @@ pub struct WorkerOptions {
     pub disk_retry_pause_ms: u64,
 
     /// How long a shutdown waits for requests, fills and writes in flight, in milliseconds
-    #[arg(long, env = env::WORKER_DRAIN_TIMEOUT, value_name = "MS", default_value_t = 20_000)]
+    #[arg(long, env = env::WORKER_DRAIN_TIMEOUT_MS, value_name = "MS", default_value_t = 20_000)]
     pub drain_timeout_ms: u64,
 
     /// Serve file:// URLs and plain paths, which name files on this worker's machine

@@ -44,7 +44,8 @@ pub async fn serve(options: WorkerOptions, origins: Origins, token: Cancellation
     let gate = Arc::new(Gate::default());
     let server = DataServer::bind(data_options(&options, drain_timeout), gate.clone())?;
     let opened = tokio::task::spawn_blocking(move || Worker::open(options, origins, None)).await;
-    let worker = opened.map_err(|error| Error::new(Code::Internal, format!("opening the cache ended: {error}")))??;
+    let opened = opened.map_err(|error| Error::new(Code::Internal, format!("opening the cache ended: {error}")))?;
+    let worker = opened.map_err(advise)?;
     worker.introduce(identity(&worker, server.tcp_addr(), control.local_addr().ok()));
     gate.install(worker.clone());
 
@@ -85,6 +86,15 @@ pub async fn serve(options: WorkerOptions, origins: Origins, token: Cancellation
             Ok(())
         }
     }
+}
+
+/// What else a daemon can do without its folder; a cache inside another command has no such flag.
+fn advise(error: Error) -> Error {
+    let source = std::error::Error::source(&error);
+    if !source.is_some_and(|source| source.is::<std::io::Error>()) {
+        return error;
+    }
+    Error::new(error.code(), format!("{error}, or keep the cache in memory with --memory-only")).with_source(error)
 }
 
 /// Stands before the worker on the data plane: the port is taken before the cache is opened, `/v1/identity` is answered

@@ -16,7 +16,7 @@ use longshore_types::{Artifact, Code, Error, Manifest, Resolved, Result, Selecti
 use longshore_wire::{ChunkReply, ChunkRequest, ChunkService, ClientOptions, DataClient, Page, Tier};
 use tokio::runtime::Handle;
 
-use crate::fill::{Chunks, FillOptions};
+use crate::fill::{Chunks, FillOptions, HeadFills};
 use crate::grpc::Control;
 use crate::meta::{Answer, Ask, Meta, MetaOptions, is_local};
 use crate::metrics::Metrics;
@@ -159,6 +159,11 @@ impl Worker {
             }
         }
         Ok((freed, unreachable))
+    }
+
+    /// The chunks that reading manifests fetches from the origin, noted from the first call on.
+    pub fn head_fills(&self) -> Arc<HeadFills> {
+        self.chunks.head_fills.get_or_init(Arc::default).clone()
     }
 
     /// Waits until fills have ended and the disk has what was queued for it; false when `timeout` passes first. Call

@@ -88,5 +88,6 @@ pub async fn start(environment: &[(String, OsString)]) -> Result<PrivateLoader> 
 fn log_level(environment: &[(String, OsString)]) -> OsString {
     let name = env::LOG_LEVEL;
     let given = environment.iter().find(|(variable, _)| variable == name).map(|(_, value)| value.clone());
-    given.or_else(|| std::env::var_os(name)).unwrap_or_else(|| "warn".into())
+    let given = given.or_else(|| std::env::var_os(name)).filter(|level| !level.is_empty());
+    given.unwrap_or_else(|| "warn".into())
 }

@@ -4,6 +4,7 @@
 
 mod daemons;
 mod embedded;
+mod environment;
 mod origin;
 mod private;
 mod support;

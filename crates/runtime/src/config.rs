@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
+use clap::builder::Resettable;
 use clap::{ArgMatches, Command};
 use longshore_types::{Code, Error, Result};
 
@@ -62,10 +63,24 @@ pub fn parse(command: Command, args: Vec<OsString>) -> Result<Parsed, ParseError
         Some(path) => layer(command, path).map_err(ParseError::Config)?,
         None => command,
     };
-    match command.try_get_matches_from_mut(args) {
+    // What is parsed with knows fewer variables than what is reported on.
+    let matches = ignore_empty_variables(command.clone()).try_get_matches_from_mut(args);
+    command.build();
+    match matches {
         Ok(matches) => Ok(Parsed { matches, command, file }),
         Err(error) => Err(ParseError::Usage(Box::new(error))),
     }
+}
+
+/// Takes variables that are set and empty for unset, as who writes `NAME=` into a manifest or a unit file means them.
+/// [`parse`] does so; this is for a command that is parsed without it.
+#[must_use]
+pub fn ignore_empty_variables(command: Command) -> Command {
+    let forget = |arg: clap::Arg| match arg.get_env().and_then(std::env::var_os) {
+        Some(value) if value.is_empty() => arg.env(Resettable::Reset),
+        _ => arg,
+    };
+    command.mut_args(forget).mut_subcommands(ignore_empty_variables)
 }
 
 /// Makes the values in the file at `path` the defaults of the command's arguments.

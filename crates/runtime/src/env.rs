@@ -67,15 +67,15 @@ variables! {
     /// Owners of each chunk.
     WORKER_REPLICAS;
     /// How long metadata of the origin stays fresh, in milliseconds.
-    WORKER_METADATA_TTL;
+    WORKER_METADATA_TTL_MS;
     /// How long the absence of an object stays fresh, in milliseconds.
-    WORKER_NEGATIVE_TTL;
+    WORKER_NEGATIVE_TTL_MS;
     /// Connections a worker's data plane accepts at once.
     WORKER_CONNECTIONS_MAX;
     /// Fills that run at once.
     WORKER_FILLS_MAX;
     /// How long a worker waits for requests in flight when it shuts down, in milliseconds.
-    WORKER_DRAIN_TIMEOUT;
+    WORKER_DRAIN_TIMEOUT_MS;
 
     /// Budget of a loader's arena: everything that holds model bytes in host memory.
     LOADER_MEMORY;
@@ -86,7 +86,7 @@ variables! {
     /// Chunks that a loader fetches at once.
     LOADER_FETCHES_MAX;
     /// How long a loader waits for a byte from one source before it asks the next, in milliseconds.
-    LOADER_STALL_TIMEOUT;
+    LOADER_STALL_TIMEOUT_MS;
     /// Loads that run at once.
     LOADER_LOADS_MAX;
 

@@ -12,7 +12,7 @@ use longshore_types::{ChunkKey, Manifest, Result, Selection};
 use longshore_wire::Endpoint;
 use parking_lot::Mutex;
 
-use super::{Cluster, Described, MemberState, Source};
+use super::{Cluster, Described, MemberState, Source, Sources};
 use metadata::{MetadataClient, Question};
 
 /// How many owners of a key are worth asking before the origin.
@@ -36,6 +36,15 @@ pub struct RemoteCluster {
     local: Mutex<LocalWorker>,
 }
 
+/// The owners of a key, in ring order.
+#[derive(Default)]
+pub(super) struct Owners {
+    /// Those worth asking now.
+    pub to_ask: Vec<Arc<Member>>,
+    /// Those before the first of them: what is asked of another because of them is not where it belongs.
+    pub avoided: Vec<Arc<Member>>,
+}
+
 /// The worker on this host, looked up once a view.
 #[derive(Default)]
 struct LocalWorker {
@@ -55,22 +64,25 @@ impl RemoteCluster {
         })
     }
 
-    /// The owners of a key that are worth asking now, in ring order. One that failed is left out until its pause is
-    /// over: behind a network that swallows packets every question costs a time-out, and the origin is there too.
-    fn owners(&self, key: &[u8]) -> Vec<Arc<Member>> {
-        let Some(membership) = &self.membership else { return Vec::new() };
-        let mut asked = Vec::with_capacity(OWNERS_TRIED);
+    /// The owners of a key. One that failed is not asked until its pause is over: behind a network that swallows
+    /// packets every question costs a time-out, and the origin is there too.
+    fn owners(&self, key: &[u8]) -> Owners {
+        let Some(membership) = &self.membership else { return Owners::default() };
+        let mut owners = Owners::default();
         for owner in membership.ring().owners(key, OWNERS_TRIED) {
             // Only who is asked first takes the trial after a pause: the others may never be asked.
-            let is_passed_over = match asked.is_empty() {
+            let is_first = owners.to_ask.is_empty();
+            let is_passed_over = match is_first {
                 true => self.health.is_suspect(owner.id()),
                 false => self.health.is_troubled(owner.id()),
             };
-            if !is_passed_over {
-                asked.push(owner);
+            match is_passed_over {
+                false => owners.to_ask.push(owner),
+                true if is_first => owners.avoided.push(owner),
+                true => {}
             }
         }
-        asked
+        owners
     }
 
     fn source(&self, member: &Member) -> Source {
@@ -112,8 +124,12 @@ impl Cluster for RemoteCluster {
         self.metadata.describe(&owners, &self.health, &question).await
     }
 
-    fn sources(&self, key: &ChunkKey) -> Vec<Source> {
-        self.owners(key.id().as_bytes()).iter().map(|owner| self.source(owner)).collect()
+    fn sources(&self, key: &ChunkKey) -> Sources {
+        let Owners { to_ask, avoided } = self.owners(key.id().as_bytes());
+        Sources {
+            to_ask: to_ask.iter().map(|owner| self.source(owner)).collect(),
+            avoided: avoided.iter().map(|owner| owner.address.clone()).collect(),
+        }
     }
 
     fn nearby(&self, key: &ChunkKey) -> Option<Source> {

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::local::LocalFiles;
 use super::pace::Pace;
-use crate::cluster::{Cluster, Source};
+use crate::cluster::{Cluster, Source, Sources, more_telling};
 use crate::plan::ChunkPlan;
 use crate::report::{FallbackKind, Recorder, SourceTier, Step};
 
@@ -111,7 +111,7 @@ impl ChunkReader {
         match self.local.read(path, chunk, landing, &self.token) {
             Ok(()) => Ok(Arrived { tier: SourceTier::Origin, source: "local file".to_owned() }),
             Err(error) if matches!(error.code(), Code::NotFound | Code::PermissionDenied) => {
-                if self.readers.cluster.sources(&chunk.key).is_empty() {
+                if self.readers.cluster.sources(&chunk.key).to_ask.is_empty() {
                     return Err(error);
                 }
                 self.recorder.add_fallback(FallbackKind::LocalFileUnreadable, error.to_string());
@@ -131,7 +131,7 @@ impl ChunkReader {
             };
             // The origin refused, or this node has no access to it. A worker may be back, or have better luck.
             let may_help = error.is_retryable() || is_no_access(&error);
-            let has_workers = !sources.is_empty() || self.readers.cluster.has_workers();
+            let has_workers = !sources.to_ask.is_empty() || self.readers.cluster.has_workers();
             if self.token.is_cancelled() || !has_workers || !may_help || round >= ROUNDS_MAX {
                 return Err(error);
             }
@@ -141,10 +141,15 @@ impl ChunkReader {
         }
     }
 
-    fn walk(&self, sources: &[Source], chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
+    fn walk(&self, sources: &Sources, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
         if let Some(arrived) = self.read_nearby(chunk, landing)? {
             return Ok(arrived);
         }
+        for address in &sources.avoided {
+            let detail = format!("{address}: not asked for its chunks, it failed a moment ago");
+            self.recorder.add_fallback(FallbackKind::WorkerAvoided, detail);
+        }
+        let sources = &sources.to_ask;
         let mut refusal = None;
         for (position, source) in sources.iter().enumerate() {
             self.check_cancelled()?;
@@ -267,19 +272,10 @@ impl ChunkReader {
 
 /// What a worker only passes on: asking another worker gives the same answer, and the worker is well.
 fn is_word_of_the_origin(error: &Error) -> bool {
-    matches!(error.code(), Code::NotFound | Code::FailedPrecondition | Code::InvalidArgument) || is_no_access(error)
+    matches!(error.code(), Code::NotFound | Code::FailedPrecondition | Code::InvalidArgument | Code::Unsupported)
+        || is_no_access(error)
 }
 
 fn is_no_access(error: &Error) -> bool {
     matches!(error.code(), Code::Unauthenticated | Code::PermissionDenied)
-}
-
-/// When this node has no access of its own, what the worker said is the reason.
-fn more_telling(direct: Error, refusal: Option<Error>) -> Error {
-    match refusal {
-        Some(refusal) if is_no_access(&direct) || direct.code() == Code::Unsupported => {
-            refusal.context(format!("no access to the origin from this node ({direct}), and the worker said"))
-        }
-        _ => direct,
-    }
 }

@@ -129,6 +129,11 @@ fn remote(members: Vec<Member>, origins: &Origins) -> Arc<RemoteCluster> {
     RemoteCluster::new(Some(Fixed::of(members)), origins.clone(), options)
 }
 
+/// Whether that member is the first owner of a key.
+fn owns_first(number: u8, members: &[Member], key: &str) -> bool {
+    Ring::new(members).owners(key.as_bytes(), 1)[0].id() == MemberId::from_bytes([number; 16])
+}
+
 struct Bucket {
     origin: FakeOrigin,
     origins: Origins,
@@ -164,7 +169,7 @@ async fn unreachable_and_failing_owners_are_passed_over_and_at_last_the_origin_i
     let bucket = bucket();
     let (failing, asked) = stub(&bucket.origins, Some(Code::Internal)).await;
     let members = vec![member(1, "127.0.0.1:1"), member(2, &failing)];
-    let cluster = remote(members, &bucket.origins);
+    let cluster = remote(members.clone(), &bucket.origins);
     let described = cluster.describe(&bucket.url, &Selection::default(), false).await.unwrap();
     let kinds: Vec<FallbackKind> = described.fallbacks.iter().map(|(kind, _)| *kind).collect();
     assert_eq!(kinds, [FallbackKind::MetadataOwner, FallbackKind::MetadataOwner, FallbackKind::MetadataDirect]);
@@ -173,7 +178,10 @@ async fn unreachable_and_failing_owners_are_passed_over_and_at_last_the_origin_i
     assert_eq!(reachable, [false, true], "a worker that answers with an error can be reached");
     // The one that could not be reached is left alone for a while.
     let again = cluster.describe(&bucket.url, &Selection::default(), false).await.unwrap();
-    assert_eq!(again.fallbacks.len(), 2, "{:?}", again.fallbacks);
+    let kinds: Vec<FallbackKind> = again.fallbacks.iter().map(|(kind, _)| *kind).collect();
+    let owner_is_avoided = kinds.first() == Some(&FallbackKind::WorkerAvoided);
+    assert_eq!(kinds[usize::from(owner_is_avoided)..], [FallbackKind::MetadataOwner, FallbackKind::MetadataDirect]);
+    assert_eq!(owner_is_avoided, owns_first(1, &members, &bucket.url), "{:?}", again.fallbacks);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -217,7 +225,7 @@ async fn workers_on_this_host_are_asked_over_their_socket_and_suspects_not_at_al
     let artifact = Arc::new(longshore_types::Artifact::new(&*bucket.url, version, 1 << 30).unwrap());
     let keys: Vec<ChunkKey> = ChunkKey::all(&artifact).collect();
     let is_unix = |endpoint: &Endpoint| matches!(endpoint, Endpoint::Unix(_));
-    let sources = |key| cluster.sources(key);
+    let sources = |key| cluster.sources(key).to_ask;
     assert!(keys.iter().all(|key| sources(key).iter().all(|source| !is_unix(&source.endpoint))), "no socket yet");
 
     std::fs::write(&socket, "").unwrap();
@@ -226,6 +234,8 @@ async fn workers_on_this_host_are_asked_over_their_socket_and_suspects_not_at_al
 
     let suspect = sources(&keys[0]).into_iter().find(|source| is_unix(&source.endpoint)).unwrap();
     cluster.report(&suspect, false);
+    let avoided = keys.iter().filter(|key| cluster.sources(key).avoided == ["127.0.0.1:1"]).count();
+    assert_eq!(avoided, here_first, "told for what it owns, and for nothing else");
     assert!(keys.iter().all(|key| sources(key).iter().all(|source| !is_unix(&source.endpoint))));
     cluster.report(&suspect, true);
     assert_eq!(sources(&keys[0]).len(), 2);

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use async_trait::async_trait;
 use longshore_cluster::MemberId;
 use longshore_loader::cluster::direct;
-use longshore_loader::{Cluster, MemberState, Source};
+use longshore_loader::{Cluster, MemberState, Source, Sources};
 use longshore_memory::Arena;
 use longshore_origin::Origins;
 use longshore_testkit::FakeOrigin;
@@ -166,7 +166,7 @@ impl Cluster for TestCluster {
         Ok((direct::manifest(&self.origins, url, selection).await?, false))
     }
 
-    fn sources(&self, key: &ChunkKey) -> Vec<Source> {
+    fn sources(&self, key: &ChunkKey) -> Sources {
         let count = self.endpoints.len();
         (0..count)
             .map(|next| (key.index() as usize + next) % count)
@@ -175,7 +175,8 @@ impl Cluster for TestCluster {
                 label: format!("worker {worker}"),
                 member: Some(MemberId::from_bytes([worker as u8; 16])),
             })
-            .collect()
+            .collect::<Vec<_>>()
+            .into()
     }
 
     fn nearby(&self, _key: &ChunkKey) -> Option<Source> {

@@ -13,7 +13,7 @@ use longshore_types::{
     Artifact, CHUNK_BYTES, ChunkKey, Code, Error, Manifest, ManifestBuilder, Progress, ReadNeeded, Resolved, Result,
     Selection,
 };
-use longshore_wire::{ChunkReply, ChunkRequest, ChunkService, Endpoint, Mode, Page};
+use longshore_wire::{ChunkReply, ChunkRequest, ChunkService, Endpoint, Mode, Page, Tier};
 
 use crate::fill::Chunks;
 use crate::peers::endpoint;
@@ -131,7 +131,12 @@ fn fetch(
             .pop()
             .ok_or_else(|| Error::new(Code::Internal, "a landing lost the buffer that it was given"))?;
         match fetched {
-            Ok(_) => return Ok(buffer),
+            Ok(fetched) => {
+                if let (Tier::Origin, Some(fills)) = (fetched.tier, chunks.head_fills.get()) {
+                    fills.note(key.id());
+                }
+                return Ok(buffer);
+            }
             Err(error) if error.code() == Code::Corrupt && !recheck => {
                 chunks.metrics().checksum_mismatches.with_label_values(&["head"]).inc();
                 recheck = true;

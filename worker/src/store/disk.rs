@@ -276,11 +276,7 @@ pub fn not_writable(folder: &Path, error: io::Error) -> Error {
     };
     Error::new(
         code,
-        format!(
-            "cache folder {} cannot be written: {error}; choose another --cache-dir, or keep the cache in memory with \
-             --memory-only",
-            folder.display()
-        ),
+        format!("cache folder {} cannot be written: {error}; choose another --cache-dir", folder.display()),
     )
     .with_source(error)
 }

@@ -28,7 +28,7 @@ struct Serve {
     memory_bytes: String,
     #[arg(long)]
     cache_dir: PathBuf,
-    #[arg(long, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', env = "LONGSHORE_TEST_CONFIG_WORKERS")]
     workers: Vec<String>,
     #[arg(long, hide_env_values = true, env = "LONGSHORE_TEST_CONFIG_TOKEN")]
     token: Option<String>,
@@ -99,14 +99,18 @@ fn a_common_key_reaches_every_command_that_knows_it() {
 
 #[test]
 fn the_environment_stands_between_file_and_flag() {
-    // A child with the variable set runs the test below, so that this process's environment stays as it is.
-    let this = std::env::current_exe().unwrap();
-    let output = std::process::Command::new(this)
-        .args(["--exact", "config::tests::child_of_the_environment_test", "--ignored"])
-        .env("LONGSHORE_TEST_CONFIG_MEMORY", "7 GiB")
+    run_child("child_of_the_environment_test", &[("LONGSHORE_TEST_CONFIG_MEMORY", "7 GiB")]);
+}
+
+/// A child with the variables set runs another test, so that this process's environment stays as it is.
+fn run_child(test: &str, variables: &[(&str, &str)]) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", &format!("config::tests::{test}"), "--ignored"])
+        .envs(variables.iter().copied())
         .output()
         .unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && stdout.contains("1 passed"), "{stdout}");
 }
 
 #[test]
@@ -114,6 +118,30 @@ fn the_environment_stands_between_file_and_flag() {
 fn child_of_the_environment_test() {
     assert_eq!(serve(FILE, &["serve"]).memory_bytes, "7 GiB");
     assert_eq!(serve(FILE, &["serve", "--memory-bytes", "8 GiB"]).memory_bytes, "8 GiB");
+}
+
+#[test]
+fn an_empty_variable_is_as_good_as_unset() {
+    let names = ["MEMORY", "LOUDNESS", "TOKEN", "WORKERS", "CACHE_DIR"].map(|n| format!("LONGSHORE_TEST_CONFIG_{n}"));
+    run_child("child_of_the_empty_variable_test", &names.each_ref().map(|name| (name.as_str(), "")));
+}
+
+#[test]
+#[ignore = "run by an_empty_variable_is_as_good_as_unset"]
+fn child_of_the_empty_variable_test() {
+    let serve_of = |parsed: &Parsed| match Cli::from_arg_matches(&parsed.matches).unwrap().command {
+        Sub::Serve(serve) => serve,
+        Sub::Fetch(_) => panic!("not serve"),
+    };
+    let bare = parse(Cli::command(), ["thing", "serve", "--cache-dir", "/c"].map(OsString::from).to_vec()).unwrap();
+    let serve_bare = serve_of(&bare);
+    assert_eq!((serve_bare.memory_bytes.as_str(), serve_bare.token.is_none()), ("1 GiB", true));
+    assert!(serve_bare.workers.is_empty());
+    assert_eq!(Cli::from_arg_matches(&bare.matches).unwrap().loudness, 1, "also for arguments of all commands");
+    assert_eq!(serve(FILE, &["serve"]).memory_bytes, "2 GiB", "the file counts");
+    assert_eq!(serve(FILE, &["serve"]).workers, ["a:1", "b:1"]);
+    let has_variable = |arg: &clap::Arg| arg.get_env().is_some_and(|name| name == "LONGSHORE_TEST_CONFIG_MEMORY");
+    assert!(bare.command.find_subcommand("serve").unwrap().get_arguments().any(has_variable), "it keeps its name");
 }
 
 #[test]

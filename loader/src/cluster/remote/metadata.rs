@@ -1,7 +1,6 @@
 //! Asks the owners of a URL for its manifest, and at last the origin itself.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 
 use longshore_cluster::{Health, Member};
 use longshore_origin::Origins;
@@ -12,8 +11,8 @@ use longshore_types::{Code, Error, Manifest, Result, Selection, redact_url};
 use parking_lot::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
-use super::super::{Described, direct};
-use super::RemoteOptions;
+use super::super::{Described, direct, more_telling};
+use super::{Owners, RemoteOptions};
 use crate::report::FallbackKind;
 
 /// Most connections kept; beyond it all are dropped, and made again when needed.
@@ -49,7 +48,7 @@ impl MetadataClient {
 
     pub(super) async fn describe(
         &self,
-        owners: &[Arc<Member>],
+        owners: &Owners,
         health: &Health,
         question: &Question<'_>,
     ) -> Result<Described> {
@@ -66,8 +65,12 @@ impl MetadataClient {
         if let Some(error) = &local {
             fallbacks.push((FallbackKind::LocalFileUnreadable, error.to_string()));
         }
+        let avoided = owners.avoided.iter().map(|owner| {
+            (FallbackKind::WorkerAvoided, format!("{}: not asked for metadata, it failed a moment ago", owner.address))
+        });
+        fallbacks.extend(avoided);
         let mut last_refusal = None;
-        for owner in owners {
+        for owner in &owners.to_ask {
             match self.ask(owner, question).await {
                 Ok((manifest, is_cached)) => {
                     health.report_ok(owner.id());
@@ -148,15 +151,6 @@ impl MetadataClient {
 fn is_final(refusal: &Refusal) -> bool {
     refusal.has_answered
         && matches!(refusal.error.code(), Code::NotFound | Code::InvalidArgument | Code::FailedPrecondition)
-}
-
-/// When this node has no access of its own, the worker's reason says more than ours.
-fn more_telling(direct: Error, refusal: Option<Error>) -> Error {
-    let no_access = matches!(direct.code(), Code::Unauthenticated | Code::PermissionDenied | Code::Unsupported);
-    match refusal {
-        Some(refusal) if no_access => refusal.context(format!("no access from this node ({direct}), and the worker")),
-        _ => direct,
-    }
 }
 
 /// A worker that listens on every address says so; then the host is the one at which it was found.
