@@ -116,3 +116,12 @@ def test_the_container_recipe_copies_what_exists_and_builds_what_it_starts():
     assert all(member.split("/")[0] in copied for member in members)
     entry = next(step["value"] for step in steps if step["instruction"] == "ENTRYPOINT")
     assert any(words[-1] in entry for words in copies if words[0].startswith("--from="))
+
+
+def test_tmpfiles_lines_are_whole_and_name_a_file_of_this_kernel():
+    lines = (HERE / "systemd" / "longshore-tmpfiles.conf").read_text().splitlines()
+    entries = [line.split(maxsplit=6) for line in lines if line and not line.startswith("#")]
+    assert entries
+    for kind, path, mode, user, group, age, argument in entries:
+        assert (kind, mode, user, group, age, argument) == ("w!", "-", "-", "-", "-", "advise")
+        assert Path(path).exists()
