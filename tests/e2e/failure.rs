@@ -68,7 +68,7 @@ fn an_origin_that_fails_now_and_then() {
         .origin(&origin)
         .env("LONGSHORE_ORIGIN_STALL_TIMEOUT_MS", "1000")
         .env("LONGSHORE_ORIGIN_FIRST_BYTE_TIMEOUT_MS", "1000")
-        .env("LONGSHORE_WORKER_METADATA_TTL", "0");
+        .env("LONGSHORE_WORKER_METADATA_TTL_MS", "0");
     let cluster = Cluster::start(spec);
     let faults = [
         FaultKind::Status(503),
@@ -175,7 +175,7 @@ fn a_shutdown_in_mid_load_does_not_wait_for_ever() {
     let mut cluster = Cluster::start(
         ClusterSpec::new(1, 1)
             .origin(&origin)
-            .env("LONGSHORE_WORKER_DRAIN_TIMEOUT", "2000")
+            .env("LONGSHORE_WORKER_DRAIN_TIMEOUT_MS", "2000")
             .loader_args(&["--drain-timeout-ms", "2000"]),
     );
     thread::scope(|scope| {
