@@ -329,6 +329,30 @@ async fn a_hub_token_opens_the_hub_and_goes_nowhere_else() {
 }
 
 #[tokio::test]
+async fn a_branch_and_its_commit_are_one_artifact_that_does_not_move() {
+    let fake = FakeOrigin::speaking(Dialect::Hub);
+    fake.put("org/name/sub/model.gguf", "old");
+    fake.put("org/name/config.json", "{}");
+    let origins = hub_of(&fake, None);
+    let commit = fake.hub_commit("org/name").unwrap();
+    let branch = origins.resolve("hf://org/name@main").await.unwrap();
+    let at_commit = origins.resolve(&format!("hf://org/name@{commit}")).await.unwrap();
+    assert_eq!(branch.url, "hf://org/name@main", "a model is called what it was asked for as");
+    assert_eq!(branch.files, at_commit.files);
+    let artifact = branch.files[1].artifact.clone();
+    assert_eq!(artifact.url(), format!("hf://org/name@{commit}/sub/model.gguf"));
+    let sub = origins.resolve("hf://org/name/sub").await.unwrap();
+    let single = origins.resolve("hf://org/name/sub/model.gguf").await.unwrap();
+    let stat = origins.stat("hf://org/name/sub/model.gguf").await.unwrap();
+    assert!(sub.files[0].artifact == artifact && single.files[0].artifact == artifact && stat == *artifact);
+
+    fake.put("org/name/sub/model.gguf", "new");
+    assert_ne!(origins.stat("hf://org/name/sub/model.gguf").await.unwrap().url(), artifact.url());
+    assert_eq!(origins.stat(artifact.url()).await.unwrap(), *artifact);
+    assert_eq!(read(&origins, &artifact, 0..3).await.unwrap(), b"old");
+}
+
+#[tokio::test]
 async fn what_is_missing_on_a_hub_is_told_apart() {
     let fake = FakeOrigin::with(OriginConfig {
         dialect: Dialect::Hub,
