@@ -8,14 +8,19 @@ use std::time::Duration;
 use longshore_memory::Landing;
 use longshore_types::{Code, Error, Result};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::service::{ChunkRequest, ChunkService, Tier};
 use crate::stats::{ClientCounters, ClientStats};
 
 mod connection;
 mod local;
+mod patience;
 mod pool;
 mod receive;
 mod remote;
+
+use patience::Patience;
 
 /// Where a data plane can be reached.
 #[derive(Clone)]
@@ -108,11 +113,25 @@ impl DataClient {
     /// [`Code::Unavailable`] when the endpoint cannot be reached, breaks off or breaks the protocol, and the server's
     /// own code for what it refuses.
     pub fn fetch(&self, endpoint: &Endpoint, request: &ChunkRequest, landing: &mut Landing) -> Result<Fetched> {
+        self.fetch_until(endpoint, request, landing, &CancellationToken::new())
+    }
+
+    /// As [`DataClient::fetch`], but gives up soon after `stop` is cancelled, also while the peer is silent. Only an
+    /// attempt to connect, and a service of this process that has not answered yet, are waited for.
+    ///
+    /// # Errors
+    /// [`Code::Cancelled`] once it is, else as [`DataClient::fetch`].
+    pub fn fetch_until(
+        &self,
+        endpoint: &Endpoint,
+        request: &ChunkRequest,
+        landing: &mut Landing,
+        stop: &CancellationToken,
+    ) -> Result<Fetched> {
+        let patience = self.patience(stop);
         let result = check(request, landing).and_then(|()| match endpoint {
-            Endpoint::InProcess(service) => {
-                local::fetch(service.as_ref(), request, landing, self.inner.options.stall_timeout)
-            }
-            _ => remote::fetch(&self.inner.pool, &self.inner.counters, endpoint, request, landing),
+            Endpoint::InProcess(service) => local::fetch(service.as_ref(), request, landing, &patience),
+            _ => remote::fetch(&self.inner.pool, &self.inner.counters, endpoint, request, landing, &patience),
         });
         self.inner.counters.fetched(&result);
         result.map_err(|error| error.context(format_args!("{request} from {endpoint}")))
@@ -125,9 +144,16 @@ impl DataClient {
     pub fn page(&self, endpoint: &Endpoint, path: &str, len_max: usize) -> Result<Vec<u8>> {
         let result = match endpoint {
             Endpoint::InProcess(service) => local::page(service.as_ref(), path, len_max),
-            _ => remote::page(&self.inner.pool, &self.inner.counters, endpoint, path, len_max),
+            _ => {
+                let patience = self.patience(&CancellationToken::new());
+                remote::page(&self.inner.pool, &self.inner.counters, endpoint, path, len_max, &patience)
+            }
         };
         result.map_err(|error| error.context(format_args!("{path} from {endpoint}")))
+    }
+
+    fn patience(&self, stop: &CancellationToken) -> Patience {
+        Patience { stall_timeout: self.inner.options.stall_timeout, stop: stop.clone() }
     }
 
     /// What the client did so far.

@@ -209,13 +209,13 @@ impl ChunkReader {
     ) -> Result<Arrived> {
         let mut request = ChunkRequest { key: chunk.key.clone(), range: chunk.range.clone(), mode, recheck: false };
         let start = Instant::now();
-        let mut fetched = client.fetch(&source.endpoint, &request, landing);
+        let mut fetched = client.fetch_until(&source.endpoint, &request, landing, &self.token);
         if fetched.as_ref().is_err_and(|error| error.code() == Code::Corrupt) {
             self.recorder.add_mismatch();
             self.check_cancelled()?;
             self.recorder.add_retry();
             request.recheck = true;
-            fetched = client.fetch(&source.endpoint, &request, landing);
+            fetched = client.fetch_until(&source.endpoint, &request, landing, &self.token);
             if fetched.as_ref().is_err_and(|error| error.code() == Code::Corrupt) {
                 self.recorder.add_mismatch();
             }

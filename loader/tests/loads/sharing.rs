@@ -4,12 +4,15 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use longshore_loader::{FallbackKind, LoadProgress, LoadRequest, Step};
+use longshore_testkit::FakeOrigin;
 use longshore_testkit::modelgen::ModelSpec;
 use longshore_types::Code;
+use longshore_wire::{DataServer, Endpoint, ServerOptions};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::fixture::{Fixture, Setup, assert_loaded, eventually};
-use crate::workers::Behaviour;
+use crate::workers::{Behaviour, TestWorker};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn callers_at_once_share_one_load_and_see_its_progress() {
@@ -95,6 +98,30 @@ async fn a_load_is_cancelled_when_its_last_caller_left_and_its_memory_is_free() 
     eventually("the other load waits", || has_joined(&third_seen)).await;
     worker.open_gate();
     assert_loaded(&third.await.unwrap().unwrap(), &other);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_worker_does_not_keep_the_memory_of_a_load_that_was_given_up() {
+    let origin = Arc::new(FakeOrigin::start());
+    let worker = TestWorker::new(origin.clone());
+    worker.set(Behaviour::Stalls);
+    let token = CancellationToken::new();
+    let options = ServerOptions { tcp: Some(([127, 0, 0, 1], 0).into()), ..ServerOptions::default() };
+    let server = DataServer::bind(options, worker.clone()).unwrap().spawn(token.clone()).unwrap();
+    let over_tcp = Endpoint::Tcp(server.tcp_addr().unwrap().to_string());
+    for endpoint in [over_tcp, Endpoint::InProcess(worker.clone())] {
+        let setup = Setup { stall_ms: 600_000, ..Setup::default() };
+        let fixture = Arc::new(Fixture::over(setup, origin.clone(), vec![worker.clone()], vec![endpoint]));
+        let request = fixture.put("m", &ModelSpec::sized(1, 40 << 20, 20).build());
+        let (of_load, before) = (fixture.clone(), worker.requests());
+        let loading = tokio::spawn(async move { of_load.load(request).await });
+        eventually("the worker is asked", || worker.requests() > before).await;
+        assert!(fixture.arena.used_bytes() > 0);
+        loading.abort();
+        // The stall timeout is far longer than this waits.
+        eventually("the memory is free", || fixture.arena.used_bytes() == 0).await;
+    }
+    token.cancel();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

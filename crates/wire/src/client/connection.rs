@@ -2,11 +2,12 @@
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use longshore_memory::fdpass::recv_with_fds;
 use longshore_types::{Code, Error, Result};
 
+use crate::client::patience::Patience;
 use crate::client::receive::scatter;
 use crate::http::HEAD_BYTES_MAX;
 use crate::http::chunked::{self, LINE_BYTES_MAX};
@@ -32,7 +33,7 @@ impl From<Error> for Failure {
 
 pub(crate) struct Connection {
     stream: Stream,
-    stall_timeout: Duration,
+    patience: Patience,
     buffer: Box<[u8; HEAD_BYTES_MAX]>,
     start: usize,
     end: usize,
@@ -40,12 +41,17 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Takes a connected socket. Reads and writes on it give up after `stall_timeout` without a byte.
-    pub(crate) fn new(stream: Stream, stall_timeout: Duration) -> io::Result<Self> {
-        stream.set_read_timeout(stall_timeout)?;
-        stream.set_write_timeout(stall_timeout)?;
+    /// Takes a connected socket. Reads and writes on it give up after the stall timeout without a byte.
+    pub(crate) fn new(stream: Stream, patience: Patience) -> io::Result<Self> {
+        stream.set_read_timeout(Patience::socket_timeout(patience.stall_timeout))?;
+        stream.set_write_timeout(patience.stall_timeout)?;
         let buffer = Box::new([0; HEAD_BYTES_MAX]);
-        Ok(Connection { stream, stall_timeout, buffer, start: 0, end: 0, fds: Vec::new() })
+        Ok(Connection { stream, patience, buffer, start: 0, end: 0, fds: Vec::new() })
+    }
+
+    /// For the next request, whose caller may leave at another time.
+    pub(crate) fn with(self, patience: Patience) -> Self {
+        Connection { patience, ..self }
     }
 
     pub(crate) fn is_unix(&self) -> bool {
@@ -79,7 +85,7 @@ impl Connection {
                     self.start += len;
                     return Ok(head);
                 }
-                Ok(None) if begun.get_or_insert_with(Instant::now).elapsed() < self.stall_timeout => {}
+                Ok(None) if begun.get_or_insert_with(Instant::now).elapsed() < self.patience.stall_timeout => {}
                 Ok(None) => return Err(Error::new(Code::Timeout, "the head of the answer comes too slowly").into()),
                 Err(why) => return Err(violation(why).into()),
             }
@@ -93,7 +99,7 @@ impl Connection {
             self.start += count;
             return Ok(count);
         }
-        match self.stream.read(slices) {
+        match self.patience.read(|| self.stream.read(slices)) {
             Ok(0) => Err(broken_off()),
             Ok(count) => Ok(count),
             Err(e) => Err(self.failed("reading the body", e)),
@@ -144,10 +150,11 @@ impl Connection {
         }
         let end = HEAD_BYTES_MAX.min(self.end + len);
         let room = &mut self.buffer[self.end..end];
-        let count = match &self.stream {
-            Stream::Tcp(_) => self.stream.read(&mut [IoSliceMut::new(room)])?,
-            Stream::Unix(stream) => recv_with_fds(stream.as_fd(), room, &mut self.fds)?,
-        };
+        let fds = &mut self.fds;
+        let count = self.patience.read(|| match &self.stream {
+            Stream::Tcp(_) => self.stream.read(&mut [IoSliceMut::new(room)]),
+            Stream::Unix(stream) => recv_with_fds(stream.as_fd(), room, fds),
+        })?;
         if self.fds.len() > 1 {
             self.fds.clear();
             return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors came than an answer has"));
@@ -158,7 +165,10 @@ impl Connection {
 
     fn failed(&self, doing: &str, error: io::Error) -> Error {
         if timed_out(&error) {
-            return Error::new(Code::Timeout, format!("no byte for {:?} while {doing}", self.stall_timeout));
+            if let Err(given_up) = self.patience.check() {
+                return given_up;
+            }
+            return Error::new(Code::Timeout, format!("no byte for {:?} while {doing}", self.patience.stall_timeout));
         }
         Error::new(Code::Unavailable, format!("{doing}: {error}")).with_source(error)
     }

@@ -1,11 +1,10 @@
 //! The way without sockets: the service is in this process.
 
-use std::time::Duration;
-
 use longshore_memory::Landing;
 use longshore_types::{Code, Error, Result};
 
 use crate::client::Fetched;
+use crate::client::patience::Patience;
 use crate::client::receive::{Receiver, scatter};
 use crate::http::status;
 use crate::service::{ChunkBody, ChunkRequest, ChunkService, Page};
@@ -14,8 +13,9 @@ pub(crate) fn fetch(
     service: &dyn ChunkService,
     request: &ChunkRequest,
     landing: &mut Landing,
-    stall_timeout: Duration,
+    patience: &Patience,
 ) -> Result<Fetched> {
+    patience.check()?;
     let reply = service.get(request)?;
     let mut receiver = Receiver::new(landing, request);
     match &reply.body {
@@ -27,7 +27,7 @@ pub(crate) fn fetch(
         }
         ChunkBody::Memory(chunk) => {
             for index in request.blocks() {
-                let (bytes, checksum) = chunk.block(index, stall_timeout)?;
+                let (bytes, checksum) = patience.wait(|time| chunk.block(index, time))?;
                 receiver.block(index, checksum, |slices, at| Ok(scatter(bytes.get(at..).unwrap_or(&[]), slices)))?;
             }
         }

@@ -10,6 +10,7 @@ use longshore_types::{Code, Error, Result};
 use parking_lot::{Condvar, Mutex};
 
 use crate::client::connection::Connection;
+use crate::client::patience::{LOOK_AFTER, Patience};
 use crate::client::{ClientOptions, Endpoint};
 use crate::stream::Stream;
 
@@ -47,13 +48,13 @@ impl Pool {
     }
 
     /// An idle connection, or a new one; waits while there are too many.
-    pub(crate) fn lease(&self, endpoint: &Endpoint) -> Result<Lease<'_>> {
+    pub(crate) fn lease(&self, endpoint: &Endpoint, patience: &Patience) -> Result<Lease<'_>> {
         let key = Key::of(endpoint)?;
-        let idle = self.reserve(&key)?;
+        let idle = self.reserve(&key, patience)?;
         let mut lease = Lease { pool: self, key, connection: None, reused: idle.is_some() };
         lease.connection = Some(match idle {
-            Some(connection) => connection,
-            None => self.connect(endpoint)?,
+            Some(connection) => connection.with(patience.clone()),
+            None => self.connect(endpoint, patience)?,
         });
         Ok(lease)
     }
@@ -69,7 +70,7 @@ impl Pool {
     }
 
     /// Counts one more connection in use, and gives an idle one if there is any.
-    fn reserve(&self, key: &Key) -> Result<Option<Connection>> {
+    fn reserve(&self, key: &Key, patience: &Patience) -> Result<Option<Connection>> {
         let deadline = Instant::now() + self.options.stall_timeout;
         let mut slots = self.slots.lock();
         loop {
@@ -82,20 +83,23 @@ impl Pool {
                 slot.open += 1;
                 return Ok(None);
             }
-            if self.freed.wait_until(&mut slots, deadline).timed_out() {
+            patience.check()?;
+            let timed_out = self.freed.wait_until(&mut slots, deadline.min(Instant::now() + LOOK_AFTER)).timed_out();
+            if timed_out && Instant::now() >= deadline {
                 let (count, wait) = (self.options.connections_per_endpoint_max, self.options.stall_timeout);
                 return Err(Error::new(Code::Timeout, format!("all {count} connections were in use for {wait:?}")));
             }
         }
     }
 
-    fn connect(&self, endpoint: &Endpoint) -> Result<Connection> {
+    fn connect(&self, endpoint: &Endpoint, patience: &Patience) -> Result<Connection> {
+        patience.check()?;
         let stream = match endpoint {
             Endpoint::Tcp(address) => Stream::Tcp(self.connect_tcp(address)?),
             Endpoint::Unix(path) => Stream::Unix(connect_unix(path)?),
             Endpoint::InProcess(_) => return Err(not_a_socket()),
         };
-        Connection::new(stream, self.options.stall_timeout)
+        Connection::new(stream, patience.clone())
             .map_err(|e| Error::new(Code::Internal, format!("cannot set up the connection: {e}")).with_source(e))
     }
 

@@ -8,6 +8,7 @@ use longshore_memory::Landing;
 use longshore_types::{Code, Error, Result};
 
 use crate::client::connection::{Connection, Failure, violation};
+use crate::client::patience::Patience;
 use crate::client::pool::{Lease, Pool};
 use crate::client::receive::Receiver;
 use crate::client::{Endpoint, Fetched};
@@ -28,10 +29,11 @@ pub(crate) fn fetch(
     endpoint: &Endpoint,
     request: &ChunkRequest,
     landing: &mut Landing,
+    patience: &Patience,
 ) -> Result<Fetched> {
     let target = target::encode(request);
     let (mut lease, head) =
-        ask(pool, counters, endpoint, |host, unix| request::encode_chunk(&target, host, request, unix))?;
+        ask(pool, counters, endpoint, patience, |host, unix| request::encode_chunk(&target, host, request, unix))?;
     let keep_alive = head.keep_alive;
     let fetched = land(lease.connection()?, head, request, landing)?;
     if keep_alive {
@@ -46,11 +48,12 @@ pub(crate) fn page(
     endpoint: &Endpoint,
     path: &str,
     len_max: usize,
+    patience: &Patience,
 ) -> Result<Vec<u8>> {
     if !path.starts_with('/') || !path.bytes().all(|b| b.is_ascii_graphic()) {
         return Err(Error::new(Code::InvalidArgument, "a page is asked for by its path, from / on"));
     }
-    let (mut lease, head) = ask(pool, counters, endpoint, |host, _| request::encode_get(path, host))?;
+    let (mut lease, head) = ask(pool, counters, endpoint, patience, |host, _| request::encode_get(path, host))?;
     let Framing::Length(len) = head.framing else { return Err(violation("a page without a length")) };
     if len > len_max as u64 {
         return Err(Error::new(Code::Exhausted, format!("{len} bytes where {len_max} are the most")));
@@ -68,6 +71,7 @@ fn ask<'a>(
     pool: &'a Pool,
     counters: &ClientCounters,
     endpoint: &Endpoint,
+    patience: &Patience,
     encode: impl Fn(&str, bool) -> String,
 ) -> Result<(Lease<'a>, ResponseHead)> {
     let host = match endpoint {
@@ -76,7 +80,7 @@ fn ask<'a>(
     };
     let mut replaced = 0;
     loop {
-        let mut lease = pool.lease(endpoint)?;
+        let mut lease = pool.lease(endpoint, patience)?;
         counters.connects.fetch_add((!lease.reused).into(), Relaxed);
         let reused = lease.reused;
         let connection = lease.connection()?;

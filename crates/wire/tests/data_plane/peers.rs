@@ -5,10 +5,12 @@ use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::Duration;
 
+use longshore_memory::Landing;
 use longshore_memory::fdpass::send_with_fds;
 use longshore_types::{BlockChecksum, Code, Error};
 use longshore_wire::{ChunkRequest, ClientOptions, DataClient, Endpoint};
 use proptest::prelude::*;
+use tokio_util::sync::CancellationToken;
 
 use crate::support::*;
 
@@ -61,6 +63,40 @@ fn a_peer_that_keeps_to_the_protocol_is_understood() {
     let mut chunked = chunked_body(|sum| sum);
     chunked.extend(b"0\r\n\r\n");
     assert!(ask(&client(), say(chunked)).unwrap() == content(LEN));
+}
+
+#[test]
+fn who_gives_up_is_not_kept_by_a_silent_peer() {
+    let (gone, left) = std::sync::mpsc::channel::<()>();
+    let left = std::sync::Mutex::new(left);
+    let silences: [(&str, Vec<u8>); 3] = [
+        ("no answer at all", Vec::new()),
+        ("half a head", b"HTTP/1.1 200 OK\r\nConte".to_vec()),
+        ("half a body", chunked_body(|sum| sum)[..500_000].to_vec()),
+    ];
+    for (what, begin) in silences {
+        let stop = CancellationToken::new();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("peer.sock");
+        let listener = UnixListener::bind(&path).unwrap();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let (mut stream, _) = listener.accept().unwrap();
+                read_head(&mut stream);
+                stream.write_all(&begin).unwrap();
+                stop.cancel();
+                // Silent, and there, until the client has left.
+                left.lock().unwrap().recv().unwrap();
+            });
+            let began = std::time::Instant::now();
+            let mut landing = Landing::builder().buffer(buffer(LEN), vec![0..LEN]).build().unwrap();
+            let request = ChunkRequest::whole(key(LEN));
+            let error = client().fetch_until(&Endpoint::Unix(path), &request, &mut landing, &stop).unwrap_err();
+            gone.send(()).unwrap();
+            assert_eq!(error.code(), Code::Cancelled, "{what}: {error}");
+            assert!(began.elapsed() < PATIENCE / 2, "{what}: within a small part of the stall timeout");
+        });
+    }
 }
 
 #[test]
