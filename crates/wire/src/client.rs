@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use longshore_memory::Landing;
 use longshore_types::{Code, Error, Result};
-
 use tokio_util::sync::CancellationToken;
 
 use crate::service::{ChunkRequest, ChunkService, Tier};
 use crate::stats::{ClientCounters, ClientStats};
+use patience::Patience;
 
 mod connection;
 mod local;
@@ -19,8 +19,6 @@ mod patience;
 mod pool;
 mod receive;
 mod remote;
-
-use patience::Patience;
 
 /// Where a data plane can be reached.
 #[derive(Clone)]

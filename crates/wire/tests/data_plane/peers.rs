@@ -89,7 +89,8 @@ fn who_gives_up_is_not_kept_by_a_silent_peer() {
                 left.lock().unwrap().recv().unwrap();
             });
             let began = std::time::Instant::now();
-            let mut landing = Landing::builder().buffer(buffer(LEN), vec![0..LEN]).build().unwrap();
+            let mut landing =
+                Landing::builder().buffer(buffer(LEN), std::iter::once(0..LEN).collect()).build().unwrap();
             let request = ChunkRequest::whole(key(LEN));
             let error = client().fetch_until(&Endpoint::Unix(path), &request, &mut landing, &stop).unwrap_err();
             gone.send(()).unwrap();
