@@ -13,6 +13,7 @@
 mod address;
 mod backend;
 mod bucket;
+mod cover;
 mod fault;
 mod hub;
 mod lane;
@@ -23,6 +24,7 @@ mod read;
 mod resolve;
 mod stats;
 
+pub use cover::covers;
 pub use options::{OriginOptions, Secret, StoreOption};
 pub use origins::Origins;
 pub use stats::OriginStats;
