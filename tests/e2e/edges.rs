@@ -217,3 +217,14 @@ fn models_in_folders_of_one_repository() {
     }
     check(&loaded, &both);
 }
+
+#[test]
+fn what_was_loaded_by_a_branch_is_freed_by_it() {
+    let hub = FakeOrigin::speaking(Dialect::Hub);
+    let model = ModelSpec::small(9).build();
+    model.put_into(&hub, "org/name");
+    let cluster = Cluster::start(ClusterSpec::new(2, 1).origin(&hub));
+    load_and_check(&cluster, 0, "hf://org/name", &model);
+    let freed = cluster.cli(0).args(["free", "hf://org/name@main", "--json"]).run();
+    assert!(freed.success() && freed.json()["cache_bytes_freed"].as_u64().unwrap() >= model.size_bytes(), "{freed}");
+}

@@ -21,8 +21,8 @@ use tokio::sync::Semaphore;
 use crate::fill::Chunks;
 use crate::metrics::Metrics;
 use crate::peers::Peers;
-use crate::store::covers;
 use cache::{AnswerCache, Freshness, Outcome, is_away};
+use longshore_origin::covers;
 use saved::SavedLists;
 
 /// Manifests that are built at once: each may hold a few headers of up to 100 MB.

@@ -9,6 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use longshore_origin::covers;
 use longshore_types::{ChunkId, ChunkKey};
 use longshore_wire::{ChunkBody, ChunkReply, Tier};
 
@@ -36,11 +37,6 @@ impl Freed {
         self.bytes += bytes;
         self.chunks += u32::from(bytes > 0);
     }
-}
-
-/// Whether `url` is at `root` or under it.
-pub fn covers(root: &str, url: &str) -> bool {
-    url.strip_prefix(root).is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || root.ends_with('/'))
 }
 
 /// The tiers of one worker.
@@ -146,18 +142,4 @@ impl Store {
 fn file_reply(tier: Tier, chunk: DiskChunk) -> ChunkReply {
     let body = ChunkBody::File { file: chunk.file, offset_bytes: 0, checksums: chunk.checksums };
     ChunkReply { tier, body }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::covers;
-
-    #[test]
-    fn a_url_covers_itself_and_what_is_under_it() {
-        assert!(covers("s3://b/model", "s3://b/model"));
-        assert!(covers("s3://b/model", "s3://b/model/a/b"));
-        assert!(covers("s3://", "s3://b/model"));
-        assert!(!covers("s3://b/model", "s3://b/model-2"));
-        assert!(!covers("s3://b/model/a", "s3://b/model"));
-    }
 }
