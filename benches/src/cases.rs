@@ -151,17 +151,17 @@ fn rows(weights_bytes: u64, measured: &Measured, options: &Options) -> Report {
     let note =
         "threads read the file into a fresh memfd: what any program must do that hands the memory to another process";
     add("limit/read-shared", "pread", &m.read_shared, None, "resident", note);
-    let note = "loopback, one connection a thread, into fresh private memory";
+    let note = "loopback, one connection a thread, into one 16 MiB buffer over and over";
     add("limit/tcp", "sendfile to recv", &m.tcp, None, "resident", note);
-    let note = "parallel ranged GETs of 16 MiB over blocking sockets, into fresh private memory";
+    let note = "parallel ranged GETs of 16 MiB over blocking sockets, each thread into one buffer over and over";
     add("limit/get", "raw GET", &m.get, None, "in the origin's memory", note);
     let note = "a loader reads the file itself; against limit/read-shared";
     add("local/resident", "longshore", &m.local, Some(&m.read_shared), "resident", note);
     let note = "a loader reads through descriptors of a worker on the node; against limit/read-shared";
     add("worker/same-host", "longshore", &m.same_host, Some(&m.read_shared), "on the worker's disk, resident", note);
-    let note = "a loader and a worker over loopback TCP; against limit/tcp, which ends in private memory";
+    let note = "a loader and a worker over loopback TCP; against limit/tcp, which pays for no fresh memory";
     add("worker/tcp", "longshore", &m.over_tcp, Some(&m.tcp), "on the worker's disk, resident", note);
-    let note = "a loader without workers; against limit/get, which ends in private memory";
+    let note = "a loader without workers; against limit/get, which pays for no fresh memory";
     add("origin/direct", "longshore", &m.origin_direct, Some(&m.get), "no cache", note);
     let note = "a loader and a worker that fills from the origin; against limit/get";
     add("origin/empty-cache", "longshore", &m.empty_cache, Some(&m.get), "empty cache", note);

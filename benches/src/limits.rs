@@ -1,7 +1,7 @@
 //! The plain limits: what the machine does when a few threads move the same bytes and do nothing else.
 //!
-//! Bytes end in memory that was never touched before, backed by huge pages, as a load's do; `memcpy` and the warm read
-//! say what fresh memory costs.
+//! The limits of sockets end in buffers that are used again and again; those of files come three times: into such
+//! buffers, into fresh private memory, and into fresh memory that can be shared, which is what a load needs.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -16,6 +16,9 @@ use longshore_memory::{Arena, Buffer, RegionWriter, Window};
 use longshore_types::CHUNK_BYTES;
 
 use crate::system::own_cpu_seconds;
+
+/// Bytes that a socket is read for at once.
+const READ_BYTES: usize = 256 << 10;
 
 /// One measurement.
 #[derive(Debug, Clone, Copy)]
@@ -38,10 +41,9 @@ pub fn measure<T>(work: impl FnOnce() -> anyhow::Result<T>) -> anyhow::Result<(S
 fn fresh(size_bytes: u64) -> anyhow::Result<Vec<(Range<u64>, Buffer)>> {
     // An arena of its own each time: a shared one would hand out the memory of the round before.
     let arena = Arena::new(size_bytes + 2 * CHUNK_BYTES);
-    let starts = (0..size_bytes).step_by(CHUNK_BYTES as usize);
-    starts
-        .map(|start| {
-            let range = start..(start + CHUNK_BYTES).min(size_bytes);
+    chunks_of(size_bytes)
+        .into_iter()
+        .map(|range| {
             let buffer = arena.try_buffer((range.end - range.start) as usize).context("memory for the limit")?;
             Ok((range, buffer))
         })
@@ -110,11 +112,8 @@ pub fn read_file_shared(path: &Path, threads: u8) -> anyhow::Result<Sample> {
     let (sample, _region) = measure(|| {
         let arena = Arena::new(size + 2 * CHUNK_BYTES);
         let region = RegionWriter::create("limit", size, arena.try_reserve(size).context("memory for the limit")?)?;
-        let windows = (0..size).step_by(CHUNK_BYTES as usize).map(|start| {
-            let range = start..(start + CHUNK_BYTES).min(size);
-            Ok((range.start, region.claim(range)?))
-        });
-        let windows: Vec<(u64, Window)> = windows.collect::<anyhow::Result<_>>()?;
+        let claim = |range: Range<u64>| Ok((range.start, region.claim(range)?));
+        let windows: Vec<(u64, Window)> = chunks_of(size).into_iter().map(claim).collect::<anyhow::Result<_>>()?;
         drop(deal(windows, threads, || Ok(()), |(), (start, window)| Ok(file.read_exact_at(window, *start)?))?);
         Ok(region.finish()?)
     })?;
@@ -125,18 +124,18 @@ pub fn read_file_shared(path: &Path, threads: u8) -> anyhow::Result<Sample> {
 pub fn read_file_warm(path: &Path, threads: u8) -> anyhow::Result<Sample> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
-    let starts: Vec<u64> = (0..size).step_by(CHUNK_BYTES as usize).collect();
     let (sample, _) = measure(|| {
-        let make = || Ok(vec![1u8; CHUNK_BYTES as usize]);
-        deal(starts, threads, make, |buffer, start| {
-            let len = (size - *start).min(CHUNK_BYTES) as usize;
-            Ok(file.read_exact_at(&mut buffer[..len], *start)?)
-        })
+        deal(
+            chunks_of(size),
+            threads,
+            || Ok(warm_buffer()),
+            |buffer, range| Ok(file.read_exact_at(&mut buffer[..(range.end - range.start) as usize], range.start)?),
+        )
     })?;
     Ok(sample)
 }
 
-/// sendfile from a resident file to recv into fresh memory, over loopback, both ends in this process.
+/// sendfile from a resident file to recv over loopback, both ends in this process, each thread into one buffer.
 pub fn raw_tcp(path: &Path, threads: u8) -> anyhow::Result<Sample> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
@@ -151,19 +150,30 @@ pub fn raw_tcp(path: &Path, threads: u8) -> anyhow::Result<Sample> {
                     scope.spawn(move || serve_ranges(stream, file));
                 }
             });
-            deal(
-                fresh(size)?,
-                threads,
-                || Ok(TcpStream::connect(address)?),
-                |stream, (range, buffer)| {
-                    stream.write_all(&range.start.to_le_bytes())?;
-                    stream.write_all(&range.end.to_le_bytes())?;
-                    Ok(stream.read_exact(buffer)?)
-                },
-            )
+            let make = || Ok((TcpStream::connect(address)?, warm_buffer()));
+            deal(chunks_of(size), threads, make, |(stream, buffer), range| {
+                let request = [range.start.to_le_bytes(), range.end.to_le_bytes()].concat();
+                stream.write_all(&request)?;
+                read_in_pieces(stream, &mut buffer[..(range.end - range.start) as usize])
+            })
         })
     })?;
     Ok(sample)
+}
+
+/// Memory that was touched before.
+fn warm_buffer() -> Vec<u8> {
+    vec![1u8; CHUNK_BYTES as usize]
+}
+
+fn chunks_of(size_bytes: u64) -> Vec<Range<u64>> {
+    let starts = (0..size_bytes).step_by(CHUNK_BYTES as usize);
+    starts.map(|start| start..(start + CHUNK_BYTES).min(size_bytes)).collect()
+}
+
+/// Fills `buffer` from a socket in pieces that stay in a core's cache: larger reads measure slower here.
+fn read_in_pieces(stream: &mut TcpStream, buffer: &mut [u8]) -> anyhow::Result<()> {
+    buffer.chunks_mut(READ_BYTES).try_for_each(|piece| Ok(stream.read_exact(piece)?))
 }
 
 /// Answers 16-byte requests (start, end) with those bytes of the file, until the client leaves.
@@ -181,22 +191,18 @@ fn serve_ranges(mut stream: TcpStream, file: &File) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Parallel ranged GETs of 16 MiB from a plain HTTP server into fresh memory, on kept-alive connections.
+/// Parallel ranged GETs of 16 MiB from a plain HTTP server on kept-alive connections, each thread into one buffer.
 pub fn raw_get(address: &str, path: &str, size_bytes: u64, threads: u8) -> anyhow::Result<Sample> {
     let (sample, _) = measure(|| {
-        deal(
-            fresh(size_bytes)?,
-            threads,
-            || Ok(TcpStream::connect(address)?),
-            |stream, (range, buffer)| {
-                let (start, last) = (range.start, range.end - 1);
-                write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nRange: bytes={start}-{last}\r\n\r\n")?;
-                let (status, length, early) = read_head(stream)?;
-                ensure!(status == 206 && length == buffer.len(), "GET {path} answered {status} with {length} bytes");
-                buffer[..early.len()].copy_from_slice(&early);
-                Ok(stream.read_exact(&mut buffer[early.len()..])?)
-            },
-        )
+        let make = || Ok((TcpStream::connect(address)?, warm_buffer()));
+        deal(chunks_of(size_bytes), threads, make, |(stream, buffer), range| {
+            let (start, last, wanted) = (range.start, range.end - 1, (range.end - range.start) as usize);
+            write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\nRange: bytes={start}-{last}\r\n\r\n")?;
+            let (status, length, early) = read_head(stream)?;
+            ensure!(status == 206 && length == wanted, "GET {path} answered {status} with {length} bytes");
+            buffer[..early.len()].copy_from_slice(&early);
+            read_in_pieces(stream, &mut buffer[early.len()..wanted])
+        })
     })?;
     Ok(sample)
 }
