@@ -53,7 +53,7 @@ demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader,
 	cargo build --release --locked -p longshore-cli -p longshore-testkit --bins
 	$(PYTHON) scripts/demo.py
 
-bench: ## The speed report: benches/results/ and docs/benchmarks.md
+bench: ## The speed report: benches/results/ and docs/benchmarks.md (two minutes behind a release build)
 	cargo build --release --locked -p longshore-cli -p longshore-testkit -p longshore-benches --bins
 	target/release/speed-report
 
