@@ -25,7 +25,7 @@ pub fn serve(spec: &ModelSpec) -> (FakeOrigin, Model) {
 
 #[test]
 fn a_worker_killed_in_mid_load() {
-    let (origin, model) = serve(&ModelSpec::sized(1, 200 * MIB, 40).shards(4));
+    let (origin, model) = serve(&ModelSpec::sized(1, 400 * MIB, 40).shards(4));
     origin.fault(Fault::new(FaultKind::BytesPerSecond(6 * MIB)));
     let mut cluster = Cluster::start(ClusterSpec::new(3, 1).origin(&origin));
     let loaded = thread::scope(|scope| {
@@ -249,7 +249,7 @@ fn a_network_that_corrupts_cuts_stalls_and_refuses() {
 
 #[test]
 fn a_worker_that_stands_still_in_mid_load() {
-    let (origin, model) = serve(&ModelSpec::sized(11, 120 * MIB, 10));
+    let (origin, model) = serve(&ModelSpec::sized(11, 400 * MIB, 40));
     origin.fault(Fault::new(FaultKind::BytesPerSecond(8 * MIB)));
     let spec = ClusterSpec::new(3, 1).origin(&origin).loader_args(&["--stall-timeout-ms", "2000"]);
     let cluster = Cluster::start(spec);
