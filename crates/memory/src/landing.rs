@@ -15,6 +15,7 @@ use longshore_types::{BLOCK_BYTES, BlockChecksum, Checksummer};
 pub use self::builder::LandingBuilder;
 use self::cuts::Cuts;
 use crate::arena::Buffer;
+use crate::pinned::BlockWindow;
 use crate::region::Window;
 
 /// Slices that one call of [`Landing::slices_mut`] returns at most: what one `readv` takes (IOV_MAX).
@@ -37,6 +38,7 @@ pub struct Landing {
 enum Memory {
     Window(Window),
     Buffer(Buffer),
+    Blocks(BlockWindow),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -62,6 +64,7 @@ impl Memory {
         match self {
             Memory::Window(window) => window,
             Memory::Buffer(buffer) => buffer,
+            Memory::Blocks(blocks) => blocks,
         }
     }
 
@@ -69,6 +72,7 @@ impl Memory {
         match self {
             Memory::Window(window) => window,
             Memory::Buffer(buffer) => buffer,
+            Memory::Blocks(blocks) => blocks,
         }
     }
 }
@@ -163,9 +167,24 @@ impl Landing {
     pub fn into_buffers(self) -> Vec<Buffer> {
         let buffers = self.memories.into_iter().filter_map(|memory| match memory {
             Memory::Buffer(buffer) => Some(buffer),
-            Memory::Window(_) => None,
+            Memory::Window(_) | Memory::Blocks(_) => None,
         });
         buffers.collect()
+    }
+
+    /// The windows of page-locked chunks, in the order they were given, for their commit; everything else is released.
+    pub fn into_block_windows(self) -> Vec<BlockWindow> {
+        let windows = self.memories.into_iter().filter_map(|memory| match memory {
+            Memory::Blocks(blocks) => Some(blocks),
+            Memory::Window(_) | Memory::Buffer(_) => None,
+        });
+        windows.collect()
+    }
+
+    /// The whole run as one slice when it lands in one piece of memory, without discarded bytes.
+    pub fn contiguous_mut(&mut self) -> Option<&mut [u8]> {
+        let [Piece { len, place: Place::Memory { index, at }, .. }] = self.pieces[..] else { return None };
+        self.memories.get_mut(index)?.bytes_mut().get_mut(at..at + len)
     }
 
     fn clip(&self, range: Range<usize>) -> Range<usize> {

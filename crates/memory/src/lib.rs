@@ -3,11 +3,12 @@
 //! Everything that holds model bytes in host memory is paid for from one [`Arena`], a hard budget in bytes: the
 //! in-flight buffers of a fetch, the chunks a worker keeps, the regions a loader hands out. A [`Buffer`] is exclusive
 //! memory; [`append_buffer`] lets many readers follow one writer; a [`RegionWriter`] becomes a sealed, shareable
-//! [`Region`]; a [`Landing`] says where one run of bytes lands. [`fdpass`] moves descriptors between processes.
+//! [`Region`]; a [`Landing`] says where one run of bytes lands. A [`PinnedArena`] is memory that a graphics card reads;
+//! its [`PinnedChunk`]s are filled block by block. [`fdpass`] moves descriptors between processes.
 //!
 //! This crate and `longshore-device` are the only ones with `unsafe` code. The invariants it rests on: a mapping lives
 //! as long as the last object that refers to it; live [`Window`]s of a region never overlap (a checked interval set);
-//! the published prefix of an append buffer is never written again.
+//! the published prefix of an append buffer and the ready blocks of a page-locked chunk are never written again.
 
 mod append;
 mod arena;
@@ -15,14 +16,19 @@ pub mod fdpass;
 mod hugepages;
 mod landing;
 mod limit;
+mod memfd;
+mod pinned;
 mod raw;
 mod region;
+mod sys;
 
 pub use append::{Appender, Prefix, append_buffer};
 pub use arena::{Arena, ArenaStats, Buffer, Reservation};
 pub use hugepages::region_page_advice;
 pub use landing::{Landing, LandingBuilder, SLICES_MAX};
 pub use limit::memory_limit_bytes;
+pub use memfd::OwnedSegment;
+pub use pinned::{BlockWindow, Claim, PageKind, PinnedArena, PinnedChunk, PinnedPiece, PinnedStats};
 pub use region::{Region, RegionWriter, Window};
 
 /// Memory from this size on is mapped, not taken from the heap, and charged in multiples of [`MAPPING_UNIT_BYTES`].
@@ -51,5 +57,8 @@ mod tests {
         is_shared::<Window>();
         is_shared::<Region>();
         is_shared::<Landing>();
+        is_shared::<PinnedArena>();
+        is_shared::<PinnedChunk>();
+        is_shared::<BlockWindow>();
     }
 }

@@ -4,12 +4,13 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
 /// Size and alignment of a huge page on the platforms we run on.
-const HUGE_PAGE_BYTES: usize = 2 << 20;
+pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
 /// Heap blocks start on a cache line.
 const HEAP_ALIGN_BYTES: usize = 64;
 
@@ -27,7 +28,7 @@ enum Origin {
     Empty,
     /// From the global allocator with this layout.
     Heap(Layout),
-    /// An anonymous mapping of this many bytes.
+    /// A mapping of this many bytes.
     Mapping(usize),
 }
 
@@ -65,6 +66,18 @@ impl RawMemory {
         let _ = unsafe { madvise(start.as_ptr().cast(), mapped_len, Advice::LinuxHugepage) };
         // SAFETY: as above; model bytes stay out of core dumps.
         let _ = unsafe { madvise(start.as_ptr().cast(), mapped_len, Advice::LinuxDontDump) };
+        Ok(memory)
+    }
+
+    /// The first `len` bytes of `file`, mapped shared and writable, aligned to a huge page. `len` is a multiple of the
+    /// page size, and the file must never be shorter: its owner seals it.
+    pub(crate) fn shared(file: BorrowedFd<'_>, len: usize) -> io::Result<RawMemory> {
+        // The address space is found first; owned from here on, so that a failure gives it back.
+        let start = map_aligned(len)?;
+        let memory = RawMemory { start, len, origin: Origin::Mapping(len) };
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        // SAFETY: MAP_FIXED replaces exactly the mapping that `memory` owns and nobody refers to.
+        unsafe { mmap(start.as_ptr().cast(), len, access, MapFlags::SHARED | MapFlags::FIXED, file, 0) }?;
         Ok(memory)
     }
 

@@ -7,6 +7,7 @@
 //! Deliberately absent: prefaulting. With 4 KiB pages, allocating a block in one call before it is written took the same
 //! CPU as one fault each; what helps is huge pages, see [`crate::region_page_advice`].
 
+mod adopt;
 mod claims;
 mod window;
 
@@ -18,16 +19,14 @@ use std::sync::Arc;
 use longshore_types::{Code, Error, Result, format_bytes};
 use memmap2::{Advice, MmapOptions, MmapRaw};
 use parking_lot::Mutex;
-use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals};
 use rustix::io::Errno;
 use rustix::mm::{MprotectFlags, mprotect};
 
 use self::claims::Claims;
 pub use self::window::Window;
 use crate::arena::Reservation;
-
-/// Longest name a memfd takes (the kernel's limit less its own prefix); names only show in `/proc`.
-const NAME_BYTES_MAX: usize = 200;
+use crate::memfd::create_memfd;
 
 /// The mapping, which the writer, its windows and the region keep alive, and with it what pays for it.
 struct Shared {
@@ -59,7 +58,7 @@ impl RegionWriter {
             let message = format!("cannot {what} host memory of {} for {name}: {error}", format_bytes(len));
             Error::new(Code::Exhausted, message).with_source(error)
         };
-        let file = create_memfd(name).map_err(|error| failed("create", error.into()))?;
+        let file = create_memfd(name, MemfdFlags::empty()).map_err(|error| failed("create", error.into()))?;
         file.set_len(len).map_err(|error| failed("size", error))?;
         let map_len = usize::try_from(len).map_err(|_| failed("address", std::io::ErrorKind::OutOfMemory.into()))?;
         let map = MmapOptions::new().len(map_len).map_raw(&file).map_err(|error| failed("map", error))?;
@@ -112,17 +111,6 @@ impl RegionWriter {
 /// FUTURE_WRITE rather than WRITE: our own mapping exists and stays, made read-only.
 fn seals() -> SealFlags {
     SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL
-}
-
-/// Closed on exec, and never executable where the kernel knows how (Linux 6.3).
-fn create_memfd(name: &str) -> Result<File, Errno> {
-    let name: String = name.chars().filter(|c| c.is_ascii_graphic()).take(NAME_BYTES_MAX).collect();
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let fd = match memfd_create(name.as_str(), flags | MemfdFlags::NOEXEC_SEAL) {
-        Err(Errno::INVAL) => memfd_create(name.as_str(), flags),
-        other => other,
-    }?;
-    Ok(File::from(fd))
 }
 
 fn protect(map: &MmapRaw) -> Result<(), Errno> {

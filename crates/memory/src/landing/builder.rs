@@ -6,6 +6,7 @@ use longshore_types::{Code, Error, Result};
 
 use super::{Landing, Memory, Piece, Place, SCRATCH_BYTES};
 use crate::arena::Buffer;
+use crate::pinned::BlockWindow;
 use crate::region::Window;
 
 /// Collects the pieces of a [`Landing`]. A mistake (pieces that overlap or leave their memory) is kept and reported by
@@ -39,6 +40,14 @@ impl LandingBuilder {
     #[must_use]
     pub fn open_window(self, window: Window) -> LandingBuilder {
         self.open(Memory::Window(window))
+    }
+
+    /// The next bytes fill the whole of `window`, blocks of a page-locked chunk.
+    /// [`Landing::into_block_windows`] gives it back.
+    #[must_use]
+    pub fn block_window(self, window: BlockWindow) -> LandingBuilder {
+        let len = window.len();
+        self.open(Memory::Blocks(window)).take(len)
     }
 
     /// The next bytes fill `pieces` of `buffer`, which ascend and do not overlap.
