@@ -72,6 +72,7 @@ pub async fn through_daemon(
         include: request.include.clone(),
         revalidate: request.revalidate,
         trace: request.trace,
+        parallel: None,
     };
     let failed = |status: tonic::Status| from_status(&status);
     let mut stream = connection.client.load_model(message).await.map_err(failed)?.into_inner();

@@ -93,7 +93,8 @@ async fn client(mut stream: UnixStream, loader: &Arc<Loader>, path: &Path) -> Re
 }
 
 async fn hand_over(stream: &mut UnixStream, model: v1::LoadedModel, lease: &Lease) -> Result<()> {
-    let segments = lease.model().region.segments();
+    let regions = &lease.model().regions;
+    let segments: Vec<_> = regions.iter().flat_map(|region| region.segments()).collect();
     let fds: Vec<BorrowedFd<'_>> = segments.iter().map(|segment| segment.fd).collect();
     let answer = v1::AttachResponse {
         error_code: String::new(),

@@ -25,7 +25,7 @@ pub use cluster::{Cluster, Described, MemberState, RemoteCluster, RemoteOptions,
 pub use load::{LoadProgress, ProgressSender};
 pub use loader::{LoadRequest, LoadedModel, Loader, LoaderStatus, ModelState, Unloaded};
 pub use model::{Model, ModelId, ModelKey};
-pub use options::{Listen, LoaderOptions, default_socket_folder};
+pub use options::{DirectIo, Gpus, Listen, LoaderOptions, Share, default_socket_folder};
 pub use report::{Fallback, FallbackKind, LoadReport, SourceTier, Step, StepTime, TraceEvent};
 pub use serve::{Listeners, serve, serve_with};
 

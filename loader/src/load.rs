@@ -16,7 +16,7 @@ use crate::fetch::Job;
 use crate::flight::Pilot;
 use crate::loader::Shared;
 use crate::model::{Model, ModelId, ModelKey};
-use crate::plan::{Layout, Plan};
+use crate::plan::{Layout, Plan, SideFiles};
 use crate::report::{Recorder, Step};
 
 /// How far a load is.
@@ -97,29 +97,29 @@ async fn load(shared: &Arc<Shared>, pilot: &Pilot, what: Flightplan) -> Result<M
     };
     let (registry, manifest) = (shared.registry.clone(), Arc::new(manifest));
     let planned = manifest.clone();
-    let (plan, builder) = blocking(move || reservation.plan_and_reserve(&registry, &planned)).await?;
+    let (plan, builders) = blocking(move || reservation.plan_and_reserve(&registry, &planned)).await?;
 
     set_step(pilot, &recorder, Step::Fetch);
     pilot.progress.send_modify(|progress| progress.bytes_total = plan.fetch_bytes());
     let reader = shared.reader(recorder.clone(), pilot.token.child_token());
-    let job = Job::new(plan, builder, reader, pilot.progress.clone());
+    let job = Job::new(plan, builders, reader, pilot.progress.clone());
     let fetched = shared.pool.run(&job, &pilot.token).await;
 
     set_step(pilot, &recorder, Step::Publish);
     let publishing = recorder.clone();
-    let region = blocking(move || {
-        let builder = job.take_builder()?;
-        // Whatever failed: the memory goes with the builder, here.
+    let regions = blocking(move || {
+        let builders = job.take_builders()?;
+        // Whatever failed: the memory goes with the builders, here.
         fetched.and_then(|()| job.check_local_files())?;
         let timer = publishing.begin(Step::Publish);
-        let region = builder.finish()?;
+        let regions = builders.into_iter().map(|builder| builder.finish()).collect::<Result<Vec<_>>>()?;
         publishing.end(timer, 0, 0, "");
-        Ok((region, job.take_layout()?))
+        Ok((regions, job.take_layout()?))
     });
-    let (region, layout) = region.await?;
+    let (regions, layout) = regions.await?;
     let device_uuid = device.info().uuid;
     let manifest = Arc::try_unwrap(manifest).unwrap_or_else(|shared| (*shared).clone());
-    Ok(Model { id, key, device_uuid, manifest, layout, region, report: recorder.finish() })
+    Ok(Model { id, key, device_uuid, manifest, layout, regions, report: recorder.finish() })
 }
 
 /// The part of a load before bytes move.
@@ -135,17 +135,18 @@ impl Reservation {
         &self,
         registry: &crate::registry::Registry,
         manifest: &Manifest,
-    ) -> Result<(Plan, Box<dyn RegionBuilder>)> {
+    ) -> Result<(Plan, Vec<Box<dyn RegionBuilder>>)> {
         let timer = self.recorder.begin(Step::Plan);
-        let layout = Layout::new(manifest, self.device.alignment_bytes())?;
+        let layout = Layout::new(manifest, self.device.alignment_bytes(), SideFiles::WithTensors)?;
         let info = self.device.info();
         // Before the reads are listed: a size that came over the network must not decide how long that list gets.
-        if layout.size_bytes > info.capacity_bytes {
+        let size_bytes = layout.sizes_bytes[0];
+        if size_bytes > info.capacity_bytes {
             return Err(Error::new(
                 Code::Exhausted,
                 format!(
                     "the model has {} and {} has {} in all; load a part of it with --include, or raise the memory budget",
-                    format_bytes(layout.size_bytes),
+                    format_bytes(size_bytes),
                     info.id,
                     format_bytes(info.capacity_bytes)
                 ),
@@ -153,10 +154,10 @@ impl Reservation {
         }
         let plan = Plan::from_layout(manifest, layout)?;
         // A model of nothing but empty tensors still has a region that clients can map.
-        let size_bytes = plan.layout.size_bytes.max(self.device.alignment_bytes());
+        let size_bytes = size_bytes.max(self.device.alignment_bytes());
         let builder = registry.reserve(&*self.device, &self.label, size_bytes, &self.token)?;
         self.recorder.end(timer, 0, 0, "");
-        Ok((plan, builder))
+        Ok((plan, vec![builder]))
     }
 }
 

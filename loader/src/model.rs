@@ -62,8 +62,8 @@ pub struct Model {
     pub manifest: Manifest,
     /// Where they lie in the region.
     pub layout: Layout,
-    /// The memory.
-    pub region: Arc<dyn DeviceRegion>,
+    /// The memory, by [`Place::region`](crate::plan::Place::region).
+    pub regions: Vec<Arc<dyn DeviceRegion>>,
     /// How it came here.
     pub report: LoadReport,
 }
@@ -71,7 +71,7 @@ pub struct Model {
 impl Model {
     /// Bytes of memory that it holds.
     pub fn size_bytes(&self) -> u64 {
-        self.region.size_bytes()
+        self.regions.iter().map(|region| region.size_bytes()).sum()
     }
 }
 

@@ -87,9 +87,130 @@ pub struct LoaderOptions {
     #[arg(id = "loader_drain_timeout_ms", long = "drain-timeout-ms", value_name = "MS", default_value_t = 30_000)]
     pub drain_timeout_ms: u64,
 
+    /// GPUs to load onto: "all", "none", or ordinals and UUIDs, comma-separated
+    #[arg(id = "loader_gpus", long = "gpus", env = env::LOADER_GPUS, value_name = "LIST", default_value = "all", help_heading = "GPUs")]
+    pub gpus: Gpus,
+
+    /// Budget for models on each GPU, as a size or a share of its memory
+    #[arg(id = "loader_gpu_memory", long = "gpu-memory", env = env::LOADER_GPU_MEMORY, value_name = "SIZE|N%", default_value = "90%", help_heading = "GPUs")]
+    pub gpu_memory: Share,
+
+    /// Page-locked host memory, out of the memory budget: staging for copies to GPUs, and chunks that stay after them; a
+    /// quarter of the memory budget when not set, nothing without a GPU
+    #[arg(id = "loader_pinned_memory", long = "pinned-memory", env = env::LOADER_PINNED_MEMORY, value_name = "SIZE", help_heading = "GPUs")]
+    pub pinned_memory: Option<ByteSize>,
+
+    /// Read local files past the page cache: "auto" for what is not in it, "always" or "never"
+    #[arg(id = "loader_direct_io", long = "direct-io", env = env::LOADER_DIRECT_IO, value_name = "WHEN", default_value = "auto")]
+    pub direct_io: DirectIo,
+
+    /// Socket of the holder, which keeps models when the loader ends; holder.sock in the socket folder when not set. When
+    /// nothing listens there, models end with the loader
+    #[arg(id = "loader_holder_socket", long = "holder-socket", env = env::LOADER_HOLDER_SOCKET, value_name = "PATH")]
+    pub holder_socket: Option<PathBuf>,
+
+    /// Do not start without a holder
+    #[arg(id = "loader_require_holder", long = "require-holder", env = env::LOADER_REQUIRE_HOLDER)]
+    pub require_holder: bool,
+
     /// Origins.
     #[command(flatten)]
     pub origin: OriginOptions,
+}
+
+/// Which GPUs a loader uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Gpus {
+    /// Every one it can see.
+    All,
+    /// None; the driver is not even looked for.
+    None,
+    /// These, by ordinal or UUID. It is an error when one is not there.
+    Listed(Vec<String>),
+}
+
+impl std::str::FromStr for Gpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "all" | "" => return Ok(Gpus::All),
+            "none" => return Ok(Gpus::None),
+            _ => {}
+        }
+        let names: Vec<String> = text.split(',').map(|name| name.trim().to_owned()).collect();
+        let is_name = |name: &String| {
+            let is_ordinal = !name.is_empty() && name.len() <= 4 && name.bytes().all(|byte| byte.is_ascii_digit());
+            is_ordinal || name.starts_with("GPU-") || name.starts_with("MIG-")
+        };
+        let stray = names.iter().find(|name| !is_name(name));
+        stray.map_or(Ok(Gpus::Listed(names.clone())), |stray| {
+            Err(format!(
+                "{stray:?} is neither the ordinal nor the UUID of a GPU; write for instance all, none, 0,1 or GPU-..."
+            ))
+        })
+    }
+}
+
+impl std::fmt::Display for Gpus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Gpus::All => f.write_str("all"),
+            Gpus::None => f.write_str("none"),
+            Gpus::Listed(names) => f.write_str(&names.join(",")),
+        }
+    }
+}
+
+/// A size, or a share of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Share {
+    /// So many bytes.
+    Bytes(ByteSize),
+    /// So many hundredths, 1 to 100.
+    Percent(u8),
+}
+
+impl Share {
+    /// The bytes it is of `total_bytes`, at most all of them.
+    pub fn of(self, total_bytes: u64) -> u64 {
+        match self {
+            Share::Bytes(size) => size.0.min(total_bytes),
+            Share::Percent(percent) => total_bytes / 100 * u64::from(percent.min(100)),
+        }
+    }
+}
+
+impl std::str::FromStr for Share {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let Some(percent) = text.strip_suffix('%') else {
+            return text.parse().map(Share::Bytes);
+        };
+        let percent = percent.trim().parse().ok().filter(|percent| (1..=100).contains(percent));
+        percent.map(Share::Percent).ok_or_else(|| format!("{text:?} is no share; write for instance 90% or 60GiB"))
+    }
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Share::Bytes(size) => size.fmt(f),
+            Share::Percent(percent) => write!(f, "{percent}%"),
+        }
+    }
+}
+
+/// When local files are read past the page cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum DirectIo {
+    /// What is not in the page cache.
+    Auto,
+    /// Everything.
+    Always,
+    /// Nothing.
+    Never,
 }
 
 /// An address to listen on, or none.
@@ -213,5 +334,23 @@ mod tests {
         assert_eq!("none".parse::<Listen>().unwrap(), Listen(None));
         assert_eq!("[::1]:80".parse::<Listen>().unwrap().to_string(), "[::1]:80");
         assert!("localhost".parse::<Listen>().is_err());
+    }
+
+    #[test]
+    fn gpus_and_shares_parse() {
+        assert_eq!("all".parse::<Gpus>().unwrap(), Gpus::All);
+        assert_eq!("none".parse::<Gpus>().unwrap().to_string(), "none");
+        let listed = "0, GPU-8f3c".parse::<Gpus>().unwrap();
+        assert_eq!(listed, Gpus::Listed(vec!["0".into(), "GPU-8f3c".into()]));
+        assert_eq!(listed.to_string(), "0,GPU-8f3c");
+        for nonsense in ["cuda:0", "0,,1", "-1", "any"] {
+            assert!(nonsense.parse::<Gpus>().is_err(), "{nonsense}");
+        }
+        assert_eq!("50%".parse::<Share>().unwrap().of(1000), 500);
+        assert_eq!("1KiB".parse::<Share>().unwrap().of(1 << 20), 1024);
+        assert_eq!("1TiB".parse::<Share>().unwrap().of(5), 5);
+        for nonsense in ["0%", "101%", "%", "x"] {
+            assert!(nonsense.parse::<Share>().is_err(), "{nonsense}");
+        }
     }
 }

@@ -11,7 +11,7 @@ mod layout;
 use longshore_types::{Manifest, Result};
 
 pub use chunks::{ChunkPlan, cut};
-pub use layout::{CopyRange, Layout, Place};
+pub use layout::{CopyRange, Layout, Place, SideFiles};
 
 /// Everything that a load has to do, known before the first byte moves.
 #[derive(Debug)]
@@ -27,8 +27,8 @@ impl Plan {
     ///
     /// # Errors
     /// [`Code::Corrupt`](longshore_types::Code::Corrupt) when the manifest contradicts itself, naming the tensor.
-    pub fn new(manifest: &Manifest, alignment_bytes: u64) -> Result<Plan> {
-        let layout = Layout::new(manifest, alignment_bytes)?;
+    pub fn new(manifest: &Manifest, alignment_bytes: u64, side_files: SideFiles) -> Result<Plan> {
+        let layout = Layout::new(manifest, alignment_bytes, side_files)?;
         Plan::from_layout(manifest, layout)
     }
 

@@ -21,7 +21,7 @@ pub fn to_message(model: &LoadedModel) -> v1::LoadedModel {
             .filter_map(|(file, place)| {
                 Some(v1::PlacedFile {
                     name: model.manifest.files.get(*file)?.name.clone(),
-                    region: 0,
+                    region: place.region,
                     offset_bytes: place.offset_bytes,
                     length_bytes: place.length_bytes,
                 })

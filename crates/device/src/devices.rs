@@ -32,9 +32,10 @@ impl Devices {
         let found = match request {
             DeviceRequest::Auto => self.all.iter().max_by_key(|device| {
                 let info = device.info();
-                (info.id.kind() == DeviceKind::Cuda, info.capacity_bytes.saturating_sub(info.used_bytes))
+                (info.id.kind() == DeviceKind::Cuda, info.free_bytes)
             }),
             DeviceRequest::Id(id) => self.all.iter().find(|device| device.info().id == *id),
+            DeviceRequest::Uuid(uuid) => self.all.iter().find(|device| device.info().uuid.eq_ignore_ascii_case(uuid)),
         };
         found.cloned().ok_or_else(|| {
             let message = format!("there is no device {request} here; {}", self.describe());
@@ -56,10 +57,10 @@ impl std::fmt::Debug for Devices {
 
 #[cfg(test)]
 mod tests {
-    use longshore_memory::Arena;
+    use longshore_memory::{Arena, OwnedSegment};
 
     use super::*;
-    use crate::device::{DeviceInfo, RegionBuilder};
+    use crate::device::{DeviceInfo, DeviceRegion, RegionBuilder};
     use crate::host::HostDevice;
     use crate::id::DeviceId;
 
@@ -75,6 +76,7 @@ mod tests {
                 name: "card".into(),
                 capacity_bytes: 100,
                 used_bytes: self.1,
+                free_bytes: 100 - self.1,
             }
         }
 
@@ -83,6 +85,10 @@ mod tests {
         }
 
         fn reserve(&self, _label: &str, _size_bytes: u64) -> Result<Box<dyn RegionBuilder>> {
+            Err(Error::new(Code::Exhausted, "a card for choosing only"))
+        }
+
+        fn adopt(&self, _label: &str, _segments: Vec<OwnedSegment>, _size_bytes: u64) -> Result<Arc<dyn DeviceRegion>> {
             Err(Error::new(Code::Exhausted, "a card for choosing only"))
         }
     }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use longshore_memory::{Arena, Landing, LandingBuilder, Region, RegionWriter, mapped_charge_bytes};
+use longshore_memory::{
+    Arena, Landing, LandingBuilder, OwnedSegment, Region, RegionWriter, Reservation, mapped_charge_bytes,
+};
 use longshore_types::{Code, Error, Result, format_bytes};
 
-use crate::device::{Device, DeviceInfo, DeviceRegion, Part, RegionBuilder, Segment};
+use crate::device::{Device, DeviceInfo, DeviceRegion, Intake, Land, Part, RegionBuilder, Segment};
 use crate::id::DeviceId;
 
 /// Tensors start on this boundary, as they do on GPUs, so that a plan fits every device.
@@ -26,6 +28,20 @@ impl HostDevice {
         let boot_id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         HostDevice { arena, uuid: format!("HOST-{}", boot_id.trim()) }
     }
+
+    fn pay_for(&self, label: &str, size_bytes: u64) -> Result<Reservation> {
+        let charge = mapped_charge_bytes(size_bytes);
+        self.arena.try_reserve(charge).ok_or_else(|| {
+            let stats = self.arena.stats();
+            let message = format!(
+                "{label} needs {} of host memory, {} of {} are in use; unload something or raise the memory budget",
+                format_bytes(charge),
+                format_bytes(stats.leased_bytes),
+                format_bytes(stats.capacity_bytes),
+            );
+            Error::new(Code::Exhausted, message)
+        })
+    }
 }
 
 impl Device for HostDevice {
@@ -37,6 +53,7 @@ impl Device for HostDevice {
             name: "host memory".into(),
             capacity_bytes: stats.capacity_bytes,
             used_bytes: stats.leased_bytes,
+            free_bytes: stats.capacity_bytes - stats.leased_bytes,
         }
     }
 
@@ -45,20 +62,19 @@ impl Device for HostDevice {
     }
 
     fn reserve(&self, label: &str, size_bytes: u64) -> Result<Box<dyn RegionBuilder>> {
-        let charge = mapped_charge_bytes(size_bytes);
-        let reservation = self.arena.try_reserve(charge).ok_or_else(|| {
-            let stats = self.arena.stats();
-            let message = format!(
-                "{label} needs {} of host memory, {} of {} are in use; unload something or raise the memory budget",
-                format_bytes(charge),
-                format_bytes(stats.leased_bytes),
-                format_bytes(stats.capacity_bytes),
-            );
-            Error::new(Code::Exhausted, message)
-        })?;
+        let reservation = self.pay_for(label, size_bytes)?;
         let writer = RegionWriter::create(label, size_bytes, reservation)?;
         let id = NEXT_BUILDER.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(HostBuilder { writer, id }))
+    }
+
+    fn adopt(&self, label: &str, segments: Vec<OwnedSegment>, size_bytes: u64) -> Result<Arc<dyn DeviceRegion>> {
+        let mut segments = segments.into_iter();
+        let (Some(segment), None) = (segments.next(), segments.next()) else {
+            return Err(Error::new(Code::Corrupt, format!("{label}: a host region is one segment")));
+        };
+        let reservation = self.pay_for(label, size_bytes)?;
+        Ok(Arc::new(HostRegion { region: Region::adopt(segment.fd, size_bytes, reservation)? }))
     }
 }
 
@@ -71,6 +87,16 @@ struct HostBuilder {
 }
 
 impl RegionBuilder for HostBuilder {
+    fn intake(&self) -> Intake<'_> {
+        Intake::Land(self)
+    }
+
+    fn finish(self: Box<Self>) -> Result<Arc<dyn DeviceRegion>> {
+        Ok(Arc::new(HostRegion { region: self.writer.finish()? }))
+    }
+}
+
+impl Land for HostBuilder {
     fn landing(&self, parts: &[Part]) -> Result<Landing> {
         let mut builder = Landing::builder().tag(self.id);
         let mut rest = parts;
@@ -90,10 +116,6 @@ impl RegionBuilder for HostBuilder {
         drop(landing);
         Ok(())
     }
-
-    fn finish(self: Box<Self>) -> Result<Arc<dyn DeviceRegion>> {
-        Ok(Arc::new(HostRegion { region: self.writer.finish()? }))
-    }
 }
 
 impl HostBuilder {
@@ -111,15 +133,22 @@ impl HostBuilder {
             builder = builder.open_window(self.writer.claim(start..end)?);
         }
         for part in &parts[..used] {
-            let len = usize::try_from(part.len_bytes())
-                .map_err(|_| Error::new(Code::InvalidArgument, "a part longer than the address space"))?;
-            builder = match part {
-                Part::Place { .. } => builder.take(len),
-                Part::Discard { .. } => builder.scratch(len),
+            builder = match *part {
+                Part::Place { len_bytes, .. } => builder.take(addressable(len_bytes)?),
+                Part::Discard { len_bytes } => builder.scratch(addressable(len_bytes)?),
+                Part::Rows { row_bytes, skip_bytes, rows, .. } => {
+                    let (row, skip) = (addressable(row_bytes)?, addressable(skip_bytes)?);
+                    let front = (1..rows).fold(builder, |builder, _| builder.take(row).scratch(skip));
+                    front.take(row)
+                }
             };
         }
         Ok((builder, used))
     }
+}
+
+fn addressable(len_bytes: u64) -> Result<usize> {
+    usize::try_from(len_bytes).map_err(|_| Error::new(Code::InvalidArgument, "a part longer than the address space"))
 }
 
 /// The destinations of the front of `parts` as one range of the region, and how many parts they are.
@@ -127,7 +156,7 @@ fn contiguous_run(parts: &[Part]) -> Result<(u64, u64, usize)> {
     let mut range: Option<(u64, u64)> = None;
     let mut used = 0;
     for part in parts {
-        if let Part::Place { offset_bytes, len_bytes } = *part {
+        if let Some((offset_bytes, len_bytes)) = part.destination()? {
             let end = offset_bytes
                 .checked_add(len_bytes)
                 .ok_or_else(|| Error::new(Code::InvalidArgument, "a part that ends beyond the address space"))?;

@@ -67,7 +67,7 @@ impl FromStr for DeviceId {
         };
         ordinal.map(DeviceId::cuda).ok_or_else(|| {
             let message = format!(
-                "'{text}' names no device: use host, cuda:N (for instance cuda:0), or auto where a choice is allowed"
+                "'{text}' names no device: use host, cuda:N (for instance cuda:0), the UUID of a GPU, or auto where a choice is allowed"
             );
             Error::new(Code::InvalidArgument, message)
         })
@@ -75,13 +75,15 @@ impl FromStr for DeviceId {
 }
 
 /// What a caller asks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub enum DeviceRequest {
     /// The best device there is.
     #[default]
     Auto,
     /// This device and no other.
     Id(DeviceId),
+    /// The GPU, or part of one, with this UUID: the same one in every process, whatever ordinals it sees.
+    Uuid(String),
 }
 
 impl fmt::Display for DeviceRequest {
@@ -89,6 +91,7 @@ impl fmt::Display for DeviceRequest {
         match self {
             DeviceRequest::Auto => f.write_str("auto"),
             DeviceRequest::Id(id) => id.fmt(f),
+            DeviceRequest::Uuid(uuid) => f.write_str(uuid),
         }
     }
 }
@@ -99,9 +102,17 @@ impl FromStr for DeviceRequest {
     fn from_str(text: &str) -> Result<DeviceRequest, Error> {
         match text {
             "auto" => Ok(DeviceRequest::Auto),
+            _ if is_uuid(text) => Ok(DeviceRequest::Uuid(text.to_owned())),
             _ => text.parse().map(DeviceRequest::Id),
         }
     }
+}
+
+/// `GPU-` or `MIG-`, then what a driver writes there.
+fn is_uuid(text: &str) -> bool {
+    let rest = text.strip_prefix("GPU-").or_else(|| text.strip_prefix("MIG-"));
+    let is_plain = |rest: &str| rest.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'/'));
+    rest.is_some_and(|rest| (1..=80).contains(&rest.len()) && is_plain(rest))
 }
 
 #[cfg(test)]
@@ -110,11 +121,13 @@ mod tests {
 
     #[test]
     fn names_round_trip_and_nonsense_is_refused() {
-        for name in ["auto", "host", "cuda:0", "cuda:17"] {
+        for name in ["auto", "host", "cuda:0", "cuda:17", "GPU-8f3c1a2b-0000-4e4e-9abc-0123456789ab"] {
             assert_eq!(name.parse::<DeviceRequest>().unwrap().to_string(), name);
         }
         assert_eq!("cuda".parse::<DeviceId>().unwrap(), DeviceId::cuda(0));
-        for name in ["", "Host", "cuda:", "cuda:+1", "cuda:-1", "cuda:x", "cuda:4294967296", "host:0", "gpu"] {
+        for name in
+            ["", "Host", "cuda:", "cuda:+1", "cuda:-1", "cuda:x", "cuda:4294967296", "host:0", "gpu", "GPU-", "GPU-a b"]
+        {
             let error = name.parse::<DeviceRequest>().unwrap_err();
             assert_eq!(error.code(), Code::InvalidArgument, "{name}");
         }

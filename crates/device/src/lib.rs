@@ -1,10 +1,9 @@
 //! Devices: where a model's regions live, behind one trait.
 //!
-//! A load asks a [`Device`] for a region ([`Device::reserve`]), gets memory to land fetched bytes in
-//! ([`RegionBuilder::landing`]), hands it back full ([`RegionBuilder::submit`]) and at the end gets something that other
-//! processes can attach to ([`DeviceRegion`]). The host backend writes straight into a memfd region, so that `submit`
-//! has nothing left to do; a backend with memory of its own lands in staging buffers and uploads after `submit`.
-//! Callers cannot tell: they never learn an address, and never wait except in calls that say so.
+//! A load asks a [`Device`] for a region ([`Device::reserve`]), brings bytes in by its [`Intake`], and at the end gets
+//! something that other processes can attach to ([`DeviceRegion`]). The host backend lets bytes land where they stay, in
+//! a memfd region ([`Land`]); a backend with memory of its own copies them from page-locked chunks ([`Upload`]). Callers
+//! never learn an address, and never wait except in calls that say so.
 
 #[cfg(test)]
 mod conformance;
@@ -13,7 +12,7 @@ mod devices;
 mod host;
 mod id;
 
-pub use device::{Device, DeviceInfo, DeviceRegion, Part, RegionBuilder, Segment};
+pub use device::{Device, DeviceInfo, DeviceRegion, Intake, Land, Part, RegionBuilder, Segment, Upload};
 pub use devices::Devices;
 pub use host::HostDevice;
 pub use id::{DeviceId, DeviceKind, DeviceRequest};

@@ -39,7 +39,7 @@ variables! {
     REVISION;
     /// Unix socket where the model's memory is handed over, set for the child of `longshore exec`.
     ATTACH_SOCKET;
-    /// Device: `host`, `cuda:N` or `auto`. Set for the child of `longshore exec`, and the default of `--device`.
+    /// Device: `host`, `cuda:N`, the UUID of a GPU or `auto`. Set for the child of `longshore exec`, and the default of `--device`.
     DEVICE;
 
     /// Comma-separated `host:port` addresses of the cache workers.
@@ -89,6 +89,18 @@ variables! {
     LOADER_STALL_TIMEOUT_MS;
     /// Loads that run at once.
     LOADER_LOADS_MAX;
+    /// GPUs that a loader uses: `all`, `none`, or ordinals and UUIDs.
+    LOADER_GPUS;
+    /// Budget for models on each GPU: a size, or a share such as `90%`.
+    LOADER_GPU_MEMORY;
+    /// Page-locked host memory of a loader.
+    LOADER_PINNED_MEMORY;
+    /// When a loader reads local files past the page cache: `auto`, `always` or `never`.
+    LOADER_DIRECT_IO;
+    /// Socket of the holder that keeps models when a loader ends.
+    LOADER_HOLDER_SOCKET;
+    /// Whether a loader refuses to start without a holder.
+    LOADER_REQUIRE_HOLDER;
 
     /// Time limit for opening a connection to an origin, in milliseconds.
     ORIGIN_CONNECT_TIMEOUT_MS;

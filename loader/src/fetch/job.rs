@@ -3,7 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use longshore_device::RegionBuilder;
+use longshore_device::{Intake, RegionBuilder};
 use longshore_types::{Code, Error, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
@@ -18,7 +18,7 @@ pub(crate) struct Job {
     chunks: Vec<ChunkPlan>,
     layout: Mutex<Option<Layout>>,
     /// Read by the threads, taken out when the last one is done.
-    builder: RwLock<Option<Box<dyn RegionBuilder>>>,
+    builders: RwLock<Option<Vec<Box<dyn RegionBuilder>>>>,
     reader: ChunkReader,
     progress: ProgressSender,
     counts: Mutex<Counts>,
@@ -36,14 +36,14 @@ struct Counts {
 impl Job {
     pub(crate) fn new(
         plan: Plan,
-        builder: Box<dyn RegionBuilder>,
+        builders: Vec<Box<dyn RegionBuilder>>,
         reader: ChunkReader,
         progress: ProgressSender,
     ) -> Arc<Job> {
         Arc::new(Job {
             chunks: plan.chunks,
             layout: Mutex::new(Some(plan.layout)),
-            builder: RwLock::new(Some(builder)),
+            builders: RwLock::new(Some(builders)),
             reader,
             progress,
             counts: Mutex::default(),
@@ -85,13 +85,18 @@ impl Job {
     }
 
     fn fetch_chunk(&self, chunk: &ChunkPlan, thread: u32) -> Result<()> {
-        let builder = self.builder.read();
-        let builder = builder.as_ref().ok_or_else(|| Error::new(Code::Internal, "the load has ended already"))?;
-        let mut landing = builder.landing(&chunk.parts)?;
-        self.reader.read(chunk, &mut landing, thread)?;
+        let builders = self.builders.read();
+        let builders = builders.as_ref().ok_or_else(|| Error::new(Code::Internal, "the load has ended already"))?;
+        let builder = builders.get(chunk.region as usize);
+        let builder = builder.ok_or_else(|| Error::new(Code::Internal, "a chunk of no region"))?;
         let recorder = self.reader.recorder();
+        let Intake::Land(land) = builder.intake() else {
+            return Err(Error::new(Code::Unsupported, "this device is not supported yet"));
+        };
+        let mut landing = land.landing(&chunk.parts)?;
+        self.reader.read(chunk, &mut landing, thread)?;
         let timer = recorder.begin(Step::Upload);
-        builder.submit(landing)?;
+        land.submit(landing)?;
         recorder.end(timer, thread, chunk.len_bytes(), "");
         self.progress.send_modify(|progress| {
             progress.bytes_done += chunk.len_bytes();
@@ -126,10 +131,10 @@ impl Job {
         self.counts.lock().error.clone().map_or(Ok(()), Err)
     }
 
-    /// The region, after the end. Waits for a thread that is just leaving.
-    pub(crate) fn take_builder(&self) -> Result<Box<dyn RegionBuilder>> {
-        let builder = self.builder.write().take();
-        builder.ok_or_else(|| Error::new(Code::Internal, "the region was taken already"))
+    /// The regions, after the end. Waits for a thread that is just leaving.
+    pub(crate) fn take_builders(&self) -> Result<Vec<Box<dyn RegionBuilder>>> {
+        let builders = self.builders.write().take();
+        builders.ok_or_else(|| Error::new(Code::Internal, "the region was taken already"))
     }
 
     /// The layout, once.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use longshore_device::DeviceRegion;
 use longshore_proto::convert::skipped_to_proto;
 use longshore_proto::v1;
 
@@ -12,9 +13,6 @@ use crate::loader::{LoadedModel, LoaderStatus, ModelState};
 use crate::model::Model;
 use crate::plan::Place;
 use crate::report::{LoadReport, SourceTier, Step, TraceEvent};
-
-/// The one region that a model has on its device.
-const REGION: u32 = 0;
 
 /// How much of a model a message holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -51,10 +49,7 @@ fn described(model: &Model, state: &ModelState, attach_socket: &Path, detail: De
         device_uuid: model.device_uuid.clone(),
         size_bytes: model.size_bytes(),
         tensor_count: model.manifest.tensors.len() as u32,
-        regions: vec![v1::Region {
-            size_bytes: model.region.size_bytes(),
-            segment_bytes: model.region.segments().iter().map(|segment| segment.len_bytes).collect(),
-        }],
+        regions: model.regions.iter().map(|region| self::region(model, &**region)).collect(),
         tensors,
         files,
         skipped: skipped_to_proto(&model.manifest.skipped),
@@ -64,17 +59,27 @@ fn described(model: &Model, state: &ModelState, attach_socket: &Path, detail: De
         report: Some(report(&model.report, detail)),
         reattached: false,
         attach_socket: attach_socket.to_string_lossy().into_owned(),
+        parallel: None,
+    }
+}
+
+fn region(model: &Model, region: &dyn DeviceRegion) -> v1::Region {
+    let device = if region.host_bytes().is_some() { "host" } else { &model.device_uuid };
+    v1::Region {
+        size_bytes: region.size_bytes(),
+        segment_bytes: region.segments().iter().map(|segment| segment.len_bytes).collect(),
+        device: device.to_owned(),
     }
 }
 
 fn tensors(model: &Model) -> Vec<v1::PlacedTensor> {
     let placed = model.manifest.tensors.iter().zip(&model.layout.tensors);
     placed
-        .map(|(tensor, &Place { offset_bytes, length_bytes })| v1::PlacedTensor {
+        .map(|(tensor, &Place { region, offset_bytes, length_bytes })| v1::PlacedTensor {
             name: tensor.name.clone(),
             dtype: tensor.dtype_name.clone(),
             shape: tensor.shape.clone(),
-            region: REGION,
+            region,
             offset_bytes,
             length_bytes,
         })
@@ -84,9 +89,9 @@ fn tensors(model: &Model) -> Vec<v1::PlacedTensor> {
 fn files(model: &Model) -> Vec<v1::PlacedFile> {
     let placed = model.layout.files.iter();
     placed
-        .map(|&(file, Place { offset_bytes, length_bytes })| v1::PlacedFile {
+        .map(|&(file, Place { region, offset_bytes, length_bytes })| v1::PlacedFile {
             name: model.manifest.files[file].name.clone(),
-            region: REGION,
+            region,
             offset_bytes,
             length_bytes,
         })
@@ -190,6 +195,9 @@ pub(super) fn status(status: &LoaderStatus, attach_socket: &Path) -> v1::LoaderS
                 name: device.name.clone(),
                 capacity_bytes: device.capacity_bytes,
                 used_bytes: device.used_bytes,
+                free_bytes: device.free_bytes,
+                state: "ready".to_owned(),
+                restarts: 0,
             })
             .collect(),
         models: status.models.iter().map(|state| listed(state, attach_socket)).collect(),
@@ -197,6 +205,8 @@ pub(super) fn status(status: &LoaderStatus, attach_socket: &Path) -> v1::LoaderS
         loads_in_flight: status.loads_in_flight as u32,
         attach_socket: attach_socket.to_string_lossy().into_owned(),
         uptime_seconds: status.uptime.as_secs_f64(),
+        pinned: None,
+        holder: None,
     }
 }
 

@@ -13,6 +13,8 @@ use super::layout::CopyRange;
 /// A chunk has one plan, or several when whole blocks between the needed ones are not needed.
 #[derive(Debug, Clone)]
 pub struct ChunkPlan {
+    /// The region that its bytes go to: all of a file goes to one.
+    pub region: u32,
     /// The chunk.
     pub key: ChunkKey,
     /// Bytes within the chunk, block-aligned.
@@ -64,7 +66,7 @@ pub fn cut(manifest: &Manifest, copies: &[CopyRange]) -> Result<Vec<ChunkPlan>> 
                     let index = u32::try_from(index);
                     let index = index.map_err(|_| Error::new(Code::Corrupt, format!("{} is too large", file.name)))?;
                     let key = ChunkKey::new(file.artifact.clone(), index)?;
-                    open = Some(Run::open(copy.file, key, piece, region));
+                    open = Some(Run::open(copy, key, piece, region));
                 }
             }
             at = stop;
@@ -83,10 +85,11 @@ struct Run {
 }
 
 impl Run {
-    fn open(file: usize, key: ChunkKey, piece: Range<u64>, region: u64) -> Run {
+    fn open(copy: &CopyRange, key: ChunkKey, piece: Range<u64>, region: u64) -> Run {
         let range = block_aligned(piece.clone(), key.len_bytes());
         let at = range.start;
-        let mut run = Run { file, plan: ChunkPlan { key, range, parts: Vec::new() }, at };
+        let plan = ChunkPlan { region: copy.region, key, range, parts: Vec::new() };
+        let mut run = Run { file: copy.file, plan, at };
         run.extend(piece, region);
         run
     }

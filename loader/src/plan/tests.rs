@@ -58,7 +58,7 @@ fn execute(manifest: &Manifest, plan: &Plan) -> Held {
         for part in &chunk.parts {
             match *part {
                 Part::Place { offset_bytes, len_bytes } => {
-                    assert!(len_bytes > 0 && offset_bytes + len_bytes <= plan.layout.size_bytes);
+                    assert!(len_bytes > 0 && offset_bytes + len_bytes <= plan.layout.sizes_bytes[0]);
                     assert_ne!(last_place_end, Some(offset_bytes), "neighbours are merged");
                     let before = held.insert(offset_bytes, (len_bytes, file, at));
                     assert!(before.is_none(), "two writers of one place");
@@ -66,6 +66,7 @@ fn execute(manifest: &Manifest, plan: &Plan) -> Held {
                     at += len_bytes;
                     last_place_end = Some(offset_bytes + len_bytes);
                 }
+                Part::Rows { .. } => panic!("nothing is strided in a plan of a whole model"),
                 Part::Discard { len_bytes } => {
                     assert!(len_bytes > 0);
                     at += len_bytes;
@@ -97,7 +98,7 @@ fn assert_holds(held: &Held, place: Place, file: usize, file_offset: u64) {
 }
 
 fn check(manifest: &Manifest) -> Plan {
-    let plan = Plan::new(manifest, 256).unwrap();
+    let plan = Plan::new(manifest, 256, SideFiles::WithTensors).unwrap();
     let held = execute(manifest, &plan);
     assert_eq!(plan.layout.tensors.len(), manifest.tensors.len());
     for (tensor, &place) in manifest.tensors.iter().zip(&plan.layout.tensors) {
@@ -155,7 +156,7 @@ fn a_long_header_is_not_fetched_and_empty_models_need_nothing() {
     assert_eq!(plan.fetch_bytes(), 10);
     let plan = check(&manifest(&[(0, Some(vec![(8, 0), (0, 0)])), (0, None)]));
     assert!(plan.chunks.is_empty());
-    assert_eq!(plan.layout.size_bytes, 0);
+    assert_eq!(plan.layout.sizes_bytes[0], 0);
 }
 
 #[test]
@@ -164,7 +165,7 @@ fn a_manifest_that_contradicts_itself_is_refused_by_name() {
     let break_it = |change: &dyn Fn(&mut Manifest)| {
         let mut manifest = good.clone();
         change(&mut manifest);
-        Plan::new(&manifest, 256).unwrap_err().to_string()
+        Plan::new(&manifest, 256, SideFiles::WithTensors).unwrap_err().to_string()
     };
     assert!(break_it(&|m| m.tensors[1].extent.offset_bytes -= 1).contains("overlaps"));
     assert!(break_it(&|m| m.tensors[1].extent.length_bytes += 1).contains("beyond the end"));
@@ -178,7 +179,7 @@ fn a_manifest_that_contradicts_itself_is_refused_by_name() {
 fn a_hundred_thousand_tensors_are_planned_in_time() {
     let manifest = manifest(&[(0, Some((0..100_000).map(|n| (0, n % 70_000)).collect()))]);
     let start = Instant::now();
-    let plan = Plan::new(&manifest, 256).unwrap();
+    let plan = Plan::new(&manifest, 256, SideFiles::WithTensors).unwrap();
     let elapsed = start.elapsed();
     assert_eq!(plan.layout.tensors.len(), 100_000);
     // Without optimisation this only guards against something quadratic.

@@ -4,7 +4,7 @@ use longshore_types::{Code, Manifest};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::plan::Layout;
+use crate::plan::{Layout, SideFiles};
 use crate::report::LoadReport;
 
 const MODEL_BYTES: u64 = 4 << 20;
@@ -43,9 +43,9 @@ impl Fixture {
                 device: DeviceId::HOST,
             },
             device_uuid: String::new(),
-            layout: Layout::new(&manifest, 256)?,
+            layout: Layout::new(&manifest, 256, SideFiles::WithTensors)?,
             manifest,
-            region: builder.finish()?,
+            regions: vec![builder.finish()?],
             report: LoadReport::default(),
         }))
     }
@@ -66,7 +66,7 @@ fn the_least_recently_used_model_without_leases_goes_first() {
     assert_eq!(fixture.ids(), ["a", "b", "d"], "c was the least recently used, a is leased");
     drop(fixture.load("e").unwrap());
     assert_eq!(fixture.ids(), ["a", "d", "e"]);
-    assert_eq!(a.model().region.size_bytes(), MODEL_BYTES);
+    assert_eq!(a.model().size_bytes(), MODEL_BYTES);
 }
 
 #[test]
@@ -114,7 +114,7 @@ fn a_forgotten_model_lives_as_long_as_its_last_lease() {
     assert!(fixture.registry.find(&lease.model().key).is_none());
     drop(lease);
     assert!(fixture.device.info().used_bytes >= MODEL_BYTES);
-    assert_eq!(second.model().region.host_bytes().unwrap().len() as u64, MODEL_BYTES);
+    assert_eq!(second.model().regions[0].host_bytes().unwrap().len() as u64, MODEL_BYTES);
     drop(second);
     assert_eq!(fixture.device.info().used_bytes, 0);
 }

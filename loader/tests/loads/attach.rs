@@ -74,7 +74,7 @@ async fn another_process_reads_the_model_and_its_end_ends_the_lease() {
         .unwrap();
     let loader = daemon.fixture.loader.clone();
     eventually("the child attached", || *loader.attached().borrow() == 1).await;
-    let size = loaded.region.size_bytes();
+    let size = loaded.regions[0].size_bytes();
     eventually("the child copied the model", || out.metadata().is_ok_and(|metadata| metadata.len() == size)).await;
     let id = loaded.id.clone();
     assert_equal(loaded.model(), &std::fs::read(&out).unwrap(), &model);

@@ -70,7 +70,7 @@ async fn a_single_file_and_a_model_of_nothing_load() {
     file.uri.push_str("/model.safetensors");
     let loaded = fixture.load(file).await.unwrap();
     assert_eq!((loaded.manifest.tensors.len(), loaded.layout.tensors[0].length_bytes), (1, 0));
-    assert!(loaded.region.size_bytes() > 0, "there is something to map");
+    assert!(loaded.regions[0].size_bytes() > 0, "there is something to map");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -121,7 +121,7 @@ pub fn assert_equal(loaded: &longshore_loader::Model, region: &[u8], expected: &
 }
 
 pub fn assert_loaded(loaded: &LoadedModel, expected: &Model) {
-    assert_equal(loaded.model(), loaded.region.host_bytes().unwrap(), expected);
+    assert_equal(loaded.model(), loaded.regions[0].host_bytes().unwrap(), expected);
 }
 
 /// Waits for something that another thread is about to do; fails the test when it does not.

@@ -25,18 +25,66 @@ LOAD_STEP_UPLOAD: LoadStep
 LOAD_STEP_PUBLISH: LoadStep
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("uri", "device", "include", "revalidate", "trace")
+    __slots__ = ("uri", "device", "include", "revalidate", "trace", "parallel")
     URI_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     REVALIDATE_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_FIELD_NUMBER: _ClassVar[int]
     uri: str
     device: str
     include: _containers.RepeatedScalarFieldContainer[str]
     revalidate: bool
     trace: bool
-    def __init__(self, uri: _Optional[str] = ..., device: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., revalidate: bool = ..., trace: bool = ...) -> None: ...
+    parallel: Parallel
+    def __init__(self, uri: _Optional[str] = ..., device: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., revalidate: bool = ..., trace: bool = ..., parallel: _Optional[_Union[Parallel, _Mapping]] = ...) -> None: ...
+
+class Parallel(_message.Message):
+    __slots__ = ("rank", "world_size", "rules")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
+    RULES_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    world_size: int
+    rules: _containers.RepeatedCompositeFieldContainer[ParallelRule]
+    def __init__(self, rank: _Optional[int] = ..., world_size: _Optional[int] = ..., rules: _Optional[_Iterable[_Union[ParallelRule, _Mapping]]] = ...) -> None: ...
+
+class ParallelRule(_message.Message):
+    __slots__ = ("pattern", "replicate", "split", "expert")
+    PATTERN_FIELD_NUMBER: _ClassVar[int]
+    REPLICATE_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    EXPERT_FIELD_NUMBER: _ClassVar[int]
+    pattern: str
+    replicate: Replicate
+    split: Split
+    expert: Expert
+    def __init__(self, pattern: _Optional[str] = ..., replicate: _Optional[_Union[Replicate, _Mapping]] = ..., split: _Optional[_Union[Split, _Mapping]] = ..., expert: _Optional[_Union[Expert, _Mapping]] = ...) -> None: ...
+
+class Replicate(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Split(_message.Message):
+    __slots__ = ("dim", "parts")
+    DIM_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    dim: int
+    parts: _containers.RepeatedCompositeFieldContainer[FusedPart]
+    def __init__(self, dim: _Optional[int] = ..., parts: _Optional[_Iterable[_Union[FusedPart, _Mapping]]] = ...) -> None: ...
+
+class FusedPart(_message.Message):
+    __slots__ = ("size", "replicas")
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
+    size: int
+    replicas: int
+    def __init__(self, size: _Optional[int] = ..., replicas: _Optional[int] = ...) -> None: ...
+
+class Expert(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class LoadModelResponse(_message.Message):
     __slots__ = ("progress", "model")
@@ -59,12 +107,14 @@ class LoadProgress(_message.Message):
     def __init__(self, step: _Optional[_Union[LoadStep, str]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., elapsed_seconds: _Optional[float] = ...) -> None: ...
 
 class Region(_message.Message):
-    __slots__ = ("size_bytes", "segment_bytes")
+    __slots__ = ("size_bytes", "segment_bytes", "device")
     SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SEGMENT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     size_bytes: int
     segment_bytes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, size_bytes: _Optional[int] = ..., segment_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
+    device: str
+    def __init__(self, size_bytes: _Optional[int] = ..., segment_bytes: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class PlacedTensor(_message.Message):
     __slots__ = ("name", "dtype", "shape", "region", "offset_bytes", "length_bytes")
@@ -95,7 +145,7 @@ class PlacedFile(_message.Message):
     def __init__(self, name: _Optional[str] = ..., region: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ...) -> None: ...
 
 class LoadedModel(_message.Message):
-    __slots__ = ("model_id", "uri", "revision", "device", "device_uuid", "size_bytes", "tensor_count", "regions", "tensors", "files", "skipped", "warnings", "leases", "idle_seconds", "report", "reattached", "attach_socket")
+    __slots__ = ("model_id", "uri", "revision", "device", "device_uuid", "size_bytes", "tensor_count", "regions", "tensors", "files", "skipped", "warnings", "leases", "idle_seconds", "report", "reattached", "attach_socket", "parallel")
     MODEL_ID_FIELD_NUMBER: _ClassVar[int]
     URI_FIELD_NUMBER: _ClassVar[int]
     REVISION_FIELD_NUMBER: _ClassVar[int]
@@ -113,6 +163,7 @@ class LoadedModel(_message.Message):
     REPORT_FIELD_NUMBER: _ClassVar[int]
     REATTACHED_FIELD_NUMBER: _ClassVar[int]
     ATTACH_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    PARALLEL_FIELD_NUMBER: _ClassVar[int]
     model_id: str
     uri: str
     revision: str
@@ -130,7 +181,8 @@ class LoadedModel(_message.Message):
     report: LoadReport
     reattached: bool
     attach_socket: str
-    def __init__(self, model_id: _Optional[str] = ..., uri: _Optional[str] = ..., revision: _Optional[str] = ..., device: _Optional[str] = ..., device_uuid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., tensor_count: _Optional[int] = ..., regions: _Optional[_Iterable[_Union[Region, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[PlacedTensor, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[PlacedFile, _Mapping]]] = ..., skipped: _Optional[_Iterable[_Union[_model_pb2.SkippedFile, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., leases: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., report: _Optional[_Union[LoadReport, _Mapping]] = ..., reattached: bool = ..., attach_socket: _Optional[str] = ...) -> None: ...
+    parallel: Parallel
+    def __init__(self, model_id: _Optional[str] = ..., uri: _Optional[str] = ..., revision: _Optional[str] = ..., device: _Optional[str] = ..., device_uuid: _Optional[str] = ..., size_bytes: _Optional[int] = ..., tensor_count: _Optional[int] = ..., regions: _Optional[_Iterable[_Union[Region, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[PlacedTensor, _Mapping]]] = ..., files: _Optional[_Iterable[_Union[PlacedFile, _Mapping]]] = ..., skipped: _Optional[_Iterable[_Union[_model_pb2.SkippedFile, _Mapping]]] = ..., warnings: _Optional[_Iterable[str]] = ..., leases: _Optional[int] = ..., idle_seconds: _Optional[float] = ..., report: _Optional[_Union[LoadReport, _Mapping]] = ..., reattached: bool = ..., attach_socket: _Optional[str] = ..., parallel: _Optional[_Union[Parallel, _Mapping]] = ...) -> None: ...
 
 class TierBytes(_message.Message):
     __slots__ = ("tier", "bytes")
@@ -241,21 +293,51 @@ class LoaderStatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DeviceStatus(_message.Message):
-    __slots__ = ("device", "uuid", "name", "capacity_bytes", "used_bytes")
+    __slots__ = ("device", "uuid", "name", "capacity_bytes", "used_bytes", "free_bytes", "state", "restarts")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     UUID_FIELD_NUMBER: _ClassVar[int]
     NAME_FIELD_NUMBER: _ClassVar[int]
     CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    RESTARTS_FIELD_NUMBER: _ClassVar[int]
     device: str
     uuid: str
     name: str
     capacity_bytes: int
     used_bytes: int
-    def __init__(self, device: _Optional[str] = ..., uuid: _Optional[str] = ..., name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ...) -> None: ...
+    free_bytes: int
+    state: str
+    restarts: int
+    def __init__(self, device: _Optional[str] = ..., uuid: _Optional[str] = ..., name: _Optional[str] = ..., capacity_bytes: _Optional[int] = ..., used_bytes: _Optional[int] = ..., free_bytes: _Optional[int] = ..., state: _Optional[str] = ..., restarts: _Optional[int] = ...) -> None: ...
+
+class PinnedStatus(_message.Message):
+    __slots__ = ("capacity_bytes", "staging_bytes", "cached_bytes", "pages")
+    CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    STAGING_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CACHED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    capacity_bytes: int
+    staging_bytes: int
+    cached_bytes: int
+    pages: str
+    def __init__(self, capacity_bytes: _Optional[int] = ..., staging_bytes: _Optional[int] = ..., cached_bytes: _Optional[int] = ..., pages: _Optional[str] = ...) -> None: ...
+
+class HolderStatus(_message.Message):
+    __slots__ = ("process", "pid", "uptime_seconds", "models_adopted")
+    PROCESS_FIELD_NUMBER: _ClassVar[int]
+    PID_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MODELS_ADOPTED_FIELD_NUMBER: _ClassVar[int]
+    process: bool
+    pid: int
+    uptime_seconds: float
+    models_adopted: int
+    def __init__(self, process: bool = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., models_adopted: _Optional[int] = ...) -> None: ...
 
 class LoaderStatus(_message.Message):
-    __slots__ = ("version", "arena_capacity_bytes", "arena_used_bytes", "devices", "models", "members", "loads_in_flight", "attach_socket", "uptime_seconds")
+    __slots__ = ("version", "arena_capacity_bytes", "arena_used_bytes", "devices", "models", "members", "loads_in_flight", "attach_socket", "uptime_seconds", "pinned", "holder")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARENA_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ARENA_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -265,6 +347,8 @@ class LoaderStatus(_message.Message):
     LOADS_IN_FLIGHT_FIELD_NUMBER: _ClassVar[int]
     ATTACH_SOCKET_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    HOLDER_FIELD_NUMBER: _ClassVar[int]
     version: str
     arena_capacity_bytes: int
     arena_used_bytes: int
@@ -274,7 +358,9 @@ class LoaderStatus(_message.Message):
     loads_in_flight: int
     attach_socket: str
     uptime_seconds: float
-    def __init__(self, version: _Optional[str] = ..., arena_capacity_bytes: _Optional[int] = ..., arena_used_bytes: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[LoadedModel, _Mapping]]] = ..., members: _Optional[_Iterable[_Union[WorkerMember, _Mapping]]] = ..., loads_in_flight: _Optional[int] = ..., attach_socket: _Optional[str] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
+    pinned: PinnedStatus
+    holder: HolderStatus
+    def __init__(self, version: _Optional[str] = ..., arena_capacity_bytes: _Optional[int] = ..., arena_used_bytes: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[LoadedModel, _Mapping]]] = ..., members: _Optional[_Iterable[_Union[WorkerMember, _Mapping]]] = ..., loads_in_flight: _Optional[int] = ..., attach_socket: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., pinned: _Optional[_Union[PinnedStatus, _Mapping]] = ..., holder: _Optional[_Union[HolderStatus, _Mapping]] = ...) -> None: ...
 
 class WorkerMember(_message.Message):
     __slots__ = ("id", "address", "weight", "reachable")
