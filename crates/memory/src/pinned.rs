@@ -159,3 +159,7 @@ impl std::fmt::Debug for PinnedArena {
         self.stats().fmt(f)
     }
 }
+
+#[cfg(test)]
+#[cfg(not(miri))]
+mod tests;

@@ -98,3 +98,6 @@ impl Blocks {
         below(blocks.end) & !below(blocks.start)
     }
 }
+
+#[cfg(test)]
+mod tests;

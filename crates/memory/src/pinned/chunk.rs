@@ -188,3 +188,6 @@ impl std::fmt::Debug for BlockWindow {
         write!(f, "BlockWindow({:?})", self.blocks)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -167,3 +167,7 @@ fn kib_field(text: &str, name: &str) -> Option<u64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
     value.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
+
+#[cfg(test)]
+#[cfg(not(miri))]
+mod tests;

@@ -114,3 +114,41 @@ fn odd_regions() {
     let name = "\0 \u{e4}\n".to_owned() + &"n".repeat(1000);
     assert!(RegionWriter::create(&name, 1, arena.try_reserve(1).unwrap()).is_ok());
 }
+
+#[test]
+fn a_sealed_region_is_adopted_with_its_bytes() {
+    let (arena, writer) = writer(10_000);
+    writer.claim(9_998..10_000).unwrap().copy_from_slice(b"ok");
+    let region = writer.finish().unwrap();
+    let fd = region.fd().try_clone_to_owned().unwrap();
+    let adopted = Region::adopt(fd, 10_000, arena.try_reserve(10_000).unwrap()).unwrap();
+    drop(region);
+    assert_eq!((adopted.len(), &adopted.as_slice()[9_998..]), (10_000, &b"ok"[..]));
+    assert_eq!(arena.leased_bytes(), 10_000);
+    drop(adopted);
+    assert_eq!(arena.leased_bytes(), 0);
+}
+
+#[test]
+fn what_is_no_sealed_region_is_not_adopted() {
+    let arena = Arena::new(1 << 20);
+    let adopt = |file: File, len, reserved| {
+        Region::adopt(file.into(), len, arena.try_reserve(reserved).unwrap()).unwrap_err().code()
+    };
+    let memory = |added: SealFlags| {
+        let file = create_memfd("test", MemfdFlags::empty()).unwrap();
+        file.set_len(4096).unwrap();
+        fcntl_add_seals(&file, added).unwrap();
+        file
+    };
+    let sealed = || memory(seals());
+    assert_eq!(adopt(sealed(), 4096, 4095), Code::Internal);
+    assert_eq!(adopt(sealed(), 4095, 4096), Code::InvalidArgument);
+    assert_eq!(adopt(sealed(), 8192, 8192), Code::InvalidArgument);
+    assert_eq!(adopt(memory(seals().difference(SealFlags::FUTURE_WRITE)), 4096, 4096), Code::InvalidArgument);
+    assert_eq!(adopt(memory(SealFlags::FUTURE_WRITE | SealFlags::GROW), 4096, 4096), Code::InvalidArgument);
+    assert_eq!(adopt(tempfile::tempfile().unwrap(), 0, 0), Code::InvalidArgument);
+    let written = memory(SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW);
+    assert!(Region::adopt(written.into(), 4096, arena.try_reserve(4096).unwrap()).is_ok());
+    assert_eq!(arena.leased_bytes(), 0);
+}
