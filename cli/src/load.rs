@@ -33,6 +33,7 @@ pub async fn run(args: LoadArgs, output: Output, token: CancellationToken) -> Re
         include: args.include,
         revalidate: args.revalidate,
         trace: args.trace.is_some(),
+        parallel: None,
     };
     let (loader, model, warnings) = match find_loader(&args.node).await? {
         Some(connection) => {
@@ -72,7 +73,7 @@ pub async fn through_daemon(
         include: request.include.clone(),
         revalidate: request.revalidate,
         trace: request.trace,
-        parallel: None,
+        parallel: request.parallel.as_ref().map(v1::Parallel::from),
     };
     let failed = |status: tonic::Status| from_status(&status);
     let mut stream = connection.client.load_model(message).await.map_err(failed)?.into_inner();

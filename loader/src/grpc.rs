@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status};
 
 use crate::loader::{LoadRequest, Loader};
 use crate::model::ModelId;
+use crate::parallel::Parallel;
 use convert::Detail;
 
 /// The service over one loader.
@@ -107,5 +108,6 @@ fn load_request(message: v1::LoadModelRequest) -> Result<LoadRequest> {
         include: message.include,
         revalidate: message.revalidate,
         trace: message.trace,
+        parallel: message.parallel.map(Parallel::try_from).transpose()?,
     })
 }

@@ -7,6 +7,7 @@
 pub mod cluster;
 pub mod metrics;
 pub mod options;
+pub mod parallel;
 pub mod plan;
 pub mod report;
 
@@ -26,6 +27,7 @@ pub use load::{LoadProgress, ProgressSender};
 pub use loader::{LoadRequest, LoadedModel, Loader, LoaderStatus, ModelState, Unloaded};
 pub use model::{Model, ModelId, ModelKey};
 pub use options::{DirectIo, Gpus, Listen, LoaderOptions, Share, default_socket_folder};
+pub use parallel::{FusedPart, Parallel, ParallelRule, Rule};
 pub use report::{Fallback, FallbackKind, LoadReport, SourceTier, Step, StepTime, TraceEvent};
 pub use serve::{Listeners, serve, serve_with};
 

@@ -16,6 +16,7 @@ use crate::fetch::Job;
 use crate::flight::Pilot;
 use crate::loader::Shared;
 use crate::model::{Model, ModelId, ModelKey};
+use crate::parallel::Parallel;
 use crate::plan::{Layout, Plan, SideFiles};
 use crate::report::{Recorder, Step};
 
@@ -92,6 +93,7 @@ async fn load(shared: &Arc<Shared>, pilot: &Pilot, what: Flightplan) -> Result<M
     let reservation = Reservation {
         device: device.clone(),
         label: format!("longshore-{id}"),
+        parallel: key.parallel.clone(),
         token: pilot.token.clone(),
         recorder: recorder.clone(),
     };
@@ -126,6 +128,7 @@ async fn load(shared: &Arc<Shared>, pilot: &Pilot, what: Flightplan) -> Result<M
 struct Reservation {
     device: Arc<dyn Device>,
     label: String,
+    parallel: Option<Parallel>,
     token: CancellationToken,
     recorder: Arc<Recorder>,
 }
@@ -137,7 +140,8 @@ impl Reservation {
         manifest: &Manifest,
     ) -> Result<(Plan, Vec<Box<dyn RegionBuilder>>)> {
         let timer = self.recorder.begin(Step::Plan);
-        let layout = Layout::new(manifest, self.device.alignment_bytes(), SideFiles::WithTensors)?;
+        let parallel = self.parallel.as_ref();
+        let layout = Layout::new(manifest, parallel, self.device.alignment_bytes(), SideFiles::WithTensors)?;
         let info = self.device.info();
         // Before the reads are listed: a size that came over the network must not decide how long that list gets.
         let size_bytes = layout.sizes_bytes[0];

@@ -6,7 +6,7 @@ mod shared;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_device::{Device, DeviceInfo, DeviceRequest, Devices};
+use longshore_device::{DeviceInfo, DeviceRequest, Devices};
 use longshore_origin::Origins;
 use longshore_types::{Code, Error, Manifest, Result, Selection, redact_url};
 use tokio::sync::watch;
@@ -17,6 +17,7 @@ use crate::load::{Flightplan, ProgressSender, fly};
 use crate::metrics::Metrics;
 use crate::model::{ModelId, ModelKey};
 use crate::options::LoaderOptions;
+use crate::parallel::Parallel;
 use crate::registry::Lease;
 use crate::report::{FallbackKind, Recorder, Step};
 pub use answer::{LoadedModel, LoaderStatus, ModelState, Unloaded};
@@ -38,6 +39,8 @@ pub struct LoadRequest {
     pub revalidate: bool,
     /// Keep timed events in the report.
     pub trace: bool,
+    /// One rank's part of the model; `None` for the whole.
+    pub parallel: Option<Parallel>,
 }
 
 impl LoadRequest {
@@ -78,13 +81,15 @@ impl Loader {
         let device = shared.devices.choose(&request.device)?;
         let url = shared.origins.canonical_url(&request.uri)?;
         let selection = Selection::new(request.include)?;
-        let resolved = self.resolve(&recorder, &url, &selection, request.revalidate, &*device).await?;
+        let wanted =
+            ModelKey { url, revision: String::new(), selection, device: device.info().id, parallel: request.parallel };
+        let resolved = self.resolve(&recorder, &wanted, request.revalidate).await?;
         let manifest = match resolved {
             Resolution::Described(manifest) => manifest,
             Resolution::Kept(lease) => return Ok(self.reattach(lease, &recorder)),
         };
-        check_schemes(&manifest, &url)?;
-        let key = ModelKey { url, revision: manifest.revision.clone(), selection, device: device.info().id };
+        check_schemes(&manifest, &wanted.url)?;
+        let key = ModelKey { revision: manifest.revision.clone(), ..wanted };
         let flights_max = shared.options.loads_max.saturating_mul(1 + WAITING_PER_LOAD).max(1);
         match shared.flights.board(&key, flights_max)? {
             Boarding::Loaded(lease) => Ok(self.reattach(lease, &recorder)),
@@ -101,16 +106,9 @@ impl Loader {
     }
 
     /// The manifest, or, when nobody can be asked, the model in memory.
-    async fn resolve(
-        &self,
-        recorder: &Recorder,
-        url: &str,
-        selection: &Selection,
-        revalidate: bool,
-        device: &dyn Device,
-    ) -> Result<Resolution> {
+    async fn resolve(&self, recorder: &Recorder, wanted: &ModelKey, revalidate: bool) -> Result<Resolution> {
         let timer = recorder.begin(Step::Resolve);
-        let described = self.shared.cluster().describe(url, selection, revalidate).await;
+        let described = self.shared.cluster().describe(&wanted.url, &wanted.selection, revalidate).await;
         recorder.end(timer, 0, 0, "");
         match described {
             Ok(described) => {
@@ -120,8 +118,8 @@ impl Loader {
                 Ok(Resolution::Described(described.manifest))
             }
             Err(error) if matches!(error.code(), Code::Unavailable | Code::Timeout) => {
-                let kept = self.shared.registry.newest(url, selection, device.info().id).ok_or(error.clone())?;
-                let (revision, url) = (&kept.model().key.revision, redact_url(url));
+                let kept = self.shared.registry.newest(wanted).ok_or(error.clone())?;
+                let (revision, url) = (&kept.model().key.revision, redact_url(&wanted.url));
                 let detail = format!("{url} at {revision} is served from memory without asking: {error}");
                 recorder.add_fallback(FallbackKind::NotRevalidated, detail);
                 Ok(Resolution::Kept(kept))

@@ -7,7 +7,8 @@ use longshore_device::{DeviceId, DeviceRegion};
 use longshore_types::{Manifest, Selection};
 use uuid::Uuid;
 
-use crate::plan::Layout;
+use crate::parallel::Parallel;
+use crate::plan::{Layout, PlacedTensor};
 use crate::report::LoadReport;
 
 /// Names a loaded model on this loader.
@@ -48,6 +49,16 @@ pub struct ModelKey {
     pub selection: Selection,
     /// Where it is.
     pub device: DeviceId,
+    /// The rank whose part it is; `None` for the whole.
+    pub parallel: Option<Parallel>,
+}
+
+impl ModelKey {
+    /// Whether both mean the same part of a model at the same place, perhaps at different times.
+    pub fn differs_only_in_revision(&self, other: &ModelKey) -> bool {
+        let ModelKey { url, revision: _, selection, device, parallel } = self;
+        (url, selection, device, parallel) == (&other.url, &other.selection, &other.device, &other.parallel)
+    }
 }
 
 /// A model in memory. Immutable; the memory lives as long as this value.
@@ -69,6 +80,16 @@ pub struct Model {
 }
 
 impl Model {
+    /// Its tensors, where they lie and with the shapes that they have here.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = PlacedTensor<'_>> {
+        self.layout.tensors_of(&self.manifest)
+    }
+
+    /// What a user should know of it.
+    pub fn warnings(&self) -> impl Iterator<Item = &String> {
+        self.manifest.warnings.iter().chain(&self.layout.warnings)
+    }
+
     /// Bytes of memory that it holds.
     pub fn size_bytes(&self) -> u64 {
         self.regions.iter().map(|region| region.size_bytes()).sum()

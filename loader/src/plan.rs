@@ -1,17 +1,19 @@
 //! From a manifest to what has to be moved: where every tensor lies in the region, and for each chunk the runs of
 //! bytes to read and where they go.
 //!
-//! Pure: no I/O, no clock, no device. [`Layout`] decides *where*; [`cut`] decides *what is read*, from the layout's copy
-//! list alone. A tensor-parallel rule will write another copy list, and nothing behind it changes: bytes that a rank
-//! does not need are discarded by the parts, and blocks that nobody needs are never asked for.
+//! Pure: no I/O, no clock, no device. `shares` decides *which bytes* a rank of a group gets, [`Layout`] decides *where*
+//! they lie, and [`cut`] decides *what is read*, from the layout's copy list alone: bytes that a rank does not need are
+//! discarded by the parts, and blocks that nobody needs are never asked for.
 
 mod chunks;
 mod layout;
+mod shares;
 
 use longshore_types::{Manifest, Result};
 
+use crate::parallel::Parallel;
 pub use chunks::{ChunkPlan, cut};
-pub use layout::{CopyRange, Layout, Place, SideFiles};
+pub use layout::{CopyRange, Layout, Place, PlacedTensor, SideFiles, TensorPlace};
 
 /// Everything that a load has to do, known before the first byte moves.
 #[derive(Debug)]
@@ -23,19 +25,24 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Plans a whole model on one device whose regions place tensors at `alignment_bytes`.
+    /// Plans a model, or one rank's part of it, on one device whose regions place tensors at `alignment_bytes`.
     ///
     /// # Errors
-    /// [`Code::Corrupt`](longshore_types::Code::Corrupt) when the manifest contradicts itself, naming the tensor.
-    pub fn new(manifest: &Manifest, alignment_bytes: u64, side_files: SideFiles) -> Result<Plan> {
-        let layout = Layout::new(manifest, alignment_bytes, side_files)?;
+    /// Those of [`Layout::new`] and [`cut`].
+    pub fn new(
+        manifest: &Manifest,
+        parallel: Option<&Parallel>,
+        alignment_bytes: u64,
+        side_files: SideFiles,
+    ) -> Result<Plan> {
+        let layout = Layout::new(manifest, parallel, alignment_bytes, side_files)?;
         Plan::from_layout(manifest, layout)
     }
 
     /// Cuts the copies of a layout that was made, and perhaps checked against a capacity, before.
     ///
     /// # Errors
-    /// As [`Plan::new`].
+    /// Those of [`cut`].
     pub fn from_layout(manifest: &Manifest, layout: Layout) -> Result<Plan> {
         let chunks = cut(manifest, &layout.copies)?;
         Ok(Plan { layout, chunks })

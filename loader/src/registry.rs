@@ -11,8 +11,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use longshore_device::DeviceId;
-use longshore_types::Selection;
 use parking_lot::{Condvar, Mutex};
 
 use crate::metrics::Metrics;
@@ -92,13 +90,10 @@ impl Registry {
         Some(self.lease(entry))
     }
 
-    /// The newest model of a URL, whatever its revision: for when nobody can be asked which revision is current.
-    pub(crate) fn newest(self: &Arc<Self>, url: &str, selection: &Selection, device: DeviceId) -> Option<Lease> {
+    /// The newest model that is as `wanted` but for its revision: for when nobody can be asked which one is current.
+    pub(crate) fn newest(self: &Arc<Self>, wanted: &ModelKey) -> Option<Lease> {
         let inner = self.inner.lock();
-        let matching = inner.models.values().filter(|entry| {
-            let key = &entry.model.key;
-            key.url == url && key.selection == *selection && key.device == device
-        });
+        let matching = inner.models.values().filter(|entry| entry.model.key.differs_only_in_revision(wanted));
         let entry = matching.max_by_key(|entry| *entry.last_used.lock())?.clone();
         Some(self.lease(entry))
     }

@@ -13,7 +13,7 @@ pub fn to_message(model: &LoadedModel) -> v1::LoadedModel {
         device: model.key.device.to_string(),
         device_uuid: model.device_uuid.clone(),
         size_bytes: model.size_bytes(),
-        tensor_count: u32::try_from(model.manifest.tensors.len()).unwrap_or(u32::MAX),
+        tensor_count: u32::try_from(model.layout.tensors.len()).unwrap_or(u32::MAX),
         files: model
             .layout
             .files
@@ -28,7 +28,7 @@ pub fn to_message(model: &LoadedModel) -> v1::LoadedModel {
             })
             .collect(),
         skipped: skipped_to_proto(&model.manifest.skipped),
-        warnings: model.manifest.warnings.clone(),
+        warnings: model.warnings().cloned().collect(),
         report: Some(report(&model.report())),
         reattached: model.is_reattached(),
         ..v1::LoadedModel::default()

@@ -11,7 +11,7 @@ use crate::cluster::MemberState;
 use crate::load::LoadProgress;
 use crate::loader::{LoadedModel, LoaderStatus, ModelState};
 use crate::model::Model;
-use crate::plan::Place;
+use crate::plan::{Place, PlacedTensor};
 use crate::report::{LoadReport, SourceTier, Step, TraceEvent};
 
 /// How much of a model a message holds.
@@ -48,18 +48,18 @@ fn described(model: &Model, state: &ModelState, attach_socket: &Path, detail: De
         device: model.key.device.to_string(),
         device_uuid: model.device_uuid.clone(),
         size_bytes: model.size_bytes(),
-        tensor_count: model.manifest.tensors.len() as u32,
+        tensor_count: model.layout.tensors.len() as u32,
         regions: model.regions.iter().map(|region| self::region(model, &**region)).collect(),
         tensors,
         files,
         skipped: skipped_to_proto(&model.manifest.skipped),
-        warnings: model.manifest.warnings.clone(),
+        warnings: model.warnings().cloned().collect(),
         leases: state.leases,
         idle_seconds: state.idle.as_secs_f64(),
         report: Some(report(&model.report, detail)),
         reattached: false,
         attach_socket: attach_socket.to_string_lossy().into_owned(),
-        parallel: None,
+        parallel: model.key.parallel.as_ref().map(v1::Parallel::from),
     }
 }
 
@@ -73,17 +73,15 @@ fn region(model: &Model, region: &dyn DeviceRegion) -> v1::Region {
 }
 
 fn tensors(model: &Model) -> Vec<v1::PlacedTensor> {
-    let placed = model.manifest.tensors.iter().zip(&model.layout.tensors);
-    placed
-        .map(|(tensor, &Place { region, offset_bytes, length_bytes })| v1::PlacedTensor {
-            name: tensor.name.clone(),
-            dtype: tensor.dtype_name.clone(),
-            shape: tensor.shape.clone(),
-            region,
-            offset_bytes,
-            length_bytes,
-        })
-        .collect()
+    let placed = model.tensors().map(|PlacedTensor { tensor, shape, place }| v1::PlacedTensor {
+        name: tensor.name.clone(),
+        dtype: tensor.dtype_name.clone(),
+        shape: shape.to_vec(),
+        region: place.region,
+        offset_bytes: place.offset_bytes,
+        length_bytes: place.length_bytes,
+    });
+    placed.collect()
 }
 
 fn files(model: &Model) -> Vec<v1::PlacedFile> {

@@ -1,12 +1,19 @@
 //! Cuts a copy list along the chunks of the files: what to ask for, and where each incoming byte goes.
 
+mod rows;
+mod run;
+
 use std::ops::Range;
 
 use longshore_device::Part;
-use longshore_types::chunk::block_aligned;
-use longshore_types::{CHUNK_BYTES, ChunkKey, Code, Error, Manifest, Result};
+use longshore_types::{BLOCK_BYTES, CHUNK_BYTES, ChunkKey, Code, Error, Manifest, ModelFile, Result};
 
 use super::layout::CopyRange;
+use rows::within;
+use run::{Piece, Run};
+
+/// Most reads of a plan: a model of 16 TiB. A manifest from the network must not decide how long that list gets.
+const CHUNK_PLANS_MAX: usize = 1 << 20;
 
 /// One read: whole blocks of one chunk, and where their bytes go.
 ///
@@ -39,87 +46,74 @@ impl ChunkPlan {
 /// Cuts `copies`, which are sorted and do not overlap, into reads of whole blocks.
 ///
 /// # Errors
-/// [`Code::Corrupt`] when a copy lies outside of its file; [`Code::Internal`] when the list is not in order.
+/// [`Code::Corrupt`] when a copy lies outside of its file; [`Code::Internal`] when the list is not in order;
+/// [`Code::Exhausted`] for a plan of more reads than any model needs.
 pub fn cut(manifest: &Manifest, copies: &[CopyRange]) -> Result<Vec<ChunkPlan>> {
-    let mut plans = Vec::new();
-    let mut open: Option<Run> = None;
+    let mut cutter = Cutter { plans: Vec::new(), open: None };
     let mut reached = (0, 0);
     for copy in copies {
         let file = manifest.files.get(copy.file);
         let file = file.ok_or_else(|| Error::new(Code::Internal, "a copy names a file that the manifest lacks"))?;
-        let end = copy.file_offset_bytes + copy.length_bytes;
         if (copy.file, copy.file_offset_bytes) < reached {
             return Err(Error::new(Code::Internal, format!("the copies of {} are not in order", file.name)));
         }
-        reached = (copy.file, end);
-        let mut at = copy.file_offset_bytes;
-        while at < end {
-            let index = at / CHUNK_BYTES;
-            let stop = end.min((index + 1) * CHUNK_BYTES);
-            let region = copy.region_offset_bytes + (at - copy.file_offset_bytes);
-            let piece = at - index * CHUNK_BYTES..stop - index * CHUNK_BYTES;
-            let finished = open.take_if(|run| !run.reaches(copy.file, index, piece.start));
-            plans.extend(finished.map(Run::close));
-            match &mut open {
-                Some(run) => run.extend(piece, region),
-                None => {
-                    let index = u32::try_from(index);
-                    let index = index.map_err(|_| Error::new(Code::Corrupt, format!("{} is too large", file.name)))?;
-                    let key = ChunkKey::new(file.artifact.clone(), index)?;
-                    open = Some(Run::open(copy, key, piece, region));
-                }
+        reached = (copy.file, copy.file_end_bytes());
+        // Where whole blocks fit between two rows, each row is read by itself.
+        if copy.rows > 1 && copy.skip_bytes >= BLOCK_BYTES {
+            for row in 0..copy.rows {
+                cutter.add(file, &single(copy, row))?;
             }
-            at = stop;
+        } else {
+            cutter.add(file, copy)?;
         }
     }
-    plans.extend(open.map(Run::close));
-    Ok(plans)
+    cutter.plans.extend(cutter.open.map(Run::close));
+    Ok(cutter.plans)
 }
 
-/// A read under construction.
-struct Run {
-    file: usize,
-    plan: ChunkPlan,
-    /// How far the parts reach, within the chunk.
-    at: u64,
+/// One of its rows.
+fn single(copy: &CopyRange, row: u64) -> CopyRange {
+    CopyRange {
+        file_offset_bytes: copy.file_offset_bytes + row * (copy.row_bytes + copy.skip_bytes),
+        region_offset_bytes: copy.region_offset_bytes + row * copy.row_bytes,
+        skip_bytes: 0,
+        rows: 1,
+        ..*copy
+    }
 }
 
-impl Run {
-    fn open(copy: &CopyRange, key: ChunkKey, piece: Range<u64>, region: u64) -> Run {
-        let range = block_aligned(piece.clone(), key.len_bytes());
-        let at = range.start;
-        let plan = ChunkPlan { region: copy.region, key, range, parts: Vec::new() };
-        let mut run = Run { file: copy.file, plan, at };
-        run.extend(piece, region);
-        run
-    }
+struct Cutter {
+    plans: Vec<ChunkPlan>,
+    open: Option<Run>,
+}
 
-    /// Whether a piece at `start` of that chunk begins in, or right behind, the blocks already asked for.
-    fn reaches(&self, file: usize, index: u64, start: u64) -> bool {
-        self.file == file && u64::from(self.plan.key.index()) == index && start <= self.plan.range.end
-    }
-
-    fn extend(&mut self, piece: Range<u64>, region: u64) {
-        let aligned = block_aligned(piece.clone(), self.plan.key.len_bytes());
-        self.plan.range.end = self.plan.range.end.max(aligned.end);
-        self.discard_to(piece.start);
-        let len = piece.end - piece.start;
-        match self.plan.parts.last_mut() {
-            Some(Part::Place { offset_bytes, len_bytes }) if *offset_bytes + *len_bytes == region => *len_bytes += len,
-            _ => self.plan.parts.push(Part::Place { offset_bytes: region, len_bytes: len }),
+impl Cutter {
+    /// Adds a copy chunk by chunk.
+    fn add(&mut self, file: &ModelFile, copy: &CopyRange) -> Result<()> {
+        let end = copy.file_end_bytes();
+        let mut index = copy.file_offset_bytes / CHUNK_BYTES;
+        while index * CHUNK_BYTES < end {
+            for piece in within(copy, index) {
+                self.add_piece(file, copy, index, piece)?;
+            }
+            index += 1;
         }
-        self.at = piece.end;
+        Ok(())
     }
 
-    fn discard_to(&mut self, to: u64) {
-        if to > self.at {
-            self.plan.parts.push(Part::Discard { len_bytes: to - self.at });
-            self.at = to;
+    fn add_piece(&mut self, file: &ModelFile, copy: &CopyRange, index: u64, piece: Piece) -> Result<()> {
+        if let Some(run) = self.open.as_mut().filter(|run| run.reaches(copy.file, index, piece.start_bytes)) {
+            run.extend(piece);
+            return Ok(());
         }
-    }
-
-    fn close(mut self) -> ChunkPlan {
-        self.discard_to(self.plan.range.end);
-        self.plan
+        let key = u32::try_from(index).map_err(|_| Error::new(Code::Corrupt, format!("{} is too large", file.name)))?;
+        let key = ChunkKey::new(file.artifact.clone(), key)?;
+        if self.plans.len() >= CHUNK_PLANS_MAX {
+            let message =
+                format!("the load needs more than {CHUNK_PLANS_MAX} reads, which is more than any model needs");
+            return Err(Error::new(Code::Exhausted, message));
+        }
+        self.plans.extend(self.open.replace(Run::open(copy, key, piece)).map(Run::close));
+        Ok(())
     }
 }

@@ -98,10 +98,10 @@ fn assert_holds(held: &Held, place: Place, file: usize, file_offset: u64) {
 }
 
 fn check(manifest: &Manifest) -> Plan {
-    let plan = Plan::new(manifest, 256, SideFiles::WithTensors).unwrap();
+    let plan = Plan::new(manifest, None, 256, SideFiles::WithTensors).unwrap();
     let held = execute(manifest, &plan);
     assert_eq!(plan.layout.tensors.len(), manifest.tensors.len());
-    for (tensor, &place) in manifest.tensors.iter().zip(&plan.layout.tensors) {
+    for PlacedTensor { tensor, place, .. } in plan.layout.tensors_of(manifest) {
         assert!(place.offset_bytes.is_multiple_of(256));
         assert_eq!(place.length_bytes, tensor.extent.length_bytes);
         assert_holds(&held, place, tensor.extent.file, tensor.extent.offset_bytes);
@@ -165,7 +165,7 @@ fn a_manifest_that_contradicts_itself_is_refused_by_name() {
     let break_it = |change: &dyn Fn(&mut Manifest)| {
         let mut manifest = good.clone();
         change(&mut manifest);
-        Plan::new(&manifest, 256, SideFiles::WithTensors).unwrap_err().to_string()
+        Plan::new(&manifest, None, 256, SideFiles::WithTensors).unwrap_err().to_string()
     };
     assert!(break_it(&|m| m.tensors[1].extent.offset_bytes -= 1).contains("overlaps"));
     assert!(break_it(&|m| m.tensors[1].extent.length_bytes += 1).contains("beyond the end"));
@@ -179,7 +179,7 @@ fn a_manifest_that_contradicts_itself_is_refused_by_name() {
 fn a_hundred_thousand_tensors_are_planned_in_time() {
     let manifest = manifest(&[(0, Some((0..100_000).map(|n| (0, n % 70_000)).collect()))]);
     let start = Instant::now();
-    let plan = Plan::new(&manifest, 256, SideFiles::WithTensors).unwrap();
+    let plan = Plan::new(&manifest, None, 256, SideFiles::WithTensors).unwrap();
     let elapsed = start.elapsed();
     assert_eq!(plan.layout.tensors.len(), 100_000);
     // Without optimisation this only guards against something quadratic.

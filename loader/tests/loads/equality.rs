@@ -69,7 +69,7 @@ async fn a_single_file_and_a_model_of_nothing_load() {
     let mut file = request;
     file.uri.push_str("/model.safetensors");
     let loaded = fixture.load(file).await.unwrap();
-    assert_eq!((loaded.manifest.tensors.len(), loaded.layout.tensors[0].length_bytes), (1, 0));
+    assert_eq!((loaded.manifest.tensors.len(), loaded.layout.tensors[0].place.length_bytes), (1, 0));
     assert!(loaded.regions[0].size_bytes() > 0, "there is something to map");
 }
 

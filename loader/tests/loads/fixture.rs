@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use longshore_device::{Devices, HostDevice};
+use longshore_loader::plan::PlacedTensor;
 use longshore_loader::{LoadRequest, LoadedModel, Loader, LoaderOptions};
 use longshore_memory::Arena;
 use longshore_origin::{OriginOptions, Origins};
@@ -104,11 +105,10 @@ impl Fixture {
 
 /// Every tensor and every file of the region against what was generated.
 pub fn assert_equal(loaded: &longshore_loader::Model, region: &[u8], expected: &Model) {
-    let names: Vec<&str> = loaded.manifest.tensors.iter().map(|tensor| tensor.name.as_str()).collect();
-    assert_eq!(names.len(), expected.tensors.len());
-    for (tensor, place) in loaded.manifest.tensors.iter().zip(&loaded.layout.tensors) {
+    assert_eq!(loaded.tensors().len(), expected.tensors.len());
+    for PlacedTensor { tensor, shape, place } in loaded.tensors() {
         let wanted = expected.tensor(&tensor.name).unwrap_or_else(|| panic!("{} is not expected", tensor.name));
-        assert_eq!((&tensor.dtype_name, &tensor.shape), (&wanted.dtype, &wanted.shape), "{}", tensor.name);
+        assert_eq!((tensor.dtype_name.as_str(), shape), (wanted.dtype.as_str(), &*wanted.shape), "{}", tensor.name);
         let bytes = &region[place.offset_bytes as usize..(place.offset_bytes + place.length_bytes) as usize];
         assert!(wanted.content.equals(bytes), "{} differs", tensor.name);
         assert!(place.offset_bytes.is_multiple_of(256));
