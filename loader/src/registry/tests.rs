@@ -1,6 +1,6 @@
-use longshore_device::{Device, Devices, HostDevice};
+use longshore_device::{Device, DeviceId, Devices, HostDevice};
 use longshore_memory::Arena;
-use longshore_types::{Code, Manifest};
+use longshore_types::{Code, Manifest, Selection};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
