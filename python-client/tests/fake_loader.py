@@ -93,6 +93,7 @@ class FakeLoader:
         self.failure: RpcFailure | None = None
         self.requests: list[loader_pb2.LoadModelRequest] = []
         self.progress: list[loader_pb2.LoadProgress] = []
+        self.has_gpu_status = False
         #: Called with each LoadModel before it is answered.
         self.on_load: Callable[[], object] = lambda: None
         #: Attaches that are answered with `not_found`.
@@ -224,7 +225,10 @@ class FakeLoader:
 
     def _status(self, _: loader_pb2.LoaderStatusRequest) -> loader_pb2.LoaderStatus:
         status = loader_pb2.LoaderStatus(version="0.1.0", arena_capacity_bytes=1000, arena_used_bytes=10)
-        status.devices.add(device="host", name="memory", capacity_bytes=1000)
+        status.devices.add(device="host", name="memory", capacity_bytes=1000, free_bytes=900, state="ready")
+        if self.has_gpu_status:
+            status.pinned.MergeFrom(loader_pb2.PinnedStatus(capacity_bytes=64, staging_bytes=16, pages="4 KiB"))
+            status.holder.MergeFrom(loader_pb2.HolderStatus(process=True, pid=7, uptime_seconds=1.5, models_adopted=2))
         status.members.add(id="w1", address="127.0.0.1:7070", weight=4, reachable=True)
         status.models.extend(loaded for _, loaded, _ in self._loaded.values())
         return status

@@ -130,7 +130,7 @@ def test_models_unload_status(node: longshore.Node, small: FakeModel) -> None:
     assert (info.uri, info.model_id, info.nbytes, info.tensor_count) == (URI, model.model_id, 288, 2)
     status = node.status()
     assert status.version == "0.1.0"
-    assert status.devices == (longshore.DeviceStatus("host", "", "memory", 1000, 0),)
+    assert status.devices == (longshore.DeviceStatus("host", "", "memory", 1000, 0, 900, "ready", 0),)
     assert status.members == (longshore.Member("w1", "127.0.0.1:7070", 4, True),)
     assert [each.uri for each in status.models] == [URI]
     assert node.unload(model_id=model.model_id) == longshore.UnloadResult(1, 288, 0)

@@ -1,4 +1,4 @@
-"""Longshore's Python client: models in shared memory as torch tensors or numpy arrays, without a copy.
+"""Longshore's Python client: models in shared memory, a GPU's too, as torch tensors or numpy arrays, without a copy.
 
 >>> import longshore
 >>> model = longshore.load("s3://models/my-model")      # doctest: +SKIP
@@ -23,13 +23,16 @@ from longshore._errors import (
 from longshore._load import load
 from longshore._model import Model, TensorInfo
 from longshore._node import Node, attach, connect
+from longshore._parallel import Expert, FusedPart, Parallel, Replicate, Split
 from longshore._records import (
     DeviceStatus,
     Fallback,
+    HolderStatus,
     LoadReport,
     Member,
     ModelInfo,
     NodeStatus,
+    PinnedStatus,
     Progress,
     SkippedFile,
     StepTime,
@@ -44,8 +47,11 @@ __all__ = [
     "DeviceStatus",
     "Error",
     "Exhausted",
+    "Expert",
     "FailedPrecondition",
     "Fallback",
+    "FusedPart",
+    "HolderStatus",
     "Internal",
     "InvalidArgument",
     "LoadReport",
@@ -55,9 +61,13 @@ __all__ = [
     "Node",
     "NodeStatus",
     "NotFound",
+    "Parallel",
     "PermissionDenied",
+    "PinnedStatus",
     "Progress",
+    "Replicate",
     "SkippedFile",
+    "Split",
     "StepTime",
     "TensorInfo",
     "Timeout",

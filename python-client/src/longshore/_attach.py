@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
-from longshore._errors import Corrupt, Error, Exhausted, Timeout, Unavailable, from_code
+from longshore import _cuda, _gpu
+from longshore._errors import Corrupt, Error, Exhausted, InvalidArgument, Timeout, Unavailable, from_code
+from longshore._frameworks import Framework, Region, require_gpus
 from longshore._memory import Lease, map_region
 from longshore._proto import loader_pb2
 
@@ -29,26 +31,45 @@ class Attached:
     """A model's description, its mapped regions, and the lease that they hold."""
 
     model: loader_pb2.LoadedModel
-    regions: tuple[memoryview, ...]
+    regions: tuple[Region, ...]
     lease: Lease
     path: str
 
 
-def attach(path: str, model_id: str, timeout_seconds: float) -> Attached:
-    """Attaches to a loaded model. The caller becomes a holder of the lease returned, beside the regions."""
+def attach(
+    path: str, model_id: str, timeout_seconds: float, framework: Framework, *, writable: bool = False
+) -> Attached:
+    """Attaches to a loaded model. The caller becomes a holder of the lease returned, beside the regions.
+
+    A writable model on a GPU is a private copy, and its lease has ended already: there is nothing that it would keep.
+    """
     connection = _Connection(path, timeout_seconds)
     lease = Lease(connection.sock)
+    regions: tuple[Region, ...] = ()
     try:
         connection.send(loader_pb2.AttachRequest(model_id=model_id).SerializeToString())
         response = _parse(connection.receive())
-        regions = _map_regions(connection, response, lease)
+        gpus = _gpus(response, framework)
+        regions = _map_regions(connection, response, gpus, lease)
+        for region in regions:
+            if isinstance(region, _gpu.GpuRegion):
+                framework.check_region(region)
         connection.sock.settimeout(None)
+        lease.hold()
+        if writable and any(gpus):
+            regions = tuple(map(_private_copy, regions))
+            lease.close()
     except BaseException:
-        # Regions that were mapped already give their share back by themselves.
-        lease.abandon()
+        # Regions give their share back by themselves. The traceback keeps this frame: it must not keep them.
+        regions = ()
+        lease.close()
         raise
-    lease.hold()
     return Attached(response.model, regions, lease, path)
+
+
+def _private_copy(region: Region) -> Region:
+    # Of host memory these are the side files of a model on a GPU.
+    return _gpu.copy(region) if isinstance(region, _gpu.GpuRegion) else memoryview(bytearray(region))
 
 
 def _parse(message: bytes) -> loader_pb2.AttachResponse:
@@ -61,22 +82,49 @@ def _parse(message: bytes) -> loader_pb2.AttachResponse:
     return response
 
 
-def _map_regions(connection: _Connection, response: loader_pb2.AttachResponse, lease: Lease) -> tuple[memoryview, ...]:
+def _gpus(response: loader_pb2.AttachResponse, framework: Framework) -> list[_cuda.Gpu | None]:
+    """The GPU of each region; None for host memory."""
+    found: list[_cuda.Gpu | None] = []
+    for region in response.model.regions:
+        # Loaders that know of no GPUs leave the device out.
+        if region.device in {"", "host"}:
+            found.append(None)
+            continue
+        require_gpus(framework, f"the model is on {region.device}")
+        try:
+            found.append(_cuda.by_uuid(region.device))
+        except InvalidArgument as error:
+            raise Corrupt(f"attach: a region on an unknown kind of device: {error}") from error
+    return found
+
+
+def _map_regions(
+    connection: _Connection, response: loader_pb2.AttachResponse, gpus: list[_cuda.Gpu | None], lease: Lease
+) -> tuple[Region, ...]:
     regions = response.model.regions
     announced = sum(len(region.segment_bytes) for region in regions)
     if response.fd_count != announced or announced > FDS_MAX:
         raise Corrupt(f"attach: {response.fd_count} descriptors for {announced} segments; at most {FDS_MAX} are taken")
-    for region in regions:
-        if sum(region.segment_bytes) != region.size_bytes:
+    for region, gpu in zip(regions, gpus, strict=True):
+        if gpu is None and sum(region.segment_bytes) != region.size_bytes:
             raise Corrupt(f"attach: the segments of a region of {region.size_bytes} bytes do not add up to it")
 
     fds = _Descriptors(connection, announced)
+    mapped: list[Region] = []
     try:
-        return tuple(
-            map_region(fds.take(len(region.segment_bytes)), list(region.segment_bytes), lease) for region in regions
-        )
+        for region, gpu in zip(regions, gpus, strict=True):
+            lengths = list(region.segment_bytes)
+            taken = fds.take(len(lengths))
+            if gpu is None or (not lengths and region.size_bytes == 0):
+                mapped.append(map_region(taken, lengths, lease))
+            else:
+                mapped.append(_gpu.map_region(gpu, taken, lengths, region.size_bytes, lease))
+    except BaseException:
+        mapped.clear()
+        raise
     finally:
         fds.close()
+    return tuple(mapped)
 
 
 class _Descriptors:

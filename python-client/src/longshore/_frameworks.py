@@ -1,4 +1,4 @@
-"""Makes tensors of torch or numpy over mapped bytes. Both are imported only when they are used."""
+"""Makes tensors of torch or numpy over mapped memory. Both are imported only when they are used."""
 
 from __future__ import annotations
 
@@ -10,24 +10,34 @@ from typing import Any, Protocol
 
 from longshore._dtypes import DTYPES
 from longshore._errors import InvalidArgument, Unsupported
+from longshore._gpu import GpuRegion
+
+#: A mapped region: of host memory, or of a GPU's.
+Region = memoryview | GpuRegion
 
 
 class Framework(Protocol):
     """What a Model needs of torch or numpy."""
 
     name: str
+    #: Whether its tensors can be on a GPU.
+    on_gpus: bool
 
     def is_raw(self, dtype: str, shape: tuple[int, ...]) -> bool:
         """Whether tensors of this kind are delivered as flat bytes."""
 
-    def tensor(self, data: memoryview, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
-        """A view of `length` bytes at `offset` of a region."""
+    def check_region(self, region: GpuRegion) -> None:
+        """Raises when tensors over it cannot be made."""
+
+    def tensor(self, data: Region, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
+        """A view of `length` bytes at `offset` of a region; of none at all for a tensor without elements."""
 
 
 class Torch:
-    """torch tensors: writable, and a write stays in this process (the mapping is private)."""
+    """torch tensors. In host memory writable, and a write stays in this process (the mapping is private)."""
 
     name = "torch"
+    on_gpus = True
 
     def __init__(self, module: ModuleType) -> None:
         self._torch: Any = module
@@ -47,22 +57,35 @@ class Torch:
     def is_raw(self, dtype: str, shape: tuple[int, ...]) -> bool:
         return self._type(dtype, shape) is None
 
-    def tensor(self, data: memoryview, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
+    def check_region(self, region: GpuRegion) -> None:
+        if region.torch_device != "cpu" and not self._torch.cuda.is_available():
+            raise Unsupported(
+                f"the model is on {region.gpu}, and torch {self._torch.__version__} has no CUDA in this process: "
+                "install a build of torch with CUDA, or load with device='host'"
+            )
+
+    def tensor(self, data: Region, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
         torch = self._torch
         kind, dims = self._type(dtype, shape) or (torch.uint8, (length,))
-        if length == 0:
-            return torch.empty(dims, dtype=kind)
         # One storage a tensor, not slices of one: saving, sharing and the search for tied weights go by storage.
-        flat = torch.frombuffer(data[offset : offset + length], dtype=torch.uint8)
+        if isinstance(data, GpuRegion):
+            if length == 0:
+                return torch.empty(dims, dtype=kind, device=data.torch_device)
+            flat = data.tensor(torch, offset, length)
+        else:
+            if length == 0:
+                return torch.empty(dims, dtype=kind)
+            flat = torch.frombuffer(data[offset : offset + length], dtype=torch.uint8)
         if offset % kind.itemsize:
             flat = flat.clone()
         return flat.view(kind).view(dims)
 
 
 class Numpy:
-    """numpy arrays, read-only."""
+    """numpy arrays, read-only, in host memory."""
 
     name = "numpy"
+    on_gpus = False
 
     def __init__(self, module: ModuleType, extended: ModuleType | None) -> None:
         self._numpy: Any = module
@@ -81,12 +104,17 @@ class Numpy:
     def is_raw(self, dtype: str, shape: tuple[int, ...]) -> bool:
         return self._type(dtype) is None
 
-    def tensor(self, data: memoryview, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
+    def check_region(self, region: GpuRegion) -> None:
+        require_gpus(self, f"the model is on {region.gpu}")
+
+    def tensor(self, data: Region, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
         numpy = self._numpy
         kind = self._type(dtype)
         dims = shape
         if kind is None:
             kind, dims = numpy.dtype(numpy.uint8), (length,)
+        if isinstance(data, GpuRegion):
+            raise _host_only(self, f"the tensor is on {data.gpu}")
         flat = numpy.frombuffer(data[offset : offset + length].toreadonly(), dtype=numpy.uint8)
         if offset % kind.itemsize:
             flat = flat.copy()
@@ -98,12 +126,27 @@ class Missing:
     """Neither torch nor numpy is installed: files can be used, tensors cannot."""
 
     name = "none"
+    on_gpus = False
 
     def is_raw(self, dtype: str, shape: tuple[int, ...]) -> bool:
         return True
 
-    def tensor(self, data: memoryview, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
+    def check_region(self, region: GpuRegion) -> None:
+        require_gpus(self, f"the model is on {region.gpu}")
+
+    def tensor(self, data: Region, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
         raise Unsupported("tensors need torch or numpy, and neither is installed; try: pip install numpy ml_dtypes")
+
+
+def require_gpus(framework: Framework, why: str) -> None:
+    """Raises when a framework has no tensors on GPUs."""
+    if not framework.on_gpus:
+        raise _host_only(framework, why)
+
+
+def _host_only(framework: Framework, why: str) -> Unsupported:
+    who = "numpy arrays are in host memory" if framework.name == "numpy" else "tensors there need torch"
+    return Unsupported(f"{why}, and {who}: use framework='torch', or load with device='host'")
 
 
 def choose(name: str | None) -> Framework:

@@ -12,6 +12,7 @@ from longshore import _address, _private
 from longshore._errors import Error, Unavailable
 from longshore._model import Model
 from longshore._node import Node, connect
+from longshore._parallel import Parallel
 from longshore._progress import ProgressOption
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ def load(
     framework: None = ...,
     progress: ProgressOption = ...,
     revalidate: bool = ...,
+    writable: bool = ...,
+    parallel: Parallel | None = ...,
     timeout: float | None = ...,
     address: str | None = ...,
 ) -> Model[Any]: ...
@@ -44,6 +47,8 @@ def load(
     framework: Literal["torch"],
     progress: ProgressOption = ...,
     revalidate: bool = ...,
+    writable: bool = ...,
+    parallel: Parallel | None = ...,
     timeout: float | None = ...,
     address: str | None = ...,
 ) -> Model[torch.Tensor]: ...
@@ -58,6 +63,8 @@ def load(
     framework: Literal["numpy"],
     progress: ProgressOption = ...,
     revalidate: bool = ...,
+    writable: bool = ...,
+    parallel: Parallel | None = ...,
     timeout: float | None = ...,
     address: str | None = ...,
 ) -> Model[numpy.ndarray[Any, Any]]: ...
@@ -71,6 +78,8 @@ def load(
     framework: Any = None,
     progress: ProgressOption = None,
     revalidate: bool = False,
+    writable: bool = False,
+    parallel: Parallel | None = None,
     timeout: float | None = None,
     address: str | None = None,
 ) -> Model[Any]:
@@ -91,6 +100,8 @@ def load(
                 framework=framework,
                 progress=progress,
                 revalidate=revalidate,
+                writable=writable,
+                parallel=parallel,
                 timeout=left,
             )
 

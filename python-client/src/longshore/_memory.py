@@ -69,8 +69,8 @@ class Lease:
         if not self._holders:
             self._sock.close()
 
-    def abandon(self) -> None:
-        """Closes the socket at once; for an attach that failed."""
+    def close(self) -> None:
+        """Closes the socket at once: after an attach that failed, or when nothing needs the lease any more."""
         self._sock.close()
 
     @property

@@ -10,8 +10,9 @@ from typing import Generic, TypeVar, cast
 
 from longshore._attach import Attached
 from longshore._dtypes import expected_bytes
-from longshore._errors import Corrupt, FailedPrecondition, Unsupported
-from longshore._frameworks import Framework
+from longshore._errors import Corrupt, FailedPrecondition, Internal, Unsupported
+from longshore._frameworks import Framework, Region
+from longshore._gpu import GpuRegion
 from longshore._proto import loader_pb2
 from longshore._records import LoadReport, SkippedFile
 
@@ -47,7 +48,7 @@ class Model(Mapping[str, T_co], Generic[T_co]):
 
     The loader keeps the model as long as this object or anything made from it lives: a tensor outlives the Model that
     it came from. Tensors are made anew by each access; two of one name share their memory. Safe to use from several
-    threads and, tensors and lease alike, in forked children.
+    threads and, tensors and lease alike, in forked children; there not on a GPU, which no process shares with its fork.
     """
 
     def __init__(self, attached: Attached, report: LoadReport, framework: Framework) -> None:
@@ -56,10 +57,11 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         self._lease = attached.lease
         self._finalizer = weakref.finalize(self, attached.lease.release)
         self._finalizer.atexit = False
-        self._regions: tuple[memoryview, ...] | None = attached.regions
-        sizes = [len(region) for region in attached.regions]
+        self._regions: tuple[Region, ...] | None = attached.regions
+        sizes = [region.nbytes for region in attached.regions]
         self._stored, self._places = _check_tensors(model, sizes, framework)
-        self._file_places = _check_files(model, sizes)
+        self._file_places = _check_files(model, attached.regions)
+        gpu = next((region.gpu for region in attached.regions if isinstance(region, GpuRegion)), None)
 
         #: The canonical URL.
         self.uri: str = model.uri
@@ -69,8 +71,13 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         self.model_id: str = model.model_id
         #: Where `longshore.attach` finds it, together with `model_id`.
         self.attach_socket: str = attached.path
-        #: The device it is on, for instance ``host``.
-        self.device: str = model.device
+        #: The device it is on: ``host`` or ``cuda:N``, as this process counts its GPUs.
+        self.device: str = model.device if gpu is None else f"cuda:{gpu.ordinal}"
+        #: The UUID of the GPU it is on, the same in all processes; empty for host memory.
+        self.device_uuid: str = model.device_uuid if gpu is None else gpu.name
+        #: Which part of the model this is, of how many; 0 of 1 for all of it.
+        self.rank: int = model.parallel.rank
+        self.world_size: int = model.parallel.world_size or 1
         #: Size in memory, in bytes.
         self.nbytes: int = model.size_bytes
         #: How the model came into memory.
@@ -105,7 +112,8 @@ class Model(Mapping[str, T_co], Generic[T_co]):
 
     def __repr__(self) -> str:
         state = "closed" if self._regions is None else f"{len(self)} tensors, {self.nbytes} bytes on {self.device}"
-        return f"<longshore.Model {self.uri} ({state})>"
+        part = f" rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
+        return f"<longshore.Model {self.uri}{part} ({state})>"
 
     def state_dict(self) -> dict[str, T_co]:
         """All tensors, for ``module.load_state_dict(model.state_dict(), assign=True)``."""
@@ -124,13 +132,17 @@ class Model(Mapping[str, T_co], Generic[T_co]):
 
     @property
     def files(self) -> Mapping[str, memoryview]:
-        """The files that are no tensor files (tokenizer, config, GGUF, ...) as read-only memoryviews."""
-        return MappingProxyType(
-            {
-                name: self._region(place.region)[place.offset : place.offset + place.length].toreadonly()
-                for name, place in self._file_places.items()
-            }
-        )
+        """The files that are no tensor files (tokenizer, config, GGUF, ...) as read-only memoryviews.
+
+        They are in host memory, whatever device the tensors are on.
+        """
+        found = {}
+        for name, place in self._file_places.items():
+            data = self._region(place.region)
+            if isinstance(data, GpuRegion):  # refused when the model was made
+                raise Internal(f"model {self.uri}: {name!r} is not in host memory")
+            found[name] = data[place.offset : place.offset + place.length].toreadonly()
+        return MappingProxyType(found)
 
     # ---- lifetime
 
@@ -163,7 +175,7 @@ class Model(Mapping[str, T_co], Generic[T_co]):
     def __reduce__(self) -> tuple[object, ...]:
         raise Unsupported("a model cannot be pickled; load it in the other process: that moves no bytes")
 
-    def _region(self, index: int) -> memoryview:
+    def _region(self, index: int) -> Region:
         regions = self._regions
         if regions is None:
             raise FailedPrecondition(f"model {self.uri} is closed")
@@ -192,14 +204,21 @@ def _check_tensors(
     return infos, places
 
 
-def _check_files(model: loader_pb2.LoadedModel, sizes: list[int]) -> dict[str, _Place]:
-    return {file.name: _place(model.uri, file, sizes) for file in model.files}
+def _check_files(model: loader_pb2.LoadedModel, regions: tuple[Region, ...]) -> dict[str, _Place]:
+    """The files by name, each known to lie inside its region, in host memory."""
+    sizes = [region.nbytes for region in regions]
+    places = {file.name: _place(model.uri, file, sizes) for file in model.files}
+    for name, place in places.items():
+        if place.region >= 0 and isinstance(regions[place.region], GpuRegion):
+            raise Corrupt(f"model {model.uri}: the loader put the file {name!r} on a GPU")
+    return places
 
 
 def _place(uri: str, placed: loader_pb2.PlacedTensor | loader_pb2.PlacedFile, sizes: list[int]) -> _Place:
-    # What has no bytes may lie in no region.
+    # What has no bytes may lie in no region; a tensor is on the device of the one that it names, all the same.
     if placed.length_bytes == 0:
-        return _Place(-1, 0, 0)
+        is_tensor = isinstance(placed, loader_pb2.PlacedTensor)
+        return _Place(placed.region if is_tensor and placed.region < len(sizes) else -1, 0, 0)
     if placed.region >= len(sizes) or placed.offset_bytes + placed.length_bytes > sizes[placed.region]:
         raise Corrupt(f"model {uri}: {placed.name!r} lies outside of the memory that the loader handed over")
     return _Place(placed.region, placed.offset_bytes, placed.length_bytes)

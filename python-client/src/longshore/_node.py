@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import grpc
 
-from longshore import _address, _attach, _records
+from longshore import _address, _attach, _cuda, _records
 from longshore._errors import (
     FailedPrecondition,
     Internal,
@@ -21,8 +22,9 @@ from longshore._errors import (
     Unsupported,
     from_rpc,
 )
-from longshore._frameworks import Framework, choose
+from longshore._frameworks import Framework, choose, require_gpus
 from longshore._model import Model
+from longshore._parallel import Parallel
 from longshore._progress import Bar, Callback, ProgressOption, observer
 from longshore._proto import loader_pb2
 from longshore._records import ModelInfo, NodeStatus, UnloadResult
@@ -38,6 +40,7 @@ MODEL_ID_VARIABLE = "LONGSHORE_MODEL_ID"
 ATTACH_SOCKET_VARIABLE = "LONGSHORE_ATTACH_SOCKET"
 
 _SERVICE = "/longshore.v1.Loader/"
+_CUDA_DEVICE = re.compile(r"cuda(:[0-9]{1,9})?")
 _ATTACH_SECONDS = 30.0
 #: A model without leases can be evicted between its load and the attach; then it is loaded again.
 _ATTACH_ATTEMPTS = 3
@@ -110,6 +113,8 @@ class Node:
         framework: None = ...,
         progress: ProgressOption = ...,
         revalidate: bool = ...,
+        writable: bool = ...,
+        parallel: Parallel | None = ...,
         timeout: float | None = ...,
     ) -> Model[Any]: ...
 
@@ -123,6 +128,8 @@ class Node:
         framework: Literal["torch"],
         progress: ProgressOption = ...,
         revalidate: bool = ...,
+        writable: bool = ...,
+        parallel: Parallel | None = ...,
         timeout: float | None = ...,
     ) -> Model[torch.Tensor]: ...
 
@@ -136,6 +143,8 @@ class Node:
         framework: Literal["numpy"],
         progress: ProgressOption = ...,
         revalidate: bool = ...,
+        writable: bool = ...,
+        parallel: Parallel | None = ...,
         timeout: float | None = ...,
     ) -> Model[numpy.ndarray[Any, Any]]: ...
 
@@ -148,26 +157,39 @@ class Node:
         framework: str | None = None,
         progress: ProgressOption = None,
         revalidate: bool = False,
+        writable: bool = False,
+        parallel: Parallel | None = None,
         timeout: float | None = None,
     ) -> Model[Any]:
         """Loads a model, or attaches to it when it is in memory already.
 
-        `device` is ``host``, ``cuda:N`` or ``auto``; `include` are patterns of file names (None: safetensors and side
-        files); `framework` is ``torch``, ``numpy`` or None (torch when installed); `revalidate` asks the origin for the
-        newest revision; `timeout` in seconds bounds the whole call.
+        `device` is ``host``, ``cuda``, ``cuda:N`` as this process counts, the UUID of a GPU (``GPU-...``), or
+        ``auto``, which leaves it to the loader (with numpy: ``host``). `include` are patterns of file names (None:
+        safetensors and side files). `framework` is ``torch``, ``numpy`` or None (torch when installed). `revalidate`
+        asks the origin for the newest revision. `parallel` asks for one rank's part. `timeout` in seconds bounds the
+        whole call.
+
+        Memory on a GPU is read-only, unless `writable` asks for a private copy of it, which is made on the device and
+        needs the room twice; it holds no lease. In host memory writes are private, always.
 
         Raises the subclass of `longshore.Error` that names the reason.
         """
         if isinstance(include, str):
             raise InvalidArgument("include takes a list of patterns, not one string")
-        request = loader_pb2.LoadModelRequest(
-            uri=_absolute(uri), device=device, include=list(include or ()), revalidate=revalidate
-        )
+        if parallel is not None and not isinstance(parallel, Parallel):
+            raise InvalidArgument("parallel takes a longshore.Parallel")
         deadline = None if timeout is None else time.monotonic() + timeout
         chosen = choose(framework)
+        request = loader_pb2.LoadModelRequest(
+            uri=_absolute(uri),
+            device=_device(device, chosen),
+            include=list(include or ()),
+            revalidate=revalidate,
+            parallel=None if parallel is None else parallel.to_proto(),
+        )
         watcher = observer(progress, request.uri)
         try:
-            model = self._load(request, chosen, watcher, deadline)
+            model = self._load(request, chosen, watcher, deadline, writable)
         except BaseException:
             watcher.failed()
             raise
@@ -180,13 +202,13 @@ class Node:
         framework: Framework,
         watcher: Bar | Callback,
         deadline: float | None,
+        writable: bool,
     ) -> Model[Any]:
         for attempt in range(1, _ATTACH_ATTEMPTS + 1):
             loaded = self._load_model(request, watcher, deadline)
-            if loaded.device.startswith("cuda"):
-                raise Unsupported(f"load of {request.uri}: this client attaches host memory, not {loaded.device}")
+            path, left = self._attach_path(loaded), _left(deadline, _ATTACH_SECONDS)
             try:
-                attached = _attach.attach(self._attach_path(loaded), loaded.model_id, _left(deadline, _ATTACH_SECONDS))
+                attached = _attach.attach(path, loaded.model_id, left, framework, writable=writable)
             except NotFound:
                 if attempt == _ATTACH_ATTEMPTS:
                     raise
@@ -295,6 +317,17 @@ def _absolute(uri: str | os.PathLike[str]) -> str:
     return text if "://" in text or not text else os.path.abspath(text)
 
 
+def _device(device: str, framework: Framework) -> str:
+    """The device as the loader is asked for it: a GPU by its UUID, because processes count their GPUs differently."""
+    if device in {"", "auto"}:
+        return device if framework.on_gpus else "host"
+    is_uuid = device.startswith(("GPU-", "MIG-"))
+    if not is_uuid and _CUDA_DEVICE.fullmatch(device) is None:
+        return device
+    require_gpus(framework, f"the device asked for is {device}")
+    return (_cuda.by_uuid(device) if is_uuid else _cuda.by_ordinal(device)).name
+
+
 def _left(deadline: float | None, otherwise: float) -> float:
     if deadline is None:
         return otherwise
@@ -304,11 +337,13 @@ def _left(deadline: float | None, otherwise: float) -> float:
     return left
 
 
-def attach(model_id: str | None = None, socket: str | None = None, *, framework: str | None = None) -> Model[Any]:
+def attach(
+    model_id: str | None = None, socket: str | None = None, *, framework: str | None = None, writable: bool = False
+) -> Model[Any]:
     """Attaches to a model that is loaded already, over the attach socket alone.
 
     Without arguments: the model that ``longshore exec`` loaded for this process, named by ``LONGSHORE_MODEL_ID`` and
-    ``LONGSHORE_ATTACH_SOCKET``.
+    ``LONGSHORE_ATTACH_SOCKET``. `framework` and `writable` are those of `Node.load`.
     """
     model_id = model_id or os.environ.get(MODEL_ID_VARIABLE)
     socket = socket or os.environ.get(ATTACH_SOCKET_VARIABLE)
@@ -317,5 +352,6 @@ def attach(model_id: str | None = None, socket: str | None = None, *, framework:
             f"attach needs a model id and a socket: give both, or run under `longshore exec`, which sets "
             f"{MODEL_ID_VARIABLE} and {ATTACH_SOCKET_VARIABLE}"
         )
-    attached = _attach.attach(socket, model_id, _ATTACH_SECONDS)
-    return Model(attached, _records.load_report(attached.model), choose(framework))
+    chosen = choose(framework)
+    attached = _attach.attach(socket, model_id, _ATTACH_SECONDS, chosen, writable=writable)
+    return Model(attached, _records.load_report(attached.model), chosen)

@@ -77,6 +77,11 @@ class ModelInfo:
     tensor_count: int
     leases: int
     idle_seconds: float
+    #: Of the GPU it is on; empty for host memory.
+    device_uuid: str = ""
+    #: Which part of the model, of how many; 0 of 1 for all of it.
+    rank: int = 0
+    world_size: int = 1
 
 
 @dataclass(frozen=True)
@@ -90,13 +95,45 @@ class UnloadResult:
 
 @dataclass(frozen=True)
 class DeviceStatus:
-    """A device that models can be loaded to."""
+    """A device that models can be loaded to. `device` is as the loader counts; `uuid` is the same everywhere."""
 
     device: str
     uuid: str
     name: str
+    #: The budget for models.
     capacity_bytes: int
     used_bytes: int
+    #: What a new model can get now: less than the rest of the budget when others use the device too.
+    free_bytes: int
+    #: ``ready``, ``starting``, or why it cannot be used at present.
+    state: str
+    #: Times that the process which copies to it had to be started again.
+    restarts: int
+
+
+@dataclass(frozen=True)
+class PinnedStatus:
+    """Page-locked host memory: staging for copies to GPUs, and the chunks that stay in it afterwards."""
+
+    capacity_bytes: int
+    #: Held by copies and fetches in flight.
+    staging_bytes: int
+    #: Chunks that are kept, and go when the room is needed.
+    cached_bytes: int
+    #: ``hugetlb 2 MiB``, ``transparent huge`` or ``4 KiB``.
+    pages: str
+
+
+@dataclass(frozen=True)
+class HolderStatus:
+    """Who keeps the memory of loaded models."""
+
+    #: True for a process of its own, whose models outlive the loader; false when they end with it.
+    process: bool
+    pid: int
+    uptime_seconds: float
+    #: Models that the loader took over when it started.
+    models_adopted: int
 
 
 @dataclass(frozen=True)
@@ -111,7 +148,10 @@ class Member:
 
 @dataclass(frozen=True)
 class NodeStatus:
-    """Memory, devices, models and workers of a loader."""
+    """Memory, devices, models and workers of a loader.
+
+    `pinned` is None without a GPU, `holder` when the loader is too old to tell.
+    """
 
     version: str
     arena_capacity_bytes: int
@@ -121,6 +161,8 @@ class NodeStatus:
     members: tuple[Member, ...]
     loads_in_flight: int
     uptime_seconds: float
+    pinned: PinnedStatus | None = None
+    holder: HolderStatus | None = None
 
 
 def _enum_name(enum: EnumTypeWrapper, number: int, prefix: str) -> str:
@@ -171,6 +213,9 @@ def model_info(model: loader_pb2.LoadedModel) -> ModelInfo:
         tensor_count=model.tensor_count,
         leases=model.leases,
         idle_seconds=model.idle_seconds,
+        device_uuid=model.device_uuid,
+        rank=model.parallel.rank,
+        world_size=model.parallel.world_size or 1,
     )
 
 
@@ -180,9 +225,32 @@ def node_status(status: loader_pb2.LoaderStatus) -> NodeStatus:
         version=status.version,
         arena_capacity_bytes=status.arena_capacity_bytes,
         arena_used_bytes=status.arena_used_bytes,
-        devices=tuple(DeviceStatus(d.device, d.uuid, d.name, d.capacity_bytes, d.used_bytes) for d in status.devices),
+        devices=tuple(_device_status(device) for device in status.devices),
         models=tuple(model_info(m) for m in status.models),
         members=tuple(Member(m.id, m.address, m.weight, m.reachable) for m in status.members),
         loads_in_flight=status.loads_in_flight,
         uptime_seconds=status.uptime_seconds,
+        pinned=_pinned_status(status.pinned) if status.HasField("pinned") else None,
+        holder=_holder_status(status.holder) if status.HasField("holder") else None,
     )
+
+
+def _device_status(device: loader_pb2.DeviceStatus) -> DeviceStatus:
+    return DeviceStatus(
+        device=device.device,
+        uuid=device.uuid,
+        name=device.name,
+        capacity_bytes=device.capacity_bytes,
+        used_bytes=device.used_bytes,
+        free_bytes=device.free_bytes,
+        state=device.state,
+        restarts=device.restarts,
+    )
+
+
+def _pinned_status(pinned: loader_pb2.PinnedStatus) -> PinnedStatus:
+    return PinnedStatus(pinned.capacity_bytes, pinned.staging_bytes, pinned.cached_bytes, pinned.pages)
+
+
+def _holder_status(holder: loader_pb2.HolderStatus) -> HolderStatus:
+    return HolderStatus(holder.process, holder.pid, holder.uptime_seconds, holder.models_adopted)
