@@ -7,12 +7,15 @@
 
 #[cfg(test)]
 mod conformance;
+pub mod cuda;
 mod device;
 mod devices;
 mod host;
 mod id;
+mod keeper;
 
 pub use device::{Device, DeviceInfo, DeviceRegion, Intake, Land, Part, RegionBuilder, Segment, Upload};
 pub use devices::Devices;
 pub use host::HostDevice;
 pub use id::{DeviceId, DeviceKind, DeviceRequest};
+pub use keeper::MemoryKeeper;
