@@ -12,6 +12,7 @@
 
 mod append;
 mod arena;
+pub mod direct;
 pub mod fdpass;
 mod hugepages;
 mod landing;

@@ -1,6 +1,7 @@
 //! System calls that `rustix` does not have.
 
 use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 
 /// Asks for the pages of a mapping to be taken from one NUMA node where it has any; others serve when it has none.
@@ -29,4 +30,66 @@ pub(crate) unsafe fn prefer_node(start: NonNull<u8>, len: usize, node: u32) -> i
         )
     };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// `struct cachestat_range` of the kernel.
+#[repr(C)]
+struct CacheRange {
+    offset: u64,
+    len: u64,
+}
+
+/// `struct cachestat` of the kernel: counts of pages.
+#[repr(C)]
+#[derive(Default)]
+struct CacheCounts {
+    cached: u64,
+    dirty: u64,
+    writeback: u64,
+    evicted: u64,
+    recently_evicted: u64,
+}
+
+/// The number of `cachestat` (Linux 6.5), the same on all platforms we run on; not every libc knows it.
+const CACHESTAT: libc::c_long = 451;
+
+/// Pages of the file's `len` bytes from `offset` on that are in the page cache; `None` where the kernel does not say.
+pub(crate) fn cached_pages(file: BorrowedFd<'_>, offset: u64, len: u64) -> Option<u64> {
+    let range = CacheRange { offset, len };
+    let mut counts = CacheCounts::default();
+    // SAFETY: both structures are laid out as the kernel's and live through the call; `counts` is only written.
+    let answer = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut counts, 0) };
+    (answer == 0).then_some(counts.cached)
+}
+
+/// Sets the lowest bit of each of `pages` whose page of the mapping is in memory. False where the kernel does not say.
+pub(crate) fn in_core(start: *mut u8, len: usize, pages: &mut [u8]) -> bool {
+    let page = rustix::param::page_size();
+    if pages.len() < len.div_ceil(page) {
+        return false;
+    }
+    // SAFETY: the kernel checks the address, and writes one byte a page, for which there is room.
+    unsafe { libc::mincore(start.cast(), len, pages.as_mut_ptr()) == 0 }
+}
+
+#[cfg(test)]
+#[cfg(not(miri))]
+pub(crate) mod tests {
+    /// From now on the system call `number` fails with `errno` on this thread, as a container's filter does it.
+    pub(crate) fn forbid(number: libc::c_long, errno: libc::c_int) {
+        let statement = |code: u32, k: u32, jt, jf| libc::sock_filter { code: code as u16, jt, jf, k };
+        let mut filter = [
+            statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+            statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, number as u32, 0, 1),
+            statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ERRNO | errno as u32, 0, 0),
+            statement(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0, 0),
+        ];
+        let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+        // SAFETY: only forbids this thread to gain privileges.
+        let unprivileged = unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+        assert_eq!(unprivileged, 0, "{}", std::io::Error::last_os_error());
+        // SAFETY: the program lives through the call, which copies it.
+        let filtered = unsafe { libc::prctl(libc::PR_SET_SECCOMP, libc::SECCOMP_MODE_FILTER, &raw const program) };
+        assert_eq!(filtered, 0, "{}", std::io::Error::last_os_error());
+    }
 }

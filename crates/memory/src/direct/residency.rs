@@ -1,0 +1,77 @@
+//! How much of a file is in the page cache.
+
+use std::fs::File;
+use std::ops::Range;
+use std::os::fd::AsFd;
+
+use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+
+use crate::sys;
+
+/// Bytes looked at in one go where the kernel must be asked page by page.
+const MAPPED_BYTES_MAX: u64 = 256 << 20;
+
+/// The part of `range` of the file that is in the page cache, from 0 to 1; `None` where the kernel does not say. What
+/// lies beyond the end of the file does not count.
+///
+/// On kernels before 6.5 a file that the process could not write counts as cached.
+pub fn residency(file: &File, range: Range<u64>) -> Option<f64> {
+    let end = range.end.min(file.metadata().ok()?.len());
+    let page = rustix::param::page_size() as u64;
+    if range.start >= end {
+        return None;
+    }
+    let pages = end.div_ceil(page) - range.start / page;
+    let cached = sys::cached_pages(file.as_fd(), range.start, end - range.start)
+        .or_else(|| mapped_cached_pages(file, range.start / page * page..end, page))?;
+    Some(cached as f64 / pages as f64)
+}
+
+/// Asks by way of a mapping, which reads nothing. `range` starts on a page.
+fn mapped_cached_pages(file: &File, range: Range<u64>, page: u64) -> Option<u64> {
+    let mut cached = 0;
+    let mut at = range.start;
+    while at < range.end {
+        let len = (range.end - at).min(MAPPED_BYTES_MAX) as usize;
+        let hint = std::ptr::null_mut();
+        // SAFETY: without MAP_FIXED the kernel chooses free addresses; the mapping is never read.
+        let start = unsafe { mmap(hint, len, ProtFlags::READ, MapFlags::SHARED, file, at) }.ok()?;
+        let mut pages = vec![0u8; len.div_ceil(page as usize)];
+        let looked = sys::in_core(start.cast(), len, &mut pages);
+        // SAFETY: the mapping just made, which nobody refers to.
+        let unmapped = unsafe { munmap(start, len) };
+        debug_assert!(unmapped.is_ok(), "munmap of our own mapping failed");
+        looked.then_some(())?;
+        cached += pages.iter().filter(|page| **page & 1 == 1).count() as u64;
+        at += len as u64;
+    }
+    Some(cached)
+}
+
+#[cfg(test)]
+#[cfg(not(miri))]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn what_was_just_written_is_there() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![1; 100_000]).unwrap();
+        for range in [0..100_000, 5000..5001, 90_000..u64::MAX] {
+            assert_eq!(residency(&file, range), Some(1.0));
+        }
+        assert_eq!(mapped_cached_pages(&file, 4096..100_000, 4096), Some(24));
+        assert_eq!(residency(&file, 100_000..200_000), None);
+        assert_eq!(residency(&file, Range { start: 9, end: 2 }), None);
+    }
+
+    #[test]
+    fn holes_are_not_there_until_they_are_read() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(1 << 20).unwrap();
+        assert_eq!(residency(&file, 0..1 << 20), Some(0.0));
+        assert_eq!(mapped_cached_pages(&file, 0..1 << 20, 4096), Some(0));
+    }
+}
