@@ -70,10 +70,9 @@ pub(crate) fn describe(code: Code) -> Option<(&'static CStr, &'static CStr)> {
             c"CUDA_ERROR_HOST_MEMORY_ALREADY_REGISTERED",
             c"part or all of the requested memory range is already mapped",
         ),
-        HOST_MEMORY_NOT_REGISTERED => (
-            c"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED",
-            c"pointer does not correspond to a registered memory region",
-        ),
+        HOST_MEMORY_NOT_REGISTERED => {
+            (c"CUDA_ERROR_HOST_MEMORY_NOT_REGISTERED", c"pointer does not correspond to a registered memory region")
+        }
         LAUNCH_FAILED => (c"CUDA_ERROR_LAUNCH_FAILED", c"unspecified launch failure"),
         NOT_SUPPORTED => (c"CUDA_ERROR_NOT_SUPPORTED", c"operation not supported"),
         UNKNOWN => (c"CUDA_ERROR_UNKNOWN", c"unknown error"),

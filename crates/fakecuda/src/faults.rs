@@ -133,7 +133,8 @@ mod tests {
 
     #[test]
     fn what_is_no_fault_is_refused() {
-        for text in ["cuInit", "cuInit@1", "cuInit@0=1", "cuInit@1=0", "cuNone@1=1", "nobody/cuInit@1=1", "cuInit@x=1"] {
+        for text in ["cuInit", "cuInit@1", "cuInit@0=1", "cuInit@1=0", "cuNone@1=1", "nobody/cuInit@1=1", "cuInit@x=1"]
+        {
             assert!(text.parse::<Fault>().is_err(), "{text}");
         }
     }

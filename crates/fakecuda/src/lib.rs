@@ -18,21 +18,22 @@
 //! Where it differs on purpose: `cuPointerGetAttribute` says that device memory is host memory, because it is, and
 //! readers (PyTorch by DLPack) may look at it as such. Contexts take no device memory. Peers always reach each other.
 
-//mod api;
+mod api;
 pub mod calls;
 pub mod codes;
 pub mod config;
 pub mod control;
-//mod copy;
-//mod driver;
-//mod events;
+mod copy;
+mod driver;
+mod events;
 pub mod faults;
 pub mod folder;
-//mod host;
-//mod memory;
+mod host;
+mod memory;
+mod pages;
 pub mod preload;
 mod shared;
-//mod streams;
-//#[cfg(test)]
-//mod tests;
+mod streams;
+#[cfg(test)]
+mod tests;
 pub mod usage;
