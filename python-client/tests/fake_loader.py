@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -34,7 +34,7 @@ def sealed_memfd(data: bytes, seals: int = SEALS) -> int:
 
 @dataclass
 class FakeModel:
-    """Tensors and files, laid out one after the other in one region."""
+    """Tensors and files, laid out one after the other in one region; on a GPU, files have one of their own."""
 
     tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
@@ -44,35 +44,95 @@ class FakeModel:
     #: Cuts the region into segments of this size.
     segment_bytes: int | None = None
     seals: int = SEALS
+    #: Where the tensors are; None for host memory.
+    gpu: FakeGpu | None = None
     #: The last word on the description that an attach gets.
     edit: Callable[[loader_pb2.AttachResponse], None] = lambda _: None
 
-    def build(self, model_id: str, uri: str) -> tuple[loader_pb2.LoadedModel, bytes]:
+    def build(self, model_id: str, uri: str) -> Loaded:
         data = bytearray(self.shift)
         model = loader_pb2.LoadedModel(model_id=model_id, uri=uri, revision="r1", device="host")
+        backing: list[Backing] = []
         for name, (dtype, shape, content) in self.tensors.items():
             data += bytes(-(len(data) - self.shift) % self.alignment)
             model.tensors.add(
                 name=name, dtype=dtype, shape=shape, region=0, offset_bytes=len(data), length_bytes=len(content)
             )
             data += content
+        if self.gpu is not None:
+            model.device, model.device_uuid = f"cuda:{self.gpu.device}", self.gpu.uuid
+            stored = self.gpu.store(bytes(data), self.segment_bytes)
+            backing.append(stored)
+            model.regions.add(size_bytes=len(data), segment_bytes=stored.lengths, device=self.gpu.uuid)
+            model.size_bytes, data = len(data), bytearray()
         for name, content in self.files.items():
-            model.files.add(name=name, region=0, offset_bytes=len(data), length_bytes=len(content))
+            model.files.add(name=name, region=len(backing), offset_bytes=len(data), length_bytes=len(content))
             data += content
-        model.size_bytes = len(data)
+        model.size_bytes += len(data)
         model.tensor_count = len(self.tensors)
         if data:
             step = self.segment_bytes or len(data)
-            segments = [min(step, len(data) - at) for at in range(0, len(data), step)]
-            model.regions.add(size_bytes=len(data), segment_bytes=segments)
+            memory = HostMemory([bytes(data[at : at + step]) for at in range(0, len(data), step)], self.seals)
+            model.regions.add(size_bytes=len(data), segment_bytes=memory.lengths, device="host" if backing else "")
+            backing.append(memory)
         model.warnings.append("odd but fine")
         model.skipped.add(name="notes.txt", reason="not selected")
         report = model.report
-        report.seconds, report.bytes = 0.5, len(data)
-        report.bytes_by_tier.add(tier=model_pb2.TIER_ORIGIN, bytes=len(data))
+        report.seconds, report.bytes = 0.5, model.size_bytes
+        report.bytes_by_tier.add(tier=model_pb2.TIER_ORIGIN, bytes=model.size_bytes)
         report.fallbacks.add(kind="origin_direct", count=2, last_detail="no worker")
         report.steps.add(step=loader_pb2.LOAD_STEP_FETCH, start_seconds=0.1, end_seconds=0.4, busy_seconds=0.6)
-        return model, bytes(data)
+        return Loaded(self, model, backing)
+
+
+class Backing(Protocol):
+    """The memory of a region."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Bytes of its segments."""
+
+    def fds(self) -> list[int]:
+        """Descriptors of it, which are the caller's to close."""
+
+
+class FakeGpu(Protocol):
+    """A GPU of this machine, see `gpu_support`."""
+
+    @property
+    def device(self) -> int:
+        """As the loader counts."""
+
+    @property
+    def uuid(self) -> str:
+        """``GPU-...``"""
+
+    def store(self, data: bytes, segment_bytes: int | None) -> Backing:
+        """Memory on it that holds these bytes."""
+
+
+@dataclass
+class HostMemory:
+    """Segments of host memory, made anew for each client."""
+
+    segments: list[bytes]
+    seals: int
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(segment) for segment in self.segments]
+
+    def fds(self) -> list[int]:
+        return [sealed_memfd(segment, self.seals) for segment in self.segments]
+
+
+@dataclass
+class Loaded:
+    """What the loader has in memory."""
+
+    source: FakeModel
+    model: loader_pb2.LoadedModel
+    backing: list[Backing]
 
 
 class RpcFailure(Exception):
@@ -102,7 +162,7 @@ class FakeLoader:
         self.attach_raw: Callable[[socket.socket], object] | None = None
         self.attach_socket = os.path.join(self.folder, "attach.sock")
         self._ids = itertools.count(1)
-        self._loaded: dict[str, tuple[FakeModel, loader_pb2.LoadedModel, bytes]] = {}
+        self._loaded: dict[str, Loaded] = {}
         self._changed = threading.Condition()
         self._leases: list[socket.socket] = []
         self._had_lease = False
@@ -198,29 +258,28 @@ class FakeLoader:
         if model is None:
             self._abort(RpcFailure(grpc.StatusCode.NOT_FOUND, f"{request.uri} has no objects", "not_found"), context)
             return
-        yield loader_pb2.LoadModelResponse(model=self._load(request.uri, model))
+        yield loader_pb2.LoadModelResponse(model=self._load(request, model))
 
-    def _load(self, uri: str, model: FakeModel) -> loader_pb2.LoadedModel:
-        for known, loaded, _ in self._loaded.values():
-            if known is model:
+    def _load(self, request: loader_pb2.LoadModelRequest, source: FakeModel) -> loader_pb2.LoadedModel:
+        for known in self._loaded.values():
+            if known.source is source:
                 answer = loader_pb2.LoadedModel()
-                answer.CopyFrom(loaded)
+                answer.CopyFrom(known.model)
                 answer.reattached = True
                 return answer
         model_id = f"m{next(self._ids)}"
-        loaded, data = model.build(model_id, uri)
-        loaded.attach_socket = self.attach_socket
-        self._loaded[model_id] = (model, loaded, data)
-        return loaded
+        loaded = self._loaded[model_id] = source.build(model_id, request.uri)
+        loaded.model.attach_socket = self.attach_socket
+        if request.HasField("parallel"):
+            loaded.model.parallel.CopyFrom(request.parallel)
+        return loaded.model
 
     def _list(self, _: loader_pb2.ListModelsRequest) -> loader_pb2.ListModelsResponse:
-        return loader_pb2.ListModelsResponse(models=[loaded for _, loaded, _ in self._loaded.values()])
+        return loader_pb2.ListModelsResponse(models=[loaded.model for loaded in self._loaded.values()])
 
     def _unload(self, request: loader_pb2.UnloadModelRequest) -> loader_pb2.UnloadModelResponse:
-        gone = [
-            key for key, (_, loaded, _) in self._loaded.items() if loaded.uri == request.uri or key == request.model_id
-        ]
-        freed = sum(len(self._loaded.pop(key)[2]) for key in gone)
+        gone = [key for key, each in self._loaded.items() if each.model.uri == request.uri or key == request.model_id]
+        freed = sum(self._loaded.pop(key).model.size_bytes for key in gone)
         return loader_pb2.UnloadModelResponse(models=len(gone), bytes_freed=freed)
 
     def _status(self, _: loader_pb2.LoaderStatusRequest) -> loader_pb2.LoaderStatus:
@@ -230,7 +289,7 @@ class FakeLoader:
             status.pinned.MergeFrom(loader_pb2.PinnedStatus(capacity_bytes=64, staging_bytes=16, pages="4 KiB"))
             status.holder.MergeFrom(loader_pb2.HolderStatus(process=True, pid=7, uptime_seconds=1.5, models_adopted=2))
         status.members.add(id="w1", address="127.0.0.1:7070", weight=4, reachable=True)
-        status.models.extend(loaded for _, loaded, _ in self._loaded.values())
+        status.models.extend(loaded.model for loaded in self._loaded.values())
         return status
 
     # ---- attach
@@ -263,7 +322,7 @@ class FakeLoader:
                 self._had_lease = True
                 self._changed.notify_all()
             try:
-                self._hand_over(connection, *self._loaded[request.model_id])
+                self._hand_over(connection, self._loaded[request.model_id])
                 connection.recv(1)
             except OSError:
                 pass
@@ -273,18 +332,11 @@ class FakeLoader:
                     self._leases.remove(connection)
                     self._changed.notify_all()
 
-    def _hand_over(
-        self, connection: socket.socket, model: FakeModel, loaded: loader_pb2.LoadedModel, data: bytes
-    ) -> None:
-        fds = []
-        at = 0
-        for region in loaded.regions:
-            for length in region.segment_bytes:
-                fds.append(sealed_memfd(data[at : at + length], model.seals))
-                at += length
+    def _hand_over(self, connection: socket.socket, loaded: Loaded) -> None:
+        fds = [fd for memory in loaded.backing for fd in memory.fds()]
         response = loader_pb2.AttachResponse(fd_count=len(fds))
-        response.model.CopyFrom(loaded)
-        model.edit(response)
+        response.model.CopyFrom(loaded.model)
+        loaded.source.edit(response)
         try:
             send_message(connection, response)
             for first in range(0, len(fds), 64):

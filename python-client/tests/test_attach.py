@@ -100,7 +100,7 @@ def test_bytes_that_are_no_answer(node: longshore.Node, loader: FakeLoader, smal
 
 def test_descriptors_that_do_not_come(node: longshore.Node, loader: FakeLoader, small: FakeModel) -> None:
     def without_fds(connection: socket.socket) -> None:
-        model, _ = small.build("m1", URI)
+        model = small.build("m1", URI).model
         data = Response(fd_count=1, model=model).SerializeToString()
         connection.sendall(struct.pack("<I", len(data)) + data + b"F")
 

@@ -17,11 +17,11 @@ from longshore._proto import loader_pb2
 
 
 def test_the_request_carries_what_was_asked(node: longshore.Node, loader: FakeLoader, small: FakeModel) -> None:
-    node.load(URI, "cuda:3", include=["*.gguf", "a/*"], revalidate=True)
+    node.load(URI, "host", include=["*.gguf", "a/*"], revalidate=True)
     request = loader.requests[0]
     assert (request.uri, request.device, list(request.include), request.revalidate) == (
         URI,
-        "cuda:3",
+        "host",
         ["*.gguf", "a/*"],
         True,
     )
@@ -37,20 +37,6 @@ def test_a_path_is_meant_from_here(
     for uri in (tmp_path / "a", Path("a"), "a", "./b/../a/"):
         assert len(node.load(uri)) == 0
     assert node.unload("a").models == 1
-
-
-def test_a_model_on_a_card_is_refused_for_now(node: longshore.Node, loader: FakeLoader, small: FakeModel) -> None:
-    original = loader._load
-
-    def on_card(uri: str, model: FakeModel) -> loader_pb2.LoadedModel:
-        answer = loader_pb2.LoadedModel()
-        answer.CopyFrom(original(uri, model))
-        answer.device = "cuda:0"
-        return answer
-
-    loader._load = on_card  # type: ignore[method-assign]
-    with pytest.raises(longshore.Unsupported, match="cuda:0"):
-        node.load(URI, device="cuda:0")
 
 
 def events() -> list[loader_pb2.LoadProgress]:
@@ -124,7 +110,7 @@ def test_the_timeout_bounds_the_load(node: longshore.Node, loader: FakeLoader, s
     assert node.load(URI, timeout=30).uri == URI
 
 
-def test_models_unload_status(node: longshore.Node, small: FakeModel) -> None:
+def test_models_unload_status(node: longshore.Node, loader: FakeLoader, small: FakeModel) -> None:
     model = node.load(URI)
     (info,) = node.models()
     assert (info.uri, info.model_id, info.nbytes, info.tensor_count) == (URI, model.model_id, 288, 2)
@@ -133,6 +119,10 @@ def test_models_unload_status(node: longshore.Node, small: FakeModel) -> None:
     assert status.devices == (longshore.DeviceStatus("host", "", "memory", 1000, 0, 900, "ready", 0),)
     assert status.members == (longshore.Member("w1", "127.0.0.1:7070", 4, True),)
     assert [each.uri for each in status.models] == [URI]
+    assert (status.pinned, status.holder) == (None, None)
+    loader.has_gpu_status = True
+    assert node.status().pinned == longshore.PinnedStatus(64, 16, 0, "4 KiB")
+    assert node.status().holder == longshore.HolderStatus(True, 7, 1.5, 2)
     assert node.unload(model_id=model.model_id) == longshore.UnloadResult(1, 288, 0)
     assert node.unload(URI).models == 0
     with pytest.raises(longshore.InvalidArgument, match="one of both"):

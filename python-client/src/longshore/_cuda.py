@@ -124,13 +124,13 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
 class Driver:
     """The loaded library and the GPUs that this process sees. Calls let other Python threads run."""
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, library: str, wanted: str) -> None:
         try:
             loaded = ctypes.CDLL(library)
         except OSError as error:
             raise Unsupported(
-                f"no NVIDIA driver in this process ({error}): run where {library} is installed (in a container: with "
-                "the NVIDIA runtime), or load with device='host'"
+                f"{wanted}: there is no NVIDIA driver in this process ({error}): run where {library} is installed (in "
+                "a container: with the NVIDIA runtime), or load with device='host'"
             ) from error
         self.pid = os.getpid()
         self._functions: dict[str, Any] = {}
@@ -139,15 +139,15 @@ class Driver:
                 function = getattr(loaded, name)
             except AttributeError as error:
                 raise Unsupported(
-                    f"the NVIDIA driver is too old: {library} has no {name}; update the driver"
+                    f"{wanted}: the NVIDIA driver is too old: {library} has no {name}; update the driver"
                 ) from error
             function.argtypes = arguments
             function.restype = ctypes.c_uint
             self._functions[name] = function
         number = self.attempt("cuInit", 0)
         if number == NOT_INITIALIZED:
-            raise FailedPrecondition(f"{self.describe('cuInit', number)}: {FORKED}")
-        self.check("starting CUDA", "cuInit", number)
+            raise FailedPrecondition(f"{wanted}: {self.describe('cuInit', number)}: {FORKED}")
+        self.check(wanted, "cuInit", number)
         self.gpus = self._find_gpus()
 
     def _find_gpus(self) -> tuple[Gpu, ...]:
@@ -235,21 +235,24 @@ def _error_class(number: int) -> type[Error]:
 _driver: Driver | None = None
 
 
-def driver() -> Driver:
-    """The driver of this process, loaded with the first use. No lock: loading it twice does no harm."""
+def driver(wanted: str) -> Driver:
+    """The driver of this process, loaded with the first use. No lock: loading it twice does no harm.
+
+    `wanted` is the device that it is needed for, for error messages.
+    """
     global _driver  # noqa: PLW0603 - one a process
     found = _driver
     if found is None:
-        found = _driver = Driver(LIBRARY)
+        found = _driver = Driver(LIBRARY, wanted)
     if found.pid != os.getpid():
-        raise FailedPrecondition(FORKED)
+        raise FailedPrecondition(f"{wanted}: {FORKED}")
     return found
 
 
 def by_uuid(text: str) -> Gpu:
     """The GPU of a UUID such as ``GPU-8f3c...``."""
     wanted = parse_uuid(text)
-    found = driver()
+    found = driver(text)
     for gpu in found.gpus:
         if gpu.uuid == wanted:
             return gpu
@@ -258,7 +261,7 @@ def by_uuid(text: str) -> Gpu:
 
 def by_ordinal(text: str) -> Gpu:
     """The GPU of ``cuda:N``, or of ``cuda``: the one that is current in this thread, else the first."""
-    found = driver()
+    found = driver(text)
     ordinal = _current_ordinal(found) if text == "cuda" else int(text.removeprefix("cuda:"))
     if ordinal < len(found.gpus):
         return found.gpus[ordinal]
