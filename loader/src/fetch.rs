@@ -8,6 +8,7 @@ mod job;
 mod local;
 mod pace;
 mod reader;
+mod stage;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -5,6 +5,7 @@
 //! goes where), `fetch.rs` (how chunks arrive) and `registry.rs` (who keeps which memory alive).
 
 pub mod cluster;
+pub mod devices;
 pub mod metrics;
 pub mod options;
 pub mod parallel;
@@ -15,19 +16,24 @@ mod attach;
 mod fetch;
 mod flight;
 mod grpc;
+mod holder;
 mod load;
 mod loader;
 mod model;
+mod pinned;
 mod registry;
 mod serve;
 mod sockets;
 
 pub use cluster::{Cluster, Described, MemberState, RemoteCluster, RemoteOptions, Source, Sources, WireProbe};
+pub use devices::{DeviceStatus, NodeDevices};
+pub use holder::{HolderFacts, HolderHandle};
 pub use load::{LoadProgress, ProgressSender};
 pub use loader::{LoadRequest, LoadedModel, Loader, LoaderStatus, ModelState, Unloaded};
 pub use model::{Model, ModelId, ModelKey};
 pub use options::{DirectIo, Gpus, Listen, LoaderOptions, Share, default_socket_folder};
 pub use parallel::{FusedPart, Parallel, ParallelRule, Rule};
+pub use pinned::PinnedUse;
 pub use report::{Fallback, FallbackKind, LoadReport, SourceTier, Step, StepTime, TraceEvent};
 pub use serve::{Listeners, serve, serve_with};
 

@@ -1,24 +1,24 @@
 //! One load from a manifest to a published model: plan, reserve, fetch with verify and upload, publish.
 //!
 //! What can block runs on blocking threads or on the fetch threads; this module only orders it. Whatever goes wrong, the
-//! memory is free again before anybody hears of it.
+//! memory is free again before anybody hears of it. A load whose device broke down is repeated once, as a whole.
+
+mod attempt;
+mod reserve;
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_device::{Device, RegionBuilder};
+use longshore_device::Device;
 use longshore_types::{Code, Error, Manifest, Result, format_bytes, redact_url};
 use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::fetch::Job;
 use crate::flight::Pilot;
 use crate::loader::Shared;
-use crate::model::{Model, ModelId, ModelKey};
-use crate::parallel::Parallel;
-use crate::plan::{Layout, Plan, SideFiles};
-use crate::report::{Recorder, Step};
+use crate::model::{Model, ModelKey};
+use crate::report::{FallbackKind, Recorder, Step};
+use attempt::{Attempt, Done};
 
 /// How far a load is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,82 +87,20 @@ async fn load(shared: &Arc<Shared>, pilot: &Pilot, what: Flightplan) -> Result<M
     let permit = pilot.token.run_until_cancelled(permit).await.ok_or_else(given_up)?;
     let _permit = permit.map_err(|_| Error::new(Code::Cancelled, "the loader is shutting down"))?;
     let Flightplan { device, key, manifest, recorder } = what;
-    let id = ModelId::random();
-
-    set_step(pilot, &recorder, Step::Plan);
-    let reservation = Reservation {
-        device: device.clone(),
-        label: format!("longshore-{id}"),
-        parallel: key.parallel.clone(),
-        token: pilot.token.clone(),
-        recorder: recorder.clone(),
-    };
-    let (registry, manifest) = (shared.registry.clone(), Arc::new(manifest));
-    let planned = manifest.clone();
-    let (plan, builders) = blocking(move || reservation.plan_and_reserve(&registry, &planned)).await?;
-
-    set_step(pilot, &recorder, Step::Fetch);
-    pilot.progress.send_modify(|progress| progress.bytes_total = plan.fetch_bytes());
-    let reader = shared.reader(recorder.clone(), pilot.token.child_token());
-    let job = Job::new(plan, builders, reader, pilot.progress.clone());
-    let fetched = shared.pool.run(&job, &pilot.token).await;
-
-    set_step(pilot, &recorder, Step::Publish);
-    let publishing = recorder.clone();
-    let regions = blocking(move || {
-        let builders = job.take_builders()?;
-        // Whatever failed: the memory goes with the builders, here.
-        fetched.and_then(|()| job.check_local_files())?;
-        let timer = publishing.begin(Step::Publish);
-        let regions = builders.into_iter().map(|builder| builder.finish()).collect::<Result<Vec<_>>>()?;
-        publishing.end(timer, 0, 0, "");
-        Ok((regions, job.take_layout()?))
-    });
-    let (regions, layout) = regions.await?;
-    let device_uuid = device.info().uuid;
-    let manifest = Arc::try_unwrap(manifest).unwrap_or_else(|shared| (*shared).clone());
-    Ok(Model { id, key, device_uuid, manifest, layout, regions, report: recorder.finish() })
-}
-
-/// The part of a load before bytes move.
-struct Reservation {
-    device: Arc<dyn Device>,
-    label: String,
-    parallel: Option<Parallel>,
-    token: CancellationToken,
-    recorder: Arc<Recorder>,
-}
-
-impl Reservation {
-    fn plan_and_reserve(
-        &self,
-        registry: &crate::registry::Registry,
-        manifest: &Manifest,
-    ) -> Result<(Plan, Vec<Box<dyn RegionBuilder>>)> {
-        let timer = self.recorder.begin(Step::Plan);
-        let parallel = self.parallel.as_ref();
-        let layout = Layout::new(manifest, parallel, self.device.alignment_bytes(), SideFiles::WithTensors)?;
-        let info = self.device.info();
-        // Before the reads are listed: a size that came over the network must not decide how long that list gets.
-        let size_bytes = layout.sizes_bytes[0];
-        if size_bytes > info.capacity_bytes {
-            return Err(Error::new(
-                Code::Exhausted,
-                format!(
-                    "the model has {} and {} has {} in all; load a part of it with --include, or raise the memory budget",
-                    format_bytes(size_bytes),
-                    info.id,
-                    format_bytes(info.capacity_bytes)
-                ),
-            ));
+    let attempt =
+        Attempt { shared, pilot, device: &device, key: &key, manifest: Arc::new(manifest), recorder: &recorder };
+    let done = match attempt.run().await {
+        Err(failure) if failure.may_repeat && !pilot.token.is_cancelled() => {
+            // What was fetched is still in page-locked memory, as long as that is large enough.
+            recorder.add_fallback(FallbackKind::DeviceRestarted, format!("{}: {}", key.device, failure.error));
+            attempt.run().await
         }
-        let plan = Plan::from_layout(manifest, layout)?;
-        // A model of nothing but empty tensors still has a region that clients can map.
-        let size_bytes = size_bytes.max(self.device.alignment_bytes());
-        let builder = registry.reserve(&*self.device, &self.label, size_bytes, &self.token)?;
-        self.recorder.end(timer, 0, 0, "");
-        Ok((plan, vec![builder]))
-    }
+        ended => ended,
+    };
+    let Done { id, layout, regions } = done.map_err(|failure| failure.error)?;
+    let device_uuid = device.info().uuid;
+    let manifest = Arc::try_unwrap(attempt.manifest).unwrap_or_else(|shared| (*shared).clone());
+    Ok(Model { id, key, device_uuid, manifest, layout, regions, report: recorder.finish() })
 }
 
 fn set_step(pilot: &Pilot, recorder: &Recorder, step: Step) {

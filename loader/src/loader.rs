@@ -6,12 +6,13 @@ mod shared;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_device::{DeviceInfo, DeviceRequest, Devices};
+use longshore_device::DeviceRequest;
 use longshore_origin::Origins;
 use longshore_types::{Code, Error, Manifest, Result, Selection, redact_url};
 use tokio::sync::watch;
 
 use crate::cluster::Cluster;
+use crate::devices::NodeDevices;
 use crate::flight::{Boarding, Seat};
 use crate::load::{Flightplan, ProgressSender, fly};
 use crate::metrics::Metrics;
@@ -63,10 +64,10 @@ impl Loader {
     pub fn open(
         options: LoaderOptions,
         cluster: Arc<dyn Cluster>,
-        devices: Devices,
+        devices: impl Into<NodeDevices>,
         origins: Origins,
     ) -> Result<Arc<Loader>> {
-        Ok(Arc::new(Loader { shared: Arc::new(Shared::open(options, cluster, devices, origins)?) }))
+        Ok(Arc::new(Loader { shared: Arc::new(Shared::open(options, cluster, devices.into(), origins)?) }))
     }
 
     /// Loads a model, joins the load of it that runs, or attaches to the one in memory. Dropping the future leaves the
@@ -78,7 +79,7 @@ impl Loader {
     pub async fn load(&self, request: LoadRequest, progress: Option<ProgressSender>) -> Result<Arc<LoadedModel>> {
         let shared = &self.shared;
         let recorder = Arc::new(Recorder::new(request.trace, shared.metrics.clone()));
-        let device = shared.devices.choose(&request.device)?;
+        let device = shared.node.devices.choose(&request.device)?;
         let url = shared.origins.canonical_url(&request.uri)?;
         let selection = Selection::new(request.include)?;
         let wanted =
@@ -191,7 +192,8 @@ impl Loader {
     pub fn status(&self) -> LoaderStatus {
         let shared = &self.shared;
         LoaderStatus {
-            devices: shared.devices.all().iter().map(|device| device.info()).collect(),
+            devices: shared.node.status(),
+            pinned: shared.pinned.as_ref().map(|pinned| pinned.usage()),
             models: self.list(),
             members: shared.cluster().members(),
             loads_in_flight: shared.flights.count(),
@@ -209,12 +211,7 @@ impl Loader {
         let shared = &self.shared;
         shared.registry.observe();
         shared.metrics.attach_connections.set(*shared.attached.borrow() as i64);
-        for device in shared.devices.all() {
-            let DeviceInfo { id, capacity_bytes, used_bytes, .. } = device.info();
-            let id = id.to_string();
-            shared.metrics.device_capacity_bytes.with_label_values(&[&id]).set(capacity_bytes as i64);
-            shared.metrics.device_used_bytes.with_label_values(&[&id]).set(used_bytes as i64);
-        }
+        shared.observe_devices();
         &shared.metrics
     }
 

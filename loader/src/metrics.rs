@@ -7,6 +7,7 @@ use longshore_types::Result;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::VERSION;
+use crate::pinned::PinnedUse;
 use crate::report::{FallbackKind, SourceTier};
 
 /// From a chunk out of a local page cache to one out of a slow origin.
@@ -27,6 +28,15 @@ pub struct Metrics {
     pub(crate) leases: IntGauge,
     pub(crate) device_capacity_bytes: IntGaugeVec,
     pub(crate) device_used_bytes: IntGaugeVec,
+    pub(crate) device_free_bytes: IntGaugeVec,
+    pub(crate) copier_restarts: IntCounterVec,
+    upload_bytes: IntCounterVec,
+    upload_seconds: HistogramVec,
+    pinned_capacity_bytes: IntGauge,
+    pinned_staging_bytes: IntGauge,
+    pinned_cached_bytes: IntGauge,
+    pinned_hit_bytes: IntCounter,
+    pinned_miss_bytes: IntCounter,
     bytes: IntCounterVec,
     chunk_seconds: HistogramVec,
     fallbacks: IntCounterVec,
@@ -69,6 +79,45 @@ impl Metrics {
                 "longshore_loader_device_used_bytes",
                 "Memory in use, by device.",
                 &["device"],
+            )?,
+            device_free_bytes: r.int_gauge_vec(
+                "longshore_loader_device_free_bytes",
+                "Memory that a new model can get now, by device: less than the rest when others use it too.",
+                &["device"],
+            )?,
+            copier_restarts: r.counter_vec(
+                "longshore_loader_copier_restarts_total",
+                "Times that the process which copies to a GPU had to be started again, by device.",
+                &["device"],
+            )?,
+            upload_bytes: r.counter_vec(
+                "longshore_loader_upload_bytes_total",
+                "Bytes copied from page-locked memory to GPUs, by device.",
+                &["device"],
+            )?,
+            upload_seconds: r.histogram_vec(
+                "longshore_loader_upload_seconds",
+                "Time from the first to the last copy of a load, by device.",
+                LOAD_SECONDS_BUCKETS,
+                &["device"],
+            )?,
+            pinned_capacity_bytes: r
+                .int_gauge("longshore_loader_pinned_capacity_bytes", "Page-locked memory; 0 without a GPU.")?,
+            pinned_staging_bytes: r.int_gauge(
+                "longshore_loader_pinned_staging_bytes",
+                "Page-locked memory held by fetches and copies in flight.",
+            )?,
+            pinned_cached_bytes: r.int_gauge(
+                "longshore_loader_pinned_cached_bytes",
+                "Page-locked memory of chunks that are kept, and go when the room is needed.",
+            )?,
+            pinned_hit_bytes: r.counter(
+                "longshore_loader_pinned_hit_bytes_total",
+                "Bytes of loads onto GPUs that were in page-locked memory already.",
+            )?,
+            pinned_miss_bytes: r.counter(
+                "longshore_loader_pinned_miss_bytes_total",
+                "Bytes of loads onto GPUs that had to be fetched into page-locked memory.",
             )?,
             bytes: r.counter_vec(
                 "longshore_loader_read_bytes_total",
@@ -116,6 +165,22 @@ impl Metrics {
     pub(crate) fn add_chunk(&self, tier: SourceTier, bytes: u64, took: Duration) {
         self.bytes.with_label_values(&[tier.as_str()]).inc_by(bytes);
         self.chunk_seconds.with_label_values(&[tier.as_str()]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn add_pinned(&self, hit_bytes: u64, miss_bytes: u64) {
+        self.pinned_hit_bytes.inc_by(hit_bytes);
+        self.pinned_miss_bytes.inc_by(miss_bytes);
+    }
+
+    pub(crate) fn set_pinned(&self, pinned: &PinnedUse) {
+        self.pinned_capacity_bytes.set(pinned.capacity_bytes as i64);
+        self.pinned_staging_bytes.set(pinned.staging_bytes as i64);
+        self.pinned_cached_bytes.set(pinned.cached_bytes as i64);
+    }
+
+    pub(crate) fn add_upload(&self, device: &str, bytes: u64, took: Duration) {
+        self.upload_bytes.with_label_values(&[device]).inc_by(bytes);
+        self.upload_seconds.with_label_values(&[device]).observe(took.as_secs_f64());
     }
 
     pub(crate) fn add_fallback(&self, kind: FallbackKind) {

@@ -26,7 +26,7 @@ pub enum Step {
     Fetch,
     /// Block checksums, as the bytes land. Runs inside [`Step::Fetch`].
     Verify,
-    /// From landing memory to the device. Nothing for the host, where bytes land in place.
+    /// From page-locked memory to a GPU, until the last copy is done. Nothing for the host, where bytes land in place.
     Upload,
     /// Sealing the memory and registering the model.
     Publish,
@@ -61,7 +61,7 @@ impl fmt::Display for Step {
 pub enum SourceTier {
     /// Memory of another device.
     Device,
-    /// Page-locked memory of this loader.
+    /// Page-locked memory of this loader: what another load, or an earlier one, brought there.
     Pinned,
     /// Memory of a worker.
     Memory,
@@ -134,11 +134,13 @@ pub enum FallbackKind {
     MetadataDirect,
     /// Neither workers nor the origin could be reached: the model in memory was served without asking.
     NotRevalidated,
+    /// What copies to a device broke down, and the load was repeated.
+    DeviceRestarted,
 }
 
 impl FallbackKind {
     /// All of them; the labels of the metric.
-    pub const ALL: [FallbackKind; 11] = [
+    pub const ALL: [FallbackKind; 12] = [
         FallbackKind::WorkerUnreachable,
         FallbackKind::WorkerStalled,
         FallbackKind::WorkerFailed,
@@ -150,6 +152,7 @@ impl FallbackKind {
         FallbackKind::MetadataOwner,
         FallbackKind::MetadataDirect,
         FallbackKind::NotRevalidated,
+        FallbackKind::DeviceRestarted,
     ];
 
     /// The stable name, for instance `worker_unreachable`.
@@ -166,6 +169,7 @@ impl FallbackKind {
             FallbackKind::MetadataOwner => "metadata_owner",
             FallbackKind::MetadataDirect => "metadata_direct",
             FallbackKind::NotRevalidated => "not_revalidated",
+            FallbackKind::DeviceRestarted => "device_restarted",
         }
     }
 }

@@ -1,15 +1,19 @@
 //! One load's chunks, as the fetch threads see them.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
-use longshore_device::{Intake, RegionBuilder};
+use longshore_device::{Intake, Land, Part, RegionBuilder, Upload};
 use longshore_types::{Code, Error, Result};
 use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
-use super::reader::ChunkReader;
+use super::reader::{ChunkReader, Wanted};
+use super::stage;
 use crate::load::ProgressSender;
+use crate::pinned::PinnedTier;
 use crate::plan::{ChunkPlan, Layout, Plan};
 use crate::report::Step;
 
@@ -20,8 +24,15 @@ pub(crate) struct Job {
     /// Read by the threads, taken out when the last one is done.
     builders: RwLock<Option<Vec<Box<dyn RegionBuilder>>>>,
     reader: ChunkReader,
+    /// Where bytes wait for their copy, when a region takes copies.
+    pinned: Option<Arc<PinnedTier>>,
     progress: ProgressSender,
     counts: Mutex<Counts>,
+    /// When the first bytes were handed to a copier, and how many there were in all.
+    uploading_since: OnceLock<Instant>,
+    uploaded_bytes: AtomicU64,
+    /// A copy could not be begun, and repeating the load may cure that.
+    device_failed: AtomicBool,
     finished: CancellationToken,
 }
 
@@ -38,6 +49,7 @@ impl Job {
         plan: Plan,
         builders: Vec<Box<dyn RegionBuilder>>,
         reader: ChunkReader,
+        pinned: Option<Arc<PinnedTier>>,
         progress: ProgressSender,
     ) -> Arc<Job> {
         Arc::new(Job {
@@ -45,8 +57,12 @@ impl Job {
             layout: Mutex::new(Some(plan.layout)),
             builders: RwLock::new(Some(builders)),
             reader,
+            pinned,
             progress,
             counts: Mutex::default(),
+            uploading_since: OnceLock::new(),
+            uploaded_bytes: AtomicU64::new(0),
+            device_failed: AtomicBool::new(false),
             finished: CancellationToken::new(),
         })
     }
@@ -89,19 +105,46 @@ impl Job {
         let builders = builders.as_ref().ok_or_else(|| Error::new(Code::Internal, "the load has ended already"))?;
         let builder = builders.get(chunk.region as usize);
         let builder = builder.ok_or_else(|| Error::new(Code::Internal, "a chunk of no region"))?;
-        let recorder = self.reader.recorder();
-        let Intake::Land(land) = builder.intake() else {
-            return Err(Error::new(Code::Unsupported, "this device is not supported yet"));
-        };
+        match builder.intake() {
+            Intake::Land(land) => self.land(land, chunk, thread)?,
+            Intake::Upload(upload) => self.upload(upload, chunk, thread)?,
+        }
+        self.progress.send_modify(|progress| {
+            progress.bytes_done += chunk.len_bytes();
+            progress.elapsed = self.reader.recorder().elapsed();
+        });
+        Ok(())
+    }
+
+    /// Into the region itself.
+    fn land(&self, land: &dyn Land, chunk: &ChunkPlan, thread: u32) -> Result<()> {
         let mut landing = land.landing(&chunk.parts)?;
-        self.reader.read(chunk, &mut landing, thread)?;
+        self.reader.read(&Wanted { key: &chunk.key, range: chunk.range.clone() }, &mut landing, thread)?;
+        let recorder = self.reader.recorder();
         let timer = recorder.begin(Step::Upload);
         land.submit(landing)?;
         recorder.end(timer, thread, chunk.len_bytes(), "");
-        self.progress.send_modify(|progress| {
-            progress.bytes_done += chunk.len_bytes();
-            progress.elapsed = recorder.elapsed();
-        });
+        Ok(())
+    }
+
+    /// Into a page-locked slot, and from there on to the device. The copy may still run when this returns.
+    fn upload(&self, upload: &dyn Upload, chunk: &ChunkPlan, thread: u32) -> Result<()> {
+        let tier = self
+            .pinned
+            .as_ref()
+            .ok_or_else(|| Error::new(Code::Internal, "a device that is copied to came without page-locked memory"))?;
+        let staged = stage::bring(tier, &self.reader, chunk, upload.node(), thread)?;
+        let recorder = self.reader.recorder();
+        let timer = recorder.begin(Step::Upload);
+        self.uploading_since.get_or_init(Instant::now);
+        upload.upload(staged.chunk(), chunk.range.start, &chunk.parts).inspect_err(|error| {
+            if error.code() == Code::Unavailable {
+                self.device_failed.store(true, Ordering::Relaxed);
+            }
+        })?;
+        let placed_bytes = chunk.parts.iter().map(placed_bytes).sum();
+        recorder.end(timer, thread, placed_bytes, "");
+        self.uploaded_bytes.fetch_add(placed_bytes, Ordering::Relaxed);
         Ok(())
     }
 
@@ -131,6 +174,17 @@ impl Job {
         self.counts.lock().error.clone().map_or(Ok(()), Err)
     }
 
+    /// Bytes handed to copiers up to now, and the time since the first of them.
+    pub(crate) fn uploaded(&self) -> Option<(u64, Duration)> {
+        let since = self.uploading_since.get()?;
+        Some((self.uploaded_bytes.load(Ordering::Relaxed), since.elapsed()))
+    }
+
+    /// Whether a device failed in a way that repeating the load may cure.
+    pub(crate) fn device_failed(&self) -> bool {
+        self.device_failed.load(Ordering::Relaxed)
+    }
+
     /// The regions, after the end. Waits for a thread that is just leaving.
     pub(crate) fn take_builders(&self) -> Result<Vec<Box<dyn RegionBuilder>>> {
         let builders = self.builders.write().take();
@@ -146,4 +200,10 @@ impl Job {
     pub(crate) fn check_local_files(&self) -> Result<()> {
         self.reader.check_local_files()
     }
+}
+
+/// Bytes of a part that go to the region.
+fn placed_bytes(part: &Part) -> u64 {
+    // A part that is malformed was refused by the device.
+    part.destination().ok().flatten().map_or(0, |(_, len_bytes)| len_bytes)
 }

@@ -16,7 +16,7 @@ use longshore_types::{Artifact, Code, Error, Result};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::plan::ChunkPlan;
+use super::reader::Wanted;
 
 /// Bytes of one read: a cancelled load stops within one.
 const READ_BYTES: usize = 4 << 20;
@@ -33,20 +33,20 @@ pub(super) struct LocalFiles {
 type OpenFile = (Arc<Artifact>, Arc<File>);
 
 impl LocalFiles {
-    /// Reads a chunk's range.
+    /// Reads what is wanted of a chunk.
     ///
     /// # Errors
     /// [`Code::NotFound`] and [`Code::PermissionDenied`] for the file, [`Code::FailedPrecondition`] when it changed.
     pub(super) fn read(
         &self,
         path: &Path,
-        chunk: &ChunkPlan,
+        wanted: &Wanted<'_>,
         landing: &mut Landing,
         token: &CancellationToken,
     ) -> Result<()> {
-        let artifact = chunk.key.artifact();
+        let artifact = wanted.key.artifact();
         let file = self.open(path, artifact)?;
-        let range = chunk.file_range();
+        let range = wanted.file_range();
         let len = landing.len();
         let mut at = 0;
         while at < len {

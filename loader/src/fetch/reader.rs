@@ -5,20 +5,20 @@
 
 mod origin;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use longshore_memory::Landing;
 use longshore_origin::Origins;
-use longshore_types::{Code, Error, Result};
+use longshore_types::{ChunkKey, Code, Error, Result};
 use longshore_wire::{ChunkRequest, DataClient, Fetched, Mode};
 use tokio_util::sync::CancellationToken;
 
 use super::local::LocalFiles;
 use super::pace::Pace;
 use crate::cluster::{Cluster, Source, Sources, more_telling};
-use crate::plan::ChunkPlan;
 use crate::report::{FallbackKind, Recorder, SourceTier, Step};
 
 /// How often the whole list of sources is walked before the load fails.
@@ -58,6 +58,26 @@ pub(crate) struct ChunkReader {
     span: tracing::Span,
 }
 
+/// Whole blocks of one chunk, to be read in one go.
+pub(super) struct Wanted<'a> {
+    pub key: &'a ChunkKey,
+    /// Bytes within the chunk, block-aligned.
+    pub range: Range<u64>,
+}
+
+impl Wanted<'_> {
+    /// Bytes to read.
+    pub(super) fn len_bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
+    /// The range in the file.
+    pub(super) fn file_range(&self) -> Range<u64> {
+        let start = self.key.range().start;
+        start + self.range.start..start + self.range.end
+    }
+}
+
 /// A chunk that arrived: its tier and its source.
 struct Arrived {
     tier: SourceTier,
@@ -85,6 +105,11 @@ impl ChunkReader {
         &self.span
     }
 
+    /// Cancelled with the load, and by its first error.
+    pub(super) fn token(&self) -> &CancellationToken {
+        &self.token
+    }
+
     pub(super) fn cancel(&self) {
         self.token.cancel();
     }
@@ -93,39 +118,39 @@ impl ChunkReader {
         self.local.check()
     }
 
-    /// Fills the landing with the chunk's range, verified.
-    pub(super) fn read(&self, chunk: &ChunkPlan, landing: &mut Landing, thread: u32) -> Result<()> {
+    /// Fills the landing with what is wanted, verified.
+    pub(super) fn read(&self, wanted: &Wanted<'_>, landing: &mut Landing, thread: u32) -> Result<()> {
         let timer = self.recorder.begin(Step::Fetch);
         let start = Instant::now();
-        let arrived = match Origins::local_path(chunk.key.artifact().url()) {
-            Some(path) => self.read_local_file(&path, chunk, landing)?,
-            None => self.read_sources(chunk, landing)?,
+        let arrived = match Origins::local_path(wanted.key.artifact().url()) {
+            Some(path) => self.read_local_file(&path, wanted, landing)?,
+            None => self.read_sources(wanted, landing)?,
         };
-        self.recorder.end(timer, thread, chunk.len_bytes(), &arrived.source);
-        self.recorder.add_chunk(arrived.tier, chunk.len_bytes(), start.elapsed());
+        self.recorder.end(timer, thread, wanted.len_bytes(), &arrived.source);
+        self.recorder.add_chunk(arrived.tier, wanted.len_bytes(), start.elapsed());
         Ok(())
     }
 
     /// A file that this machine does not have may be one of the workers' machines.
-    fn read_local_file(&self, path: &std::path::Path, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
-        match self.local.read(path, chunk, landing, &self.token) {
+    fn read_local_file(&self, path: &std::path::Path, wanted: &Wanted<'_>, landing: &mut Landing) -> Result<Arrived> {
+        match self.local.read(path, wanted, landing, &self.token) {
             Ok(()) => Ok(Arrived { tier: SourceTier::Origin, source: "local file".to_owned() }),
             Err(error) if matches!(error.code(), Code::NotFound | Code::PermissionDenied) => {
-                if self.readers.cluster.sources(&chunk.key).to_ask.is_empty() {
+                if self.readers.cluster.sources(wanted.key).to_ask.is_empty() {
                     return Err(error);
                 }
                 self.recorder.add_fallback(FallbackKind::LocalFileUnreadable, error.to_string());
-                self.read_sources(chunk, landing)
+                self.read_sources(wanted, landing)
             }
             Err(error) => Err(error),
         }
     }
 
-    fn read_sources(&self, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
+    fn read_sources(&self, wanted: &Wanted<'_>, landing: &mut Landing) -> Result<Arrived> {
         let mut round = 1;
         loop {
-            let sources = self.readers.cluster.sources(&chunk.key);
-            let error = match self.walk(&sources, chunk, landing) {
+            let sources = self.readers.cluster.sources(wanted.key);
+            let error = match self.walk(&sources, wanted, landing) {
                 Ok(arrived) => return Ok(arrived),
                 Err(error) => error,
             };
@@ -141,8 +166,8 @@ impl ChunkReader {
         }
     }
 
-    fn walk(&self, sources: &Sources, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Arrived> {
-        if let Some(arrived) = self.read_nearby(chunk, landing)? {
+    fn walk(&self, sources: &Sources, wanted: &Wanted<'_>, landing: &mut Landing) -> Result<Arrived> {
+        if let Some(arrived) = self.read_nearby(wanted, landing)? {
             return Ok(arrived);
         }
         for address in &sources.avoided {
@@ -154,7 +179,7 @@ impl ChunkReader {
         for (position, source) in sources.iter().enumerate() {
             self.check_cancelled()?;
             let client = self.client_for(position + 1 == sources.len());
-            match self.ask(client, source, Mode::Fill, chunk, landing) {
+            match self.ask(client, source, Mode::Fill, wanted, landing) {
                 Ok(arrived) => return Ok(arrived),
                 Err(error) => {
                     self.check_cancelled()?;
@@ -172,18 +197,18 @@ impl ChunkReader {
             let detail = refusal.as_ref().map_or_else(|| "no worker answers at present".to_owned(), Error::to_string);
             self.recorder.add_fallback(FallbackKind::OriginDirect, detail);
         }
-        let read = origin::read(&self.readers, chunk, landing, &self.token);
+        let read = origin::read(&self.readers, wanted, landing, &self.token);
         read.map_err(|error| more_telling(error, refusal))?;
         Ok(Arrived { tier: SourceTier::Origin, source: "origin".to_owned() })
     }
 
     /// Asks the worker on this host for a copy it happens to have. A miss is no failure.
-    fn read_nearby(&self, chunk: &ChunkPlan, landing: &mut Landing) -> Result<Option<Arrived>> {
+    fn read_nearby(&self, wanted: &Wanted<'_>, landing: &mut Landing) -> Result<Option<Arrived>> {
         if self.nearby_misses.load(Ordering::Relaxed) >= NEARBY_MISSES_MAX {
             return Ok(None);
         }
-        let Some(source) = self.readers.cluster.nearby(&chunk.key) else { return Ok(None) };
-        match self.ask(&self.readers.patient, &source, Mode::OnlyIfCached, chunk, landing) {
+        let Some(source) = self.readers.cluster.nearby(wanted.key) else { return Ok(None) };
+        match self.ask(&self.readers.patient, &source, Mode::OnlyIfCached, wanted, landing) {
             Ok(arrived) => {
                 self.nearby_misses.store(0, Ordering::Relaxed);
                 return Ok(Some(arrived));
@@ -204,10 +229,10 @@ impl ChunkReader {
         client: &DataClient,
         source: &Source,
         mode: Mode,
-        chunk: &ChunkPlan,
+        wanted: &Wanted<'_>,
         landing: &mut Landing,
     ) -> Result<Arrived> {
-        let mut request = ChunkRequest { key: chunk.key.clone(), range: chunk.range.clone(), mode, recheck: false };
+        let mut request = ChunkRequest { key: wanted.key.clone(), range: wanted.range.clone(), mode, recheck: false };
         let start = Instant::now();
         let mut fetched = client.fetch_until(&source.endpoint, &request, landing, &self.token);
         if fetched.as_ref().is_err_and(|error| error.code() == Code::Corrupt) {

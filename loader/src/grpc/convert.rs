@@ -3,14 +3,17 @@
 use std::path::Path;
 
 use longshore_device::DeviceRegion;
+use longshore_device::cuda::CopierState;
 use longshore_proto::convert::skipped_to_proto;
 use longshore_proto::v1;
 
 use crate::VERSION;
 use crate::cluster::MemberState;
+use crate::devices::DeviceStatus;
 use crate::load::LoadProgress;
 use crate::loader::{LoadedModel, LoaderStatus, ModelState};
 use crate::model::Model;
+use crate::pinned::PinnedUse;
 use crate::plan::{Place, PlacedTensor};
 use crate::report::{LoadReport, SourceTier, Step, TraceEvent};
 
@@ -184,27 +187,41 @@ pub(super) fn status(status: &LoaderStatus, attach_socket: &Path) -> v1::LoaderS
         version: VERSION.to_owned(),
         arena_capacity_bytes,
         arena_used_bytes,
-        devices: status
-            .devices
-            .iter()
-            .map(|device| v1::DeviceStatus {
-                device: device.id.to_string(),
-                uuid: device.uuid.clone(),
-                name: device.name.clone(),
-                capacity_bytes: device.capacity_bytes,
-                used_bytes: device.used_bytes,
-                free_bytes: device.free_bytes,
-                state: "ready".to_owned(),
-                restarts: 0,
-            })
-            .collect(),
+        devices: status.devices.iter().map(device).collect(),
         models: status.models.iter().map(|state| listed(state, attach_socket)).collect(),
         members: status.members.iter().map(member).collect(),
         loads_in_flight: status.loads_in_flight as u32,
         attach_socket: attach_socket.to_string_lossy().into_owned(),
         uptime_seconds: status.uptime.as_secs_f64(),
-        pinned: None,
+        pinned: status.pinned.as_ref().map(pinned),
         holder: None,
+    }
+}
+
+fn device(device: &DeviceStatus) -> v1::DeviceStatus {
+    let DeviceStatus { info, state, restarts } = device;
+    v1::DeviceStatus {
+        device: info.id.to_string(),
+        uuid: info.uuid.clone(),
+        name: info.name.clone(),
+        capacity_bytes: info.capacity_bytes,
+        used_bytes: info.used_bytes,
+        free_bytes: info.free_bytes,
+        state: match state {
+            CopierState::Ready => "ready".to_owned(),
+            CopierState::Starting => "starting".to_owned(),
+            CopierState::Failed(reason) => reason.clone(),
+        },
+        restarts: *restarts,
+    }
+}
+
+fn pinned(pinned: &PinnedUse) -> v1::PinnedStatus {
+    v1::PinnedStatus {
+        capacity_bytes: pinned.capacity_bytes,
+        staging_bytes: pinned.staging_bytes,
+        cached_bytes: pinned.cached_bytes,
+        pages: pinned.pages.to_string(),
     }
 }
 

@@ -3,10 +3,12 @@
 use std::ops::Deref;
 use std::time::Duration;
 
-use longshore_device::{DeviceInfo, DeviceKind};
+use longshore_device::DeviceKind;
 
 use crate::cluster::MemberState;
+use crate::devices::DeviceStatus;
 use crate::model::Model;
+use crate::pinned::PinnedUse;
 use crate::registry::{Forgotten, Lease, Use};
 use crate::report::{Fallback, LoadReport};
 
@@ -105,7 +107,9 @@ impl From<Forgotten> for Unloaded {
 /// A loader at one moment.
 pub struct LoaderStatus {
     /// Devices and how full they are.
-    pub devices: Vec<DeviceInfo>,
+    pub devices: Vec<DeviceStatus>,
+    /// Page-locked memory; `None` without a GPU.
+    pub pinned: Option<PinnedUse>,
     /// Models in memory.
     pub models: Vec<ModelState>,
     /// Workers.
@@ -119,7 +123,7 @@ pub struct LoaderStatus {
 impl LoaderStatus {
     /// Capacity and use of the host's arena, in bytes.
     pub fn arena_bytes(&self) -> (u64, u64) {
-        let host = self.devices.iter().find(|device| device.id.kind() == DeviceKind::Host);
-        host.map_or((0, 0), |host| (host.capacity_bytes, host.used_bytes))
+        let host = self.devices.iter().find(|device| device.info.id.kind() == DeviceKind::Host);
+        host.map_or((0, 0), |host| (host.info.capacity_bytes, host.info.used_bytes))
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use longshore_device::Devices;
+use longshore_device::{DeviceInfo, DeviceKind};
 use longshore_origin::Origins;
 use longshore_types::{Code, Error, Result};
 use longshore_wire::{ClientOptions, DataClient};
@@ -11,17 +11,21 @@ use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
+use crate::devices::NodeDevices;
 use crate::fetch::{ChunkReader, FetchPool, Hedging, Readers};
 use crate::flight::Flights;
 use crate::metrics::Metrics;
 use crate::options::LoaderOptions;
+use crate::pinned::PinnedTier;
 use crate::registry::Registry;
 use crate::report::Recorder;
 
 /// What loads need of the loader.
 pub(crate) struct Shared {
     pub options: LoaderOptions,
-    pub devices: Devices,
+    pub node: NodeDevices,
+    /// Where bytes wait for their copy to a GPU; `None` without one.
+    pub pinned: Option<Arc<PinnedTier>>,
     pub origins: Origins,
     pub registry: Arc<Registry>,
     pub flights: Arc<Flights>,
@@ -46,7 +50,7 @@ impl Shared {
     pub(super) fn open(
         options: LoaderOptions,
         cluster: Arc<dyn Cluster>,
-        devices: Devices,
+        node: NodeDevices,
         origins: Origins,
     ) -> Result<Shared> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|error| {
@@ -63,7 +67,8 @@ impl Shared {
             runtime,
         };
         Ok(Shared {
-            devices,
+            pinned: node.pinned.clone().map(PinnedTier::new),
+            node,
             origins,
             flights: Flights::new(registry.clone()),
             registry,
@@ -79,6 +84,25 @@ impl Shared {
 
     pub(crate) fn reader(&self, recorder: Arc<Recorder>, token: CancellationToken) -> ChunkReader {
         ChunkReader::new(self.readers.clone(), recorder, token)
+    }
+
+    /// Brings the gauges of devices and of page-locked memory up to date.
+    pub(super) fn observe_devices(&self) {
+        let metrics = &self.metrics;
+        for status in self.node.status() {
+            let DeviceInfo { id, capacity_bytes, used_bytes, free_bytes, .. } = status.info;
+            let label = id.to_string();
+            metrics.device_capacity_bytes.with_label_values(&[&label]).set(capacity_bytes as i64);
+            metrics.device_used_bytes.with_label_values(&[&label]).set(used_bytes as i64);
+            metrics.device_free_bytes.with_label_values(&[&label]).set(free_bytes as i64);
+            if id.kind() == DeviceKind::Cuda {
+                let restarts = metrics.copier_restarts.with_label_values(&[&label]);
+                restarts.inc_by(status.restarts.saturating_sub(restarts.get()));
+            }
+        }
+        if let Some(pinned) = &self.pinned {
+            metrics.set_pinned(&pinned.usage());
+        }
     }
 
     pub(super) fn cluster(&self) -> &dyn Cluster {

@@ -96,6 +96,15 @@ impl Recorder {
         *self.inner.lock().tiers.entry(tier).or_default() += bytes;
     }
 
+    /// Counts a chunk that is complete in page-locked memory: what was there before, and what was fetched for it, which
+    /// [`Recorder::add_chunk`] has counted where it came from.
+    pub fn add_pinned(&self, hit_bytes: u64, miss_bytes: u64, took: Duration) {
+        self.metrics.add_pinned(hit_bytes, miss_bytes);
+        if hit_bytes > 0 {
+            self.add_chunk(SourceTier::Pinned, hit_bytes, took);
+        }
+    }
+
     fn fallbacks_of(&self, kind: FallbackKind) -> u64 {
         self.inner.lock().fallbacks.get(&kind).map_or(0, |(count, _)| *count)
     }

@@ -1,0 +1,209 @@
+//! The devices of this node: host memory, and the GPUs with the page-locked memory that copies to them come from.
+//!
+//! Everything that takes long or can fail for good happens here, before a loader serves: GPUs are looked for, the
+//! page-locked arena is allocated, and a copier for each GPU locks it.
+
+mod choice;
+
+use std::sync::Arc;
+
+use longshore_device::cuda::{CopierStart, CopierState, CudaDevice, CudaOptions, GpuInfo};
+use longshore_device::{Device, DeviceInfo, Devices, HostDevice, MemoryKeeper};
+use longshore_memory::{Arena, PinnedArena};
+use longshore_types::{Code, Error, Result, format_bytes};
+
+use crate::options::{Gpus, LoaderOptions};
+
+/// Slots beside those that fetch threads fill: enough for copies to follow each other without a gap on two streams.
+const COPY_SLOTS: u64 = 4;
+/// Without the option, page-locked memory is the memory budget divided by this.
+const PINNED_DIVISOR: u64 = 4;
+
+/// What a loader works on.
+pub struct NodeDevices {
+    /// Host memory and GPUs.
+    pub devices: Devices,
+    /// Those that are GPUs, for what is asked of GPUs alone.
+    pub gpus: Vec<Arc<CudaDevice>>,
+    /// Where bytes wait for their copy to a GPU; `None` without one.
+    pub pinned: Option<PinnedArena>,
+    /// What a user should know.
+    pub warnings: Vec<String>,
+}
+
+/// A device at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeviceStatus {
+    /// What it is and how full it is.
+    pub info: DeviceInfo,
+    /// What its copier is doing; always ready for host memory, which needs none.
+    pub state: CopierState,
+    /// Times that the copier had to be started again.
+    pub restarts: u64,
+}
+
+impl From<Devices> for NodeDevices {
+    /// Devices that bytes land on without a copy.
+    fn from(devices: Devices) -> Self {
+        NodeDevices { devices, gpus: Vec::new(), pinned: None, warnings: Vec::new() }
+    }
+}
+
+impl NodeDevices {
+    /// Every device as it is now.
+    pub fn status(&self) -> Vec<DeviceStatus> {
+        let state_of = |info: DeviceInfo| {
+            let gpu = self.gpus.iter().find(|gpu| gpu.info().id == info.id);
+            let state = gpu.map_or(CopierState::Ready, |gpu| gpu.state());
+            DeviceStatus { info, state, restarts: gpu.map_or(0, |gpu| gpu.restarts()) }
+        };
+        self.devices.all().iter().map(|device| state_of(device.info())).collect()
+    }
+}
+
+/// Opens host memory, which `arena` pays for, and the GPUs of the options, whose memory `keeper` makes. Blocks: locking
+/// memory takes about a second for every few GiB.
+///
+/// # Errors
+/// [`Code::Unsupported`] for a GPU that is listed and not there; [`Code::InvalidArgument`] and [`Code::Exhausted`] for
+/// page-locked memory that is too little, or that there is no room for; what the copiers say when no GPU can be used.
+pub fn open(
+    options: &LoaderOptions,
+    arena: &Arena,
+    keeper: Arc<dyn MemoryKeeper>,
+    copier: CopierStart,
+) -> Result<NodeDevices> {
+    let host: Arc<dyn Device> = Arc::new(HostDevice::new(arena.clone()));
+    let choice::Choice { gpus, mut warnings } = choice::choose(&options.gpus)?;
+    if gpus.is_empty() {
+        return Ok(NodeDevices { warnings, ..NodeDevices::from(Devices::new(vec![host])) });
+    }
+    let pinned = open_pinned(options, arena)?;
+    let open = |gpu: GpuInfo| {
+        let options = CudaOptions { budget_bytes: options.gpu_memory.of(gpu.total_bytes), gpu, start: copier.clone() };
+        CudaDevice::open(options, keeper.clone(), pinned.clone())
+    };
+    let is_listed = matches!(options.gpus, Gpus::Listed(_));
+    let mut opened = Vec::new();
+    let mut failed = None;
+    for (gpu, result) in open_all(gpus, open) {
+        match result {
+            Ok(device) => opened.push(device),
+            Err(error) if is_listed => return Err(error),
+            Err(error) => {
+                warnings.push(format!("cuda:{} is not used: {error}", gpu.ordinal));
+                failed = Some(error);
+            }
+        }
+    }
+    // A node of GPUs none of which works is no node of host memory.
+    if let (Some(error), true) = (failed, opened.is_empty()) {
+        return Err(error);
+    }
+    for warning in &warnings {
+        tracing::warn!(warning, "not every GPU is used");
+    }
+    let devices = opened.iter().map(|gpu| gpu.clone() as Arc<dyn Device>);
+    let devices = Devices::new(std::iter::once(host).chain(devices).collect());
+    let stats = pinned.stats();
+    tracing::info!(
+        gpus = opened.len(),
+        pinned = format_bytes(stats.capacity_bytes),
+        pages = %stats.pages,
+        nodes = stats.nodes,
+        "GPUs are ready"
+    );
+    Ok(NodeDevices { devices, gpus: opened, pinned: Some(pinned), warnings })
+}
+
+/// All at once: each copier locks the whole arena.
+fn open_all<T: Send>(gpus: Vec<GpuInfo>, open: impl Fn(GpuInfo) -> Result<T> + Sync) -> Vec<(GpuInfo, Result<T>)> {
+    std::thread::scope(|scope| {
+        let open = &open;
+        let threads: Vec<_> = gpus.into_iter().map(|gpu| (gpu.clone(), scope.spawn(move || open(gpu)))).collect();
+        let join = |(gpu, thread): (GpuInfo, std::thread::ScopedJoinHandle<'_, Result<T>>)| {
+            let result = thread.join();
+            (gpu, result.unwrap_or_else(|_| Err(Error::new(Code::Internal, "opening a GPU panicked"))))
+        };
+        threads.into_iter().map(join).collect()
+    })
+}
+
+fn open_pinned(options: &LoaderOptions, arena: &Arena) -> Result<PinnedArena> {
+    let bytes = pinned_bytes(options, arena.capacity_bytes())?;
+    let reservation = arena.try_reserve(bytes).ok_or_else(|| {
+        let stats = arena.stats();
+        let message = format!(
+            "{} of page-locked memory do not fit in the memory budget: {} of {} are in use; raise the memory budget or lower \
+             the pinned memory",
+            format_bytes(bytes),
+            format_bytes(stats.leased_bytes),
+            format_bytes(stats.capacity_bytes)
+        );
+        Error::new(Code::Exhausted, message)
+    })?;
+    PinnedArena::create(bytes, reservation)
+}
+
+/// Bytes of page-locked memory, in whole slots: what was asked for, or the default, but never less than keeps all fetch
+/// threads and the link busy.
+fn pinned_bytes(options: &LoaderOptions, budget_bytes: u64) -> Result<u64> {
+    let threads = options.fetch_threads() as u64;
+    let least_bytes = (threads + COPY_SLOTS) * PinnedArena::SLOT_BYTES;
+    let wanted_bytes = match options.pinned_memory {
+        Some(size) if size.0 < least_bytes => {
+            let message = format!(
+                "the pinned memory of {} is too small: {threads} chunks that are fetched at once and {COPY_SLOTS} that are copied \
+                 need {}; raise --pinned-memory or lower --fetches-max",
+                format_bytes(size.0),
+                format_bytes(least_bytes)
+            );
+            return Err(Error::new(Code::InvalidArgument, message));
+        }
+        Some(size) => size.0,
+        None => (budget_bytes / PINNED_DIVISOR).max(least_bytes),
+    };
+    if wanted_bytes > budget_bytes {
+        let message = format!(
+            "the memory budget of {} has no room for {} of page-locked memory, which copies to GPUs come from; raise --memory, \
+             lower --fetches-max, or do without GPUs by --gpus none",
+            format_bytes(budget_bytes),
+            format_bytes(wanted_bytes)
+        );
+        return Err(Error::new(Code::Exhausted, message));
+    }
+    Ok(wanted_bytes / PinnedArena::SLOT_BYTES * PinnedArena::SLOT_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_types::ByteSize;
+
+    use super::*;
+
+    fn options(fetches: usize, pinned: Option<u64>) -> LoaderOptions {
+        let defaults = LoaderOptions::from_environment().unwrap();
+        LoaderOptions { fetches_max: Some(fetches), pinned_memory: pinned.map(ByteSize), ..defaults }
+    }
+
+    const SLOT: u64 = PinnedArena::SLOT_BYTES;
+
+    #[test]
+    fn page_locked_memory_is_a_quarter_of_the_budget_and_enough_to_work_with() {
+        assert_eq!(pinned_bytes(&options(4, None), 400 * SLOT + 5).unwrap(), 100 * SLOT);
+        assert_eq!(pinned_bytes(&options(4, None), 16 * SLOT).unwrap(), 8 * SLOT);
+        assert_eq!(pinned_bytes(&options(4, Some(9 * SLOT + 1)), 16 * SLOT).unwrap(), 9 * SLOT);
+    }
+
+    #[test]
+    fn what_is_too_small_is_named() {
+        let error = pinned_bytes(&options(4, Some(8 * SLOT - 1)), 100 * SLOT).unwrap_err();
+        assert_eq!(error.code(), Code::InvalidArgument);
+        assert!(error.message().contains("--pinned-memory") && error.message().contains("4 chunks"), "{error}");
+        for options in [options(4, None), options(4, Some(8 * SLOT))] {
+            let error = pinned_bytes(&options, 7 * SLOT).unwrap_err();
+            assert_eq!(error.code(), Code::Exhausted);
+            assert!(error.message().contains("--memory"), "{error}");
+        }
+    }
+}
