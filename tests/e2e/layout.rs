@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use cargo_metadata::{DependencyKind, Metadata, MetadataCommand};
 
 /// Crates in which unsafe code may be.
-const UNSAFE_CRATES: [&str; 2] = ["longshore-memory", "longshore-device"];
+const UNSAFE_CRATES: [&str; 3] = ["longshore-memory", "longshore-device", "longshore-fakecuda"];
 /// Crates that are not part of the product.
-const OUTSIDE: [&str; 3] = ["longshore-tests", "longshore-benches", "longshore-testkit"];
+const OUTSIDE: [&str; 4] = ["longshore-tests", "longshore-benches", "longshore-testkit", "longshore-fakecuda"];
 
 fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
@@ -64,12 +64,27 @@ fn types_know_nobody_and_crates_know_no_daemon() {
 }
 
 #[test]
-fn the_testkit_is_for_tests_only_and_stores_are_opened_in_one_place() {
+fn what_is_for_tests_is_not_shipped_and_stores_and_cards_are_opened_in_one_place() {
     for (name, imported) in imports() {
-        assert!(!imported.contains("longshore-testkit") || OUTSIDE.contains(&&*name), "{name} ships the testkit");
+        for development_only in ["longshore-testkit", "longshore-fakecuda"] {
+            assert!(
+                !imported.contains(development_only) || OUTSIDE.contains(&&*name),
+                "{name} ships {development_only}"
+            );
+        }
         assert!(!imported.contains("object_store") || name == "longshore-origin", "{name} opens stores");
+        assert!(!imported.contains("cudarc") || name == "longshore-device", "{name} calls CUDA");
         assert!(!imported.contains("hashring") || name == "longshore-cluster", "{name} has a ring of its own");
     }
+}
+
+#[test]
+fn the_fake_driver_knows_nobody_and_only_the_testkit_knows_it() {
+    let all = imports();
+    assert_eq!(ours(&all["longshore-fakecuda"]), BTreeSet::new());
+    let knows_it = |imported: &BTreeSet<String>| imported.contains("longshore-fakecuda");
+    let importers: Vec<&String> = all.iter().filter(|(_, imported)| knows_it(imported)).map(|(name, _)| name).collect();
+    assert_eq!(importers, ["longshore-testkit"]);
 }
 
 #[test]

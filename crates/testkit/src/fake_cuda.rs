@@ -241,3 +241,29 @@ fn library() -> PathBuf {
 fn free_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_found_beside_the_test_installed_and_loaded() {
+        let loaded = FakeCuda::preload();
+        assert!(std::ptr::eq(loaded, FakeCuda::preload()), "once");
+        let options = FakeCudaOptions { faults: "holder/cuMemCreate@1=2".to_owned(), ..FakeCudaOptions::default() };
+        let cuda = FakeCuda::install(options);
+        let env: BTreeMap<String, String> = cuda.env().into_iter().collect();
+        let folder = env["LD_LIBRARY_PATH"].split(':').next().unwrap();
+        assert!(["libcuda.so", "libcuda.so.1"].iter().all(|name| Path::new(folder).join(name).is_file()));
+        assert!(Path::new(&env["FAKE_CUDA_DIR"]).is_dir());
+        assert_eq!((cuda.used_bytes(0), cuda.live_allocations().len(), cuda.calls_of_any(Role::All)), (0, 0, 0));
+        assert!(cuda.fired().is_empty() && cuda.processes().is_empty());
+        cuda.wait_used_bytes(1, 0);
+    }
+
+    #[test]
+    #[should_panic(expected = "there is no such entry point")]
+    fn what_is_no_fault_is_told() {
+        FakeCuda::install(FakeCudaOptions::default()).arm("cuNothing@1=2");
+    }
+}
