@@ -88,7 +88,7 @@ mod tests {
     #[test]
     fn what_comes_in_is_checked() {
         let rule = v1::ParallelRule { pattern: "a".into(), rule: None };
-        let refused = |message| Parallel::try_from(message).unwrap_err().to_string();
+        let refused = |message: v1::Parallel| Parallel::try_from(message).unwrap_err().to_string();
         assert!(refused(v1::Parallel { rank: 0, world_size: 1, rules: vec![rule] }).contains("does not say"));
         assert!(refused(v1::Parallel::default()).contains("world size of 0"));
         let many = vec![v1::ParallelRule::default(); 257];

@@ -17,6 +17,8 @@ pub struct Pattern {
     tokens: Box<[Token]>,
     /// Bytes of the text in front of the first wildcard, and behind the last one: most names fail by these.
     fixed: (usize, usize),
+    /// Whether a single `*` is all there is between these: then they decide.
+    is_one_star: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -55,7 +57,8 @@ impl Pattern {
         let is_byte = |token: &&Token| matches!(token, Token::Byte(_));
         let front = tokens.iter().take_while(is_byte).count();
         let back = tokens.iter().rev().take_while(is_byte).count();
-        Ok(Pattern { text: text.to_owned(), tokens: tokens.into(), fixed: (front, back) })
+        let is_one_star = front + 1 + back == tokens.len() && tokens[front] == Token::Any;
+        Ok(Pattern { text: text.to_owned(), tokens: tokens.into(), fixed: (front, back), is_one_star })
     }
 
     /// As it was written.
@@ -85,6 +88,9 @@ impl Pattern {
         let (front, back) = self.fixed;
         if !bytes.starts_with(&text[..front]) || !bytes.ends_with(&text[text.len() - back..]) {
             return None;
+        }
+        if self.is_one_star {
+            return (bytes.len() >= front + back).then_some(0..0);
         }
         let (mut index, mut at, mut digits, mut retry) = (0, 0, 0..0, None);
         loop {

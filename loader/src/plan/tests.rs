@@ -1,3 +1,6 @@
+mod ranks;
+mod reference;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
@@ -66,7 +69,18 @@ fn execute(manifest: &Manifest, plan: &Plan) -> Held {
                     at += len_bytes;
                     last_place_end = Some(offset_bytes + len_bytes);
                 }
-                Part::Rows { .. } => panic!("nothing is strided in a plan of a whole model"),
+                Part::Rows { offset_bytes, row_bytes, skip_bytes, rows } => {
+                    assert!(row_bytes > 0 && rows > 1, "one row is a place");
+                    assert!(skip_bytes > 0 && skip_bytes < BLOCK_BYTES, "{skip_bytes} bytes between rows");
+                    assert!(offset_bytes + row_bytes * rows <= plan.layout.sizes_bytes[0]);
+                    for row in 0..rows {
+                        let before = held.insert(offset_bytes + row * row_bytes, (row_bytes, file, at));
+                        assert!(before.is_none(), "two writers of one place");
+                        needed_blocks.extend(at / BLOCK_BYTES..=(at + row_bytes - 1) / BLOCK_BYTES);
+                        at += row_bytes + if row + 1 < rows { skip_bytes } else { 0 };
+                    }
+                    last_place_end = None;
+                }
                 Part::Discard { len_bytes } => {
                     assert!(len_bytes > 0);
                     at += len_bytes;

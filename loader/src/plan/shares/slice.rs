@@ -107,9 +107,10 @@ pub(super) fn split(tensor: &Tensor, dim: u32, parts: &[FusedPart], parallel: &P
     let size = shape.get(index).ok_or_else(|| format!("there is no dimension {dim} in the shape {shape:?}"))?;
     let unknown = || format!("its dtype {:?} is unknown, so it can be replicated and not split", tensor.dtype_name);
     let dtype = tensor.dtype.ok_or_else(unknown)?;
-    let ranges = ranges(*size, parts, parallel).map_err(|reason| format!("dimension {dim} of {shape:?} {reason}"))?;
+    let mut pieces =
+        ranges(*size, parts, parallel).map_err(|reason| format!("dimension {dim} of {shape:?} {reason}"))?;
     let mut own_shape = shape.clone();
-    own_shape[index] = ranges.iter().map(len).sum();
+    own_shape[index] = pieces.iter().map(len).sum();
     let own_shape = (own_shape != *shape).then(|| own_shape.into_boxed_slice());
     let start_bytes = tensor.extent.offset_bytes;
     if tensor.extent.length_bytes == 0 {
@@ -128,8 +129,9 @@ pub(super) fn split(tensor: &Tensor, dim: u32, parts: &[FusedPart], parallel: &P
         };
         bits.is_multiple_of(8).then_some(bits / 8).ok_or_else(torn)
     };
-    let bytes = |range: &Range<u64>| Ok(whole_bytes(range.start)?..whole_bytes(range.end)?);
-    let pieces = ranges.iter().map(bytes).collect::<Result<Vec<_>, String>>()?;
+    for piece in &mut pieces {
+        *piece = whole_bytes(piece.start)?..whole_bytes(piece.end)?;
+    }
     let pitch_bytes = if rows == 1 { tensor.extent.length_bytes } else { whole_bytes(*size)? };
     Ok(Share::Here { pieces: Pieces::find(start_bytes, pieces, pitch_bytes, rows), shape: own_shape })
 }
