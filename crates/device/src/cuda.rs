@@ -15,7 +15,10 @@
 //! Nothing here panics when there is no driver, or a strange one: see [`probe`]. Start reading in `device.rs` and
 //! `copier.rs`; `protocol.rs` is what they say to each other.
 
+mod builder;
+mod client;
 mod context;
+mod copier;
 mod device;
 mod driver;
 mod error;
@@ -23,8 +26,15 @@ mod keep;
 mod measure;
 mod memory;
 mod probe;
+mod protocol;
+mod ranges;
+mod read_back;
+mod region;
+mod steps;
 
-pub use device::{CopierStart, CopierState, CudaDevice, CudaOptions, copier_main};
+pub use client::{CopierStart, CopierState};
+pub use copier::copier_main;
+pub use device::{CudaDevice, CudaOptions};
 pub use error::{CudaError, ErrorClass, Unavailable};
 pub use keep::{DeviceMemory, OwnMemory};
 pub use measure::{RawCopy, device_copy_rate, raw_copy_rate};

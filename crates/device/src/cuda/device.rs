@@ -1,42 +1,28 @@
-//! A GPU as a device.
+//! A GPU as a device: a budget, memory that somebody else keeps, and a copier that fills it.
 
-use std::ffi::OsString;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use longshore_memory::{OwnedSegment, PinnedArena};
-use longshore_types::{Code, Error, Result};
+use longshore_types::{Code, Error, Result, format_bytes};
+use parking_lot::Mutex;
 
-use super::GpuInfo;
+use super::builder::CudaBuilder;
+use super::client::link::{Link, Segments};
+use super::client::supervisor::Supervisor;
+use super::client::{CopierStart, CopierState};
+use super::probe::GpuInfo;
+use super::protocol::{Answer, Request, SEGMENTS_MAX};
+use super::read_back::ReadBack;
+use super::region::CudaRegion;
+use super::steps::ALIGNMENT_BYTES;
 use crate::device::{Device, DeviceInfo, DeviceRegion, RegionBuilder};
 use crate::id::DeviceId;
 use crate::keeper::MemoryKeeper;
 
-/// How the copier is started.
-#[derive(Debug, Clone)]
-pub enum CopierStart {
-    /// As a thread of this process, whose context it then shares the fate of: for tests and tools.
-    Thread,
-    /// As a process. Its standard input is the socket that [`copier_main`] takes.
-    Process {
-        /// The executable.
-        program: PathBuf,
-        /// Its arguments.
-        args: Vec<OsString>,
-    },
-}
-
-/// What the copier is doing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CopierState {
-    /// It takes work.
-    Ready,
-    /// It is being started.
-    Starting,
-    /// It ended; the reason. The next use starts another one.
-    Failed(String),
-}
+/// How long [`Device::info`] waits for what the card says.
+const INFO_TIME_MAX: Duration = Duration::from_millis(200);
 
 /// Which GPU, and how.
 #[derive(Debug, Clone)]
@@ -51,66 +37,157 @@ pub struct CudaOptions {
 
 /// A GPU whose memory somebody else keeps.
 pub struct CudaDevice {
-    options: CudaOptions,
-    keeper: Arc<dyn MemoryKeeper>,
-    _pinned: PinnedArena,
+    shared: Arc<Shared>,
+}
+
+/// What regions need of their device; they may outlive it.
+pub(super) struct Shared {
+    pub(super) id: DeviceId,
+    pub(super) gpu: GpuInfo,
+    budget_bytes: u64,
+    pub(super) keeper: Arc<dyn MemoryKeeper>,
+    supervisor: Supervisor,
+    pub(super) read_back: ReadBack,
+    next_region: AtomicU64,
+    /// Held between a look at what is free and taking it.
+    reserving: Mutex<()>,
 }
 
 impl CudaDevice {
     /// Starts the copier, which page-locks `pinned`: about a second for every few GiB.
     ///
     /// # Errors
-    /// What the copier reports, or why it cannot be started.
+    /// What the copier reports, or why it cannot be started: `Unsupported` when there is no such GPU or its driver is too
+    /// old, `Unavailable` when the GPU failed in a way that another try may cure.
     pub fn open(options: CudaOptions, keeper: Arc<dyn MemoryKeeper>, pinned: PinnedArena) -> Result<Arc<CudaDevice>> {
-        Ok(Arc::new(CudaDevice { options, keeper, _pinned: pinned }))
+        let CudaOptions { gpu, budget_bytes, start } = options;
+        let id = DeviceId::cuda(gpu.ordinal);
+        let supervisor = Supervisor::new(start, id.to_string(), gpu.uuid.clone(), pinned);
+        let shared = Shared {
+            id,
+            gpu,
+            budget_bytes,
+            keeper,
+            supervisor,
+            read_back: ReadBack::create()?,
+            next_region: AtomicU64::new(1),
+            reserving: Mutex::new(()),
+        };
+        shared.link()?;
+        Ok(Arc::new(CudaDevice { shared: Arc::new(shared) }))
     }
 
     /// What the copier is doing.
     pub fn state(&self) -> CopierState {
-        CopierState::Starting
+        self.shared.supervisor.state()
     }
 
     /// Copiers that were started after the first one.
     pub fn restarts(&self) -> u64 {
-        0
+        self.shared.supervisor.starts().saturating_sub(1)
     }
 
-    fn unsupported<T>(&self) -> Result<T> {
-        Err(Error::new(Code::Unsupported, format!("{} cannot be filled yet", self.options.gpu.uuid)))
+    /// The process of the copier there is, if it is one.
+    pub fn copier_pid(&self) -> Option<u32> {
+        self.shared.supervisor.idle_link()?.pid()
     }
+}
+
+impl Shared {
+    /// The copier; starts one if there is none.
+    pub(super) fn link(&self) -> Result<Arc<Link>> {
+        self.supervisor.link(&self.read_back)
+    }
+
+    /// The copier's number for the memory that it reads regions back to.
+    pub(super) fn read_back_piece(&self) -> u32 {
+        self.supervisor.read_back_piece()
+    }
+
+    /// Maps memory in the copier, as a region with the number that is returned.
+    pub(super) fn map(&self, link: &Link, segments: &[OwnedSegment]) -> Result<u64> {
+        use std::os::fd::AsFd;
+        let region = self.next_region.fetch_add(1, Ordering::Relaxed);
+        let segments: Segments<'_> = segments.iter().map(|segment| (segment.fd.as_fd(), segment.len_bytes)).collect();
+        link.call(segments, |id| Request::Map { id, region })?;
+        Ok(region)
+    }
+
+    /// Takes memory for a region from the keeper, within the budget.
+    fn create(&self, label: &str, size_bytes: u64) -> Result<Vec<OwnedSegment>> {
+        if size_bytes == 0 {
+            return Ok(Vec::new());
+        }
+        let _reserving = self.reserving.lock();
+        let used = self.keeper.used_bytes(&self.gpu.uuid);
+        if used.checked_add(size_bytes).is_none_or(|after| after > self.budget_bytes) {
+            let message = format!(
+                "{label} needs {} on {}, {} of {} are in use; unload something or raise the GPU memory",
+                format_bytes(size_bytes),
+                self.id,
+                format_bytes(used),
+                format_bytes(self.budget_bytes),
+            );
+            return Err(Error::new(Code::Exhausted, message));
+        }
+        let segments = self.keeper.create(label, &self.gpu.uuid, size_bytes).map_err(|error| error.context(label))?;
+        if let Err(error) = check(label, &segments, size_bytes) {
+            drop(segments);
+            self.keeper.release(label);
+            return Err(error);
+        }
+        Ok(segments)
+    }
+}
+
+/// Whether the segments can be a region of `size_bytes`.
+fn check(label: &str, segments: &[OwnedSegment], size_bytes: u64) -> Result<()> {
+    let total = segments.iter().try_fold(0u64, |sum, segment| sum.checked_add(segment.len_bytes));
+    let is_whole = segments.iter().all(|segment| segment.len_bytes > 0);
+    if segments.len() > SEGMENTS_MAX || !is_whole || total.is_none_or(|total| total < size_bytes) {
+        let message = format!("{label}: {} segments of {total:?} bytes are no region of {size_bytes}", segments.len());
+        return Err(Error::new(Code::Corrupt, message));
+    }
+    Ok(())
 }
 
 impl Device for CudaDevice {
     fn info(&self) -> DeviceInfo {
-        let used_bytes = self.keeper.used_bytes(&self.options.gpu.uuid);
+        let shared = &self.shared;
+        let used_bytes = shared.keeper.used_bytes(&shared.gpu.uuid);
+        let budget_left = shared.budget_bytes.saturating_sub(used_bytes);
+        let link = shared.supervisor.idle_link();
+        let card = match link.and_then(|link| link.ask(INFO_TIME_MAX, |id| Request::Info { id })) {
+            Some(Answer::Memory { free_bytes, .. }) => free_bytes,
+            // A copier that is starting, gone or busy: the budget is what is known.
+            _ => u64::MAX,
+        };
         DeviceInfo {
-            id: DeviceId::cuda(self.options.gpu.ordinal),
-            uuid: self.options.gpu.uuid.clone(),
-            name: self.options.gpu.name.clone(),
-            capacity_bytes: self.options.budget_bytes,
+            id: shared.id,
+            uuid: shared.gpu.uuid.clone(),
+            name: shared.gpu.name.clone(),
+            capacity_bytes: shared.budget_bytes,
             used_bytes,
-            free_bytes: self.options.budget_bytes.saturating_sub(used_bytes),
+            free_bytes: budget_left.min(card),
         }
     }
 
     fn alignment_bytes(&self) -> u64 {
-        256
+        ALIGNMENT_BYTES
     }
 
-    fn reserve(&self, _label: &str, _size_bytes: u64) -> Result<Box<dyn RegionBuilder>> {
-        self.unsupported()
+    fn reserve(&self, label: &str, size_bytes: u64) -> Result<Box<dyn RegionBuilder>> {
+        // Before any memory is made: without a copier it is of no use.
+        let link = self.shared.link()?;
+        let segments = self.shared.create(label, size_bytes)?;
+        // From here on dropping the builder frees them.
+        let mut builder = CudaBuilder::new(&self.shared, label, size_bytes, segments, link);
+        builder.map()?;
+        Ok(Box::new(builder))
     }
 
-    fn adopt(&self, _label: &str, _segments: Vec<OwnedSegment>, _size_bytes: u64) -> Result<Arc<dyn DeviceRegion>> {
-        self.unsupported()
+    fn adopt(&self, label: &str, segments: Vec<OwnedSegment>, size_bytes: u64) -> Result<Arc<dyn DeviceRegion>> {
+        check(label, &segments, size_bytes)?;
+        Ok(Arc::new(CudaRegion::new(&self.shared, label, size_bytes, segments)))
     }
-}
-
-/// A copier's life: serves the daemon at the other end of `socket` until that closes it.
-///
-/// # Errors
-/// What ended it before: an error of the driver, or a message that makes no sense.
-pub fn copier_main(socket: OwnedFd) -> Result<()> {
-    drop(socket);
-    Ok(())
 }
