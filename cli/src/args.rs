@@ -91,6 +91,21 @@ pub struct NodeArgs {
     pub origin: OriginOptions,
 }
 
+/// One rank's part of a model.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Tensor parallelism")]
+pub struct ParallelArgs {
+    /// Load the part of this rank, 0 to the world size - 1
+    #[arg(long, value_name = "R")]
+    pub rank: Option<u32>,
+    /// Number of ranks
+    #[arg(long, value_name = "W")]
+    pub world_size: Option<u32>,
+    /// How tensors are split: a file of rules (TOML, or JSON as *.json), or llama or qwen2 for models with these names
+    #[arg(long, value_name = "FILE")]
+    pub parallel_rules: Option<PathBuf>,
+}
+
 /// `load`.
 #[derive(Debug, Args)]
 pub struct LoadArgs {
@@ -108,6 +123,8 @@ pub struct LoadArgs {
     /// Write a trace for Perfetto or chrome://tracing
     #[arg(long, value_name = "FILE")]
     pub trace: Option<PathBuf>,
+    #[command(flatten)]
+    pub parallel: ParallelArgs,
     #[command(flatten)]
     pub node: NodeArgs,
 }
@@ -219,6 +236,8 @@ pub struct ExecArgs {
     /// Load only files that match this pattern (* and ?); may be repeated
     #[arg(long, value_name = "PATTERN")]
     pub include: Vec<String>,
+    #[command(flatten)]
+    pub parallel: ParallelArgs,
     #[command(flatten)]
     pub node: NodeArgs,
     /// The program and its arguments

@@ -40,7 +40,8 @@ pub async fn prepare(
     token: CancellationToken,
 ) -> Result<Prepared> {
     let uri = Origins::new(args.node.origin.clone())?.canonical_url(&args.model)?;
-    let request = LoadRequest { device: args.device, include: args.include, ..LoadRequest::new(uri) };
+    let parallel = args.parallel.parallel()?;
+    let request = LoadRequest { device: args.device, include: args.include, parallel, ..LoadRequest::new(uri) };
     let (connection, private) = connect(&args.node, environment).await?;
     let address = connection.address.clone();
     let loaded = token.run_until_cancelled(load_and_attach(connection, &request, output)).await;

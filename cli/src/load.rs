@@ -33,7 +33,7 @@ pub async fn run(args: LoadArgs, output: Output, token: CancellationToken) -> Re
         include: args.include,
         revalidate: args.revalidate,
         trace: args.trace.is_some(),
-        parallel: None,
+        parallel: args.parallel.parallel()?,
     };
     let (loader, model, warnings) = match find_loader(&args.node).await? {
         Some(connection) => {

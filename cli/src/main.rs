@@ -18,6 +18,7 @@ mod load;
 mod ls;
 mod node;
 mod output;
+mod parallel;
 mod progress;
 mod pull;
 mod reference;

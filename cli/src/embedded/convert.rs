@@ -31,6 +31,7 @@ pub fn to_message(model: &LoadedModel) -> v1::LoadedModel {
         warnings: model.warnings().cloned().collect(),
         report: Some(report(&model.report())),
         reattached: model.is_reattached(),
+        parallel: model.key.parallel.as_ref().map(v1::Parallel::from),
         ..v1::LoadedModel::default()
     }
 }
