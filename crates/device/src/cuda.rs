@@ -31,6 +31,8 @@ mod ranges;
 mod read_back;
 mod region;
 mod steps;
+#[cfg(test)]
+mod tests;
 
 pub use client::{CopierStart, CopierState};
 pub use copier::copier_main;

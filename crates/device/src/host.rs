@@ -207,7 +207,12 @@ impl DeviceRegion for HostRegion {
 mod tests {
     use super::*;
 
-    crate::conformance::conformance_suite!(|bytes| Arc::new(HostDevice::new(Arena::new(bytes))));
+    use crate::conformance::{Bench, Make};
+
+    const MAKE: Make = |bytes| Bench { device: Arc::new(HostDevice::new(Arena::new(bytes))), pinned: None };
+
+    crate::conformance::conformance_suite!(MAKE);
+    crate::conformance::landing_suite!(MAKE);
 
     #[test]
     fn neighbours_in_the_region_share_a_claim() {
