@@ -62,7 +62,11 @@ impl Attached {
             for &bytes in &region.segment_bytes {
                 segments.push((files.next().context("fewer files than segments")?, bytes));
             }
-            ensure!(region.segment_bytes.iter().sum::<u64>() == region.size_bytes, "segments do not make up a region");
+            let held_bytes: u64 = region.segment_bytes.iter().sum();
+            // Memory of a GPU comes in whole granules.
+            let makes_up =
+                held_bytes == region.size_bytes || (region.device != "host" && held_bytes > region.size_bytes);
+            ensure!(makes_up, "segments of {held_bytes} bytes do not make up a region of {}", region.size_bytes);
             regions.push(segments);
         }
         ensure!(files.next().is_none(), "more files than segments");
