@@ -53,7 +53,16 @@ fn state(cuda: &FakeCuda, devices: u32) -> serde_json::Value {
     let devices = (0..devices)
         .map(|device| serde_json::json!({ "uuid": uuid_text(device), "used_bytes": cuda.used_bytes(device) }));
     let calls = Role::ALL.map(|role| (role.name().to_owned(), serde_json::json!(cuda.calls(role))));
+    let processes = cuda.processes().into_iter().map(|usage| {
+        serde_json::json!({
+            "pid": usage.pid, "role": usage.role.name(), "contexts": usage.contexts, "handles": usage.handles,
+            "mappings": usage.mappings, "mapped_bytes": usage.mapped_bytes, "reservations": usage.reservations,
+            "registrations": usage.registrations, "registered_bytes": usage.registered_bytes,
+            "streams": usage.streams, "events": usage.events,
+        })
+    });
     serde_json::json!({
+        "processes": processes.collect::<Vec<_>>(),
         "devices": devices.collect::<Vec<_>>(),
         "allocations": cuda.live_allocations().len(),
         "pageable_copies": cuda.pageable_copies(),
