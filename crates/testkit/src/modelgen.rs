@@ -5,6 +5,7 @@
 
 mod bad;
 mod spec;
+mod transformer;
 mod write;
 
 use std::io;
@@ -14,6 +15,7 @@ use longshore_types::chunk::chunk_count;
 
 pub use bad::{BadModel, bad_models, unknown_dtype};
 pub use spec::{ALL_DTYPES, HeaderStyle, ModelSpec, TensorSpec, dtype_bits};
+pub use transformer::Transformer;
 pub use write::{INDEX_NAME, safetensors_file};
 
 use crate::content::Content;
