@@ -1,0 +1,292 @@
+"""What is timed: loads into the GPU beside their limits and beside other loaders."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from agent import Agent
+from cases import LONGSHORE, PEERS
+from checks import files_of
+from context import Context, find_peers, remove
+from daemons import Failed, Node
+from report import FAILED, NOT_MEASURED, Row, Samples
+from rounds import LongshoreLoad, Measured, PeerLoad, alternate
+
+GIB = 1 << 30
+MIB = 1 << 20
+#: Host memory of a daemon beside its page-locked part: side files, descriptions, bytes in flight.
+BESIDE_BYTES = 1 * GIB
+
+
+def make_model(ctx: Context) -> None:
+    """The model that everything large is measured with, in memory."""
+    folder = ctx.memory_folder / "model"
+    sizes = ctx.sizes
+    made = ctx.bench("model", folder, "--size", sizes.model_bytes, "--tensors", sizes.tensors, "--files", sizes.files)
+    ctx.model = {"folder": folder, "files": files_of(folder), **json.loads(made)}
+    described = (
+        f"{ctx.model['bytes'] / 1e9:.2f} GB of BF16 safetensors, {ctx.model['tensors']} tensors in {sizes.files} files"
+    )
+    ctx.report.facts["model"] = described
+    print(f"  model: {described}, written in {ctx.model['seconds']:.1f} s", flush=True)
+
+
+def limit(agent: Agent, size: int, operation: str = "to_device") -> Measured:
+    """One run of a plain copy."""
+    found = agent.call(operation, size=size, seconds=60)
+    return found["bytes"], found["seconds"], found["cpu_seconds"]
+
+
+def pinned(ctx: Context, node: Node, agent: Agent, limits: Agent) -> LongshoreLoad:
+    """Page-locked tier to device; leaves the model loaded."""
+    load = LongshoreLoad(node, agent, str(ctx.model["folder"]))
+    found = load.first(ctx.model["files"])
+    note = f"{found['tensors']} tensors, {found['bytes'] / 1e9:.2f} GB equal to the files"
+    ctx.passed("check/large-model", LONGSHORE, note, found["tensors"], "tensors")
+    made_by = limits.call("ready", seconds=120)["made_by"]
+    load.measured()
+    subjects = {"limit": lambda: limit(limits, ctx.model["bytes"]), LONGSHORE: load.measured}
+    samples = alternate(subjects, ctx.sizes.rounds, 60)
+    share = load.tier_share("pinned")
+    if share < 0.99:
+        samples[LONGSHORE].error = f"only {share:.0%} came from the page-locked tier; {load.tiers()}"
+    cache = "page-locked"
+    ctx.samples("limit/pinned-copy", "cuMemcpyHtoDAsync", samples["limit"], cache_state=cache, note=made_by)
+    inside = load.last["bytes"] / 1e9 / max(load.last["loader_seconds"], 1e-9)
+    note = f"{load.tiers()}; the last load took {load.last['loader_seconds']:.3f} s in the loader ({inside:.1f} GB/s)"
+    ctx.samples("gpu/pinned-to-device", LONGSHORE, samples[LONGSHORE], samples["limit"], cache_state=cache, note=note)
+    return load
+
+
+def writable(ctx: Context, agent: Agent, limits: Agent, load: LongshoreLoad) -> None:
+    """Attach with a private copy, which moves every byte on the device."""
+    last = load.last
+
+    def copy() -> Measured:
+        done = agent.call("attach", model_id=last["model_id"], attach_socket=last["attach_socket"], writable=True)
+        return last["bytes"], done["seconds"], 0.0
+
+    copy()
+    subjects = {"limit": lambda: limit(limits, last["bytes"], "on_device"), LONGSHORE: copy}
+    samples = alternate(subjects, ctx.sizes.rounds, 30)
+    ctx.samples("limit/device-copy", "cuMemcpyDtoDAsync", samples["limit"], cache_state="on the GPU")
+    note = "the whole attach, with making and freeing the memory"
+    ctx.samples(
+        "gpu/writable-copy", LONGSHORE, samples[LONGSHORE], samples["limit"], cache_state="on the GPU", note=note
+    )
+
+
+def shared_folder(ctx: Context, name: str, files: int, base: Path) -> Path:
+    """A model of some of the files: links where they are on one file system, else copies."""
+    folder = base / name
+    folder.mkdir(parents=True)
+    for file in ctx.model["files"][:files]:
+        target = folder / Path(file).name
+        try:
+            os.link(file, target)
+        except OSError:
+            shutil.copyfile(file, target)
+            with target.open("rb") as copied:
+                os.fsync(copied.fileno())
+    return folder
+
+
+@contextlib.contextmanager
+def peers(ctx: Context, case: str, files: list[str], resident: bool) -> Iterator[dict[str, PeerLoad]]:
+    """The other loaders, started; those that are not there get their row."""
+    started: dict[str, PeerLoad] = {}
+    try:
+        for name, title in PEERS.items():
+            if name not in ctx.peers:
+                ctx.report.add(Row(case, title, NOT_MEASURED, note="not installed on the machine"))
+                continue
+            started[title] = PeerLoad(ctx, name, files, resident)
+            started[title].start()
+        for title, peer in list(started.items()):
+            try:
+                peer.started()
+            except Failed as error:
+                started.pop(title).end()
+                ctx.report.add(Row(case, title, FAILED, note=str(error)[:400]))
+        yield started
+    finally:
+        for peer in started.values():
+            peer.end()
+
+
+def side_by_side(
+    ctx: Context,
+    case: str,
+    node: Node,
+    agent: Agent,
+    folder: Path,
+    *,
+    plain: dict[str, object],
+    cold: bool,
+    seconds: float,
+) -> dict[str, Samples]:
+    """One folder through Longshore and through each peer, beside the `plain` limits (named functions)."""
+    files = files_of(folder)
+    load = LongshoreLoad(node, agent, str(folder))
+
+    def before() -> None:
+        if cold:
+            for file in files:
+                drop_from_cache(file)
+
+    def longshore() -> Measured:
+        load.forget()
+        before()
+        return load.measured_again()
+
+    with peers(ctx, case, files, resident=not cold) as others:
+        load.first(files)
+
+        def peer(each: PeerLoad) -> Measured:
+            # Room on the device, and nothing of ours in the way.
+            before()
+            return each.measured(load.fingerprint)
+
+        subjects = {**plain, LONGSHORE: longshore}
+        subjects |= {title: (lambda each=each: peer(each)) for title, each in others.items()}
+        if not cold:
+            # Pools, contexts and the page cache are what they stay: not counted.
+            warm = alternate(subjects, 1, seconds)
+            subjects = {name: run for name, run in subjects.items() if not warm[name].error}
+            for name, samples in warm.items():
+                if samples.error and name not in plain:
+                    ctx.report.add(Row(case, name, FAILED, note=samples.error, command=ctx.command))
+        found = alternate(subjects, ctx.sizes.rounds if not cold else 3, seconds)
+        notes = {title: each.version for title, each in others.items()} | {LONGSHORE: load.tiers()}
+    base = next((found[name] for name in plain if found.get(name) and found[name].rates), None)
+    for name, samples in found.items():
+        if name not in plain and ctx.report.missing(case, name):
+            state = "cold" if cold else "resident"
+            ctx.samples(case, name, samples, base, cache_state=state, note=notes.get(name, ""))
+    load.forget()
+    return found
+
+
+def resident(ctx: Context, node: Node, agent: Agent, limits: Agent) -> None:
+    """tmpfs to device."""
+    folder = shared_folder(ctx, "part", ctx.sizes.shared_files, ctx.memory_folder)
+    try:
+        size = sum(os.path.getsize(file) for file in files_of(folder))
+        plain: dict[str, object] = {"limit": lambda: limit(limits, size)}
+        side_by_side(ctx, "gpu/resident-to-device", node, agent, folder, plain=plain, cold=False, seconds=110)
+    finally:
+        remove(folder)
+
+
+def drop_from_cache(file: str) -> None:
+    """Written back, then out of the page cache."""
+    fd = os.open(file, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
+
+
+def read_limits(ctx: Context, files: list[str], direct: bool) -> dict[str, object]:
+    """The disk by fio where it is installed, and by our own reader."""
+    size = sum(os.path.getsize(file) for file in files)
+
+    def own() -> Measured:
+        for file in files:
+            drop_from_cache(file)
+        found = json.loads(ctx.bench("read", *(["--direct"] if direct else []), *files))
+        return found["bytes"], found["seconds"], found["cpu_seconds"]
+
+    def fio() -> Measured:
+        command = [
+            "fio", "--name=limit", f"--filename={':'.join(files)}", "--rw=read", "--bs=16M", "--iodepth=16",
+            "--ioengine=libaio", f"--direct={int(direct)}", "--readonly", "--output-format=json", "--file_service_type=sequential",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, timeout=90)
+        if done.returncode != 0:
+            raise Failed(f"fio: {(done.stderr or done.stdout)[-300:].strip()}")
+        job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+        seconds = job["read"]["runtime"] / 1000
+        cpu = (job["usr_cpu"] + job["sys_cpu"]) / 100 * seconds
+        return job["read"]["io_bytes"], seconds, cpu
+
+    found: dict[str, object] = {}
+    if shutil.which("fio") is None:
+        ctx.report.add(Row("limit/disk", "fio", NOT_MEASURED, note="not installed on the machine"))
+    else:
+        found["fio"] = fio
+    found["gpu-bench read"] = own
+    if size == 0:
+        raise Failed("the files are empty")
+    return found
+
+
+def disk(ctx: Context, node: Node, agent: Agent) -> None:
+    """A local disk to device: cold, then out of the page cache."""
+    begun = time.monotonic()
+    folder = shared_folder(ctx, "disk", ctx.sizes.disk_files, ctx.disk_folder)
+    try:
+        files = files_of(folder)
+        print(f"  {ctx.sizes.disk_files} files copied to the disk in {time.monotonic() - begun:.1f} s", flush=True)
+
+        def cold() -> None:
+            plain = read_limits(ctx, files, direct=True)
+            found = side_by_side(ctx, "gpu/local-cold", node, agent, folder, plain=plain, cold=True, seconds=60)
+            for name in plain:
+                ctx.samples("limit/disk", name, found[name], cache_state="O_DIRECT")
+
+        def warm() -> None:
+            for file in files:
+                subprocess.run(["cat", file], stdout=subprocess.DEVNULL, check=True, timeout=120)
+            side_by_side(ctx, "gpu/page-cache-to-device", node, agent, folder, plain={}, cold=False, seconds=60)
+
+        ctx.step(["limit/disk", "gpu/local-cold"], 110, cold)
+        ctx.step(["gpu/page-cache-to-device"], 90, warm)
+    finally:
+        remove(folder)
+
+
+def large(ctx: Context) -> None:
+    """The stage with a whole model in page-locked memory."""
+    from attaching import attach
+
+    memory = ctx.sizes.pinned_bytes + BESIDE_BYTES
+    begun = time.monotonic()
+    with ctx.node("large", memory=memory, pinned_memory=ctx.sizes.pinned_bytes) as node:
+        ctx.report.facts["page_locked_start_seconds"] = time.monotonic() - begun
+        print(
+            f"  {ctx.sizes.pinned_bytes / 1e9:.1f} GB page-locked, ready in {time.monotonic() - begun:.1f} s",
+            flush=True,
+        )
+        with ctx.agent(node) as agent, ctx.limits() as limits, ctx.agent(node, "second") as second:
+            kept: list[LongshoreLoad] = []
+            cases = ["check/large-model", "limit/pinned-copy", "gpu/pinned-to-device"]
+            ctx.step(cases, 150, lambda: kept.append(pinned(ctx, node, agent, limits)))
+            if not kept:
+                return
+            cases = ["gpu/attach", "gpu/attach-bytes"]
+            ctx.step(cases, 80, lambda: attach(ctx, node, second, kept[0]))
+            ctx.step(["limit/device-copy", "gpu/writable-copy"], 40, lambda: writable(ctx, second, limits, kept[0]))
+
+
+def small(ctx: Context) -> None:
+    """The stage with little page-locked memory: loads beside the peers, kills, the disk."""
+    from surviving import kills
+
+    ctx.peers = find_peers(ctx.bundle, ctx.work, ctx.environment)
+    print(f"  other loaders here: {', '.join(ctx.peers) or 'none'}", flush=True)
+    memory = ctx.sizes.staging_bytes + BESIDE_BYTES
+    with ctx.node("small", memory=memory, pinned_memory=ctx.sizes.staging_bytes) as node:
+        with ctx.agent(node) as agent, ctx.limits() as limits:
+            ctx.step(["gpu/resident-to-device"], 160, lambda: resident(ctx, node, agent, limits))
+        ctx.step(["gpu/kill-9"], 120, lambda: kills(ctx, node))
+        with ctx.agent(node) as agent:
+            ctx.step(["limit/disk", "gpu/local-cold", "gpu/page-cache-to-device"], 220, lambda: disk(ctx, node, agent))

@@ -1,0 +1,90 @@
+"""The daemon is killed, again and again, under a client that reads all the time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from context import Context
+from daemons import Failed, Node
+from report import MEASURED, Row, percentile
+from rounds import LongshoreLoad
+
+READ_BYTES = "longshore_loader_read_bytes_total"
+#: What the whole step may take; fewer kills are said to be fewer.
+SECONDS = 95
+CASE = "gpu/kill-9"
+
+
+def kills(ctx: Context, node: Node) -> None:
+    """Each time: kill -9, start, and wait until the loader knows the model again."""
+    with ctx.agent(node) as client, ctx.agent(node, "control") as control:
+        load = LongshoreLoad(node, client, str(ctx.model["folder"]))
+        load.first(ctx.model["files"])
+        model_id = load.last["model_id"]
+        control.call("ready", seconds=120)
+        client.call("watch")
+        seconds, moved, late = [], 0.0, 0
+        begun = time.monotonic()
+        for _ in range(ctx.sizes.kills):
+            if time.monotonic() - begun > SECONDS or node.loader is None:
+                break
+            node.loader.kill()
+            start = time.monotonic()
+            node.start_loader(wait=False)
+            back = control.call("wait_for_model", model_id=model_id, seconds=20)["at"]
+            seconds.append(back - start)
+            late += back - start > 1
+            moved += _moved(node)
+        watched = client.call("watched")
+        same = client.call("fingerprint", seconds=60)["fingerprint"] == load.fingerprint
+        again = control.call("load", uri=load.uri)
+        control.call("drop")
+        client.call("disconnect")
+        client.call("unload", uri=load.uri)
+        failed = watched["wrong"] + len(watched["errors"]) + (not same) + (not again["reattached"])
+        note = (
+            f"{len(seconds)} kills; p50 {statistics.median(seconds) * 1e3:.0f} ms from the start of the new process; "
+            f"the largest {max(seconds) * 1e3:.0f} ms; {late} took more than 1 s"
+        )
+        ctx.report.add(
+            Row(
+                CASE,
+                "time until re-adopted",
+                MEASURED,
+                value=percentile(seconds, 0.99),
+                unit="s (p99)",
+                limit=1.0,
+                ratio_to_limit=percentile(seconds, 0.99),
+                runs=len(seconds),
+                min=min(seconds),
+                max=max(seconds),
+                cache_state="on the GPU",
+                command=ctx.command,
+                note=note,
+            ),
+            Row(
+                CASE,
+                "wrong or failed reads of clients",
+                MEASURED,
+                value=failed,
+                unit="reads",
+                runs=watched["reads"],
+                command=ctx.command,
+                note=f"of {watched['reads']} reads meanwhile; all bytes {'as before' if same else 'CHANGED'}; a load "
+                f"afterwards {'attached' if again['reattached'] else 'moved bytes again'}",
+            ),
+            Row(CASE, "bytes moved", MEASURED, value=moved, unit="bytes", runs=len(seconds), command=ctx.command),
+        )
+
+
+def _moved(node: Node) -> float:
+    """What the new loader read; once it answers."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return node.metric(READ_BYTES)
+        except Failed:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.005)
