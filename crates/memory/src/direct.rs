@@ -24,6 +24,11 @@ use self::cut::{Cut, cut};
 pub use self::residency::residency;
 use self::ring::Used;
 
+/// What [`DirectFile::read_through`] reads at once. A thread that calls it keeps this much, two huge pages, not charged
+/// to an arena.
+const BOUNCE_BYTES: usize = 4 << 20;
+const _: () = assert!(BOUNCE_BYTES >= 2 * Alignment::MAX.offset_bytes);
+
 /// How bytes of a file were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ReadWay {
@@ -128,56 +133,53 @@ impl DirectFile {
     /// `UnexpectedEof` when the file ends before; `InvalidInput` when the memory does not fit ([`DirectFile::fits`]);
     /// what the kernel reports, [`is_refusal`] among it: then read in another way.
     pub fn read(&self, offset: u64, into: &mut [u8]) -> io::Result<ReadWay> {
-        if !self.fits(offset, into) {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the memory is not aligned as the file is"));
-        }
+        ring::with_thread(|thread| self.read_on(thread, offset, into))
+    }
+
+    /// Hands the bytes of `range` to `sink`, in order, by way of memory that the thread keeps. `sink` must not read
+    /// directly itself.
+    ///
+    /// # Errors
+    /// As [`DirectFile::read`]; what came before an error was handed over.
+    pub fn read_through(&self, range: Range<u64>, mut sink: impl FnMut(&[u8])) -> io::Result<ReadWay> {
+        let block = self.align.offset_bytes as u64;
         ring::with_thread(|thread| {
-            let (scratch, ring) = thread.parts(2 * self.align.offset_bytes)?;
-            let Cut { requests, head, tail } = cut(offset, into, scratch, self.align.offset_bytes);
-            let way = match ring {
-                Used::Uring(ring) => {
-                    ring.read_all(self.file.as_fd(), requests)?;
-                    ReadWay::DirectUring
-                }
-                Used::None => {
-                    requests.into_iter().try_for_each(|request| read_one(self.file.as_fd(), request))?;
-                    ReadWay::Direct
-                }
-            };
-            for end in [head, tail].into_iter().flatten() {
-                end.copy_out(scratch, into);
+            let mut bounce = thread.take_bounce()?;
+            let mut way = ReadWay::DirectUring;
+            let mut at = range.start;
+            while at < range.end {
+                // The memory before the first byte wanted stands for the part of its block that is not, so that all fits.
+                let skip = at % block;
+                let reach = at.saturating_add(BOUNCE_BYTES as u64 - skip);
+                let stop = if reach >= range.end { range.end } else { reach - reach % block };
+                let part = &mut bounce.bytes()[skip as usize..(skip + stop - at) as usize];
+                way = way.max(self.read_on(thread, at, part)?);
+                sink(part);
+                at = stop;
             }
+            thread.keep_bounce(bounce);
             Ok(way)
         })
     }
 
-    /// Hands the bytes of `range` to `sink`, in order, by way of `bounce`: at least page-aligned memory of some MiB.
-    ///
-    /// # Errors
-    /// As [`DirectFile::read`]; what came before an error was handed over.
-    pub fn read_through(
-        &self,
-        range: Range<u64>,
-        bounce: &mut [u8],
-        mut sink: impl FnMut(&[u8]),
-    ) -> io::Result<ReadWay> {
-        let block = self.align.offset_bytes as u64;
-        let mut way = ReadWay::DirectUring;
-        let mut at = range.start;
-        while at < range.end {
-            // The memory before the first byte wanted stands for the part of its block that is not, so that all fits.
-            let skip = at % block;
-            let reach = at.saturating_add((bounce.len() as u64).saturating_sub(skip));
-            let stop = if reach >= range.end { range.end } else { reach - reach % block };
-            let Some(part) = bounce.get_mut(skip as usize..(skip + stop.saturating_sub(at)) as usize) else {
-                return Err(no_room());
-            };
-            if part.is_empty() {
-                return Err(no_room());
+    fn read_on(&self, thread: &mut ring::Thread, offset: u64, into: &mut [u8]) -> io::Result<ReadWay> {
+        if !self.fits(offset, into) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the memory is not aligned as the file is"));
+        }
+        let (scratch, ring) = thread.parts(2 * self.align.offset_bytes)?;
+        let Cut { requests, head, tail } = cut(offset, into, scratch, self.align.offset_bytes);
+        let way = match ring {
+            Used::Uring(ring) => {
+                ring.read_all(self.file.as_fd(), requests)?;
+                ReadWay::DirectUring
             }
-            way = way.max(self.read(at, part)?);
-            sink(part);
-            at = stop;
+            Used::None => {
+                requests.into_iter().try_for_each(|request| read_one(self.file.as_fd(), request))?;
+                ReadWay::Direct
+            }
+        };
+        for end in [head, tail].into_iter().flatten() {
+            end.copy_out(scratch, into);
         }
         Ok(way)
     }
@@ -195,10 +197,6 @@ struct Request<'a> {
     into: &'a mut [u8],
     /// Bytes that must come; the file may end behind them.
     needed: usize,
-}
-
-fn no_room() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidInput, "the memory has no room for a block of the file")
 }
 
 fn ends_early() -> io::Error {

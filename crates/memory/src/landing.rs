@@ -15,7 +15,7 @@ use longshore_types::{BLOCK_BYTES, BlockChecksum, Checksummer};
 pub use self::builder::LandingBuilder;
 use self::cuts::Cuts;
 use crate::arena::Buffer;
-use crate::pinned::BlockWindow;
+use crate::pinned::{BlockWindow, PageKind};
 use crate::region::Window;
 
 /// Slices that one call of [`Landing::slices_mut`] returns at most: what one `readv` takes (IOV_MAX).
@@ -179,6 +179,16 @@ impl Landing {
             Memory::Window(_) | Memory::Buffer(_) => None,
         });
         windows.collect()
+    }
+
+    /// Whether some of its memory is known to be made of small pages. A disk writes to those in small pieces, which
+    /// takes virtual ones twice as long: then reading directly by way of other memory is faster, copy and all.
+    pub fn has_small_pages(&self) -> bool {
+        self.memories.iter().any(|memory| match memory {
+            Memory::Window(window) => window.has_small_pages(),
+            Memory::Blocks(blocks) => blocks.chunk().pages() == PageKind::Small,
+            Memory::Buffer(_) => false,
+        })
     }
 
     /// The whole run as one slice when it lands in one piece of memory, without discarded bytes.

@@ -32,7 +32,6 @@ pub struct PinnedArena {
     slots: Arc<Slots>,
     /// In the order of the slots' banks.
     fds: Arc<[OwnedFd]>,
-    pages: PageKind,
 }
 
 /// What the memory of an arena is made of.
@@ -120,7 +119,7 @@ impl PinnedArena {
         })?;
         let (banks, fds): (Vec<_>, Vec<_>) =
             pieces.into_iter().map(|piece| (Bank { memory: piece.memory, node: piece.node }, piece.fd)).unzip();
-        Ok(PinnedArena { slots: Slots::new(banks, Some(reservation)), fds: fds.into(), pages })
+        Ok(PinnedArena { slots: Slots::new(banks, pages, Some(reservation)), fds: fds.into() })
     }
 
     /// The memory, for other processes to map. A chunk's [`PinnedChunk::place`] counts in this order.
@@ -138,7 +137,7 @@ impl PinnedArena {
         PinnedStats {
             capacity_bytes: self.slots.capacity() * PinnedArena::SLOT_BYTES,
             used_bytes: self.slots.used() * PinnedArena::SLOT_BYTES,
-            pages: self.pages,
+            pages: self.slots.pages(),
             nodes: self.slots.nodes(),
         }
     }

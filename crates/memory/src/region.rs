@@ -32,6 +32,8 @@ use crate::memfd::create_memfd;
 struct Shared {
     map: MmapRaw,
     len: u64,
+    /// Fresh pages come one by one: see [`crate::region_page_advice`].
+    has_small_pages: bool,
     claims: Mutex<Claims>,
     _reservation: Reservation,
 }
@@ -65,7 +67,9 @@ impl RegionWriter {
         // Without huge pages (kernels and settings differ) the memory is as good, only slower to touch first.
         let _ = map.advise(Advice::HugePage);
         let _ = map.advise(Advice::DontDump);
-        let shared = Arc::new(Shared { map, len, claims: Mutex::new(Claims::default()), _reservation: reservation });
+        let has_small_pages = crate::region_page_advice().is_some();
+        let claims = Mutex::new(Claims::default());
+        let shared = Arc::new(Shared { map, len, has_small_pages, claims, _reservation: reservation });
         Ok(RegionWriter { shared, file })
     }
 

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use io_uring::{IoUring, opcode, types};
 use rustix::io::Errno;
 
-use super::{Request, ends_early};
+use super::{BOUNCE_BYTES, Request, ends_early};
 use crate::raw::RawMemory;
 
 /// Reads in flight of one thread at most.
@@ -24,7 +24,24 @@ const RETRIES_MAX: u32 = 10_000;
 /// What a thread keeps.
 pub(super) struct Thread {
     ring: State,
-    scratch: Option<RawMemory>,
+    scratch: Option<Memory>,
+    bounce: Option<Memory>,
+}
+
+/// Page-aligned memory of this thread alone.
+pub(super) struct Memory {
+    memory: RawMemory,
+}
+
+impl Memory {
+    fn new(len: usize) -> io::Result<Memory> {
+        Ok(Memory { memory: RawMemory::mapping(len)? })
+    }
+
+    pub(super) fn bytes(&mut self) -> &mut [u8] {
+        // SAFETY: initialised memory that is owned by this value alone, which is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.start().as_ptr(), self.memory.len()) }
+    }
 }
 
 enum State {
@@ -41,7 +58,7 @@ pub(super) enum Used<'a> {
 }
 
 thread_local! {
-    static THREAD: RefCell<Thread> = const { RefCell::new(Thread { ring: State::Untried, scratch: None }) };
+    static THREAD: RefCell<Thread> = const { RefCell::new(Thread { ring: State::Untried, scratch: None, bounce: None }) };
 }
 
 /// Calls `work` with what this thread keeps.
@@ -65,18 +82,25 @@ impl Thread {
                 Err(_) => {}
             }
         }
-        let memory = match self.scratch.take() {
-            Some(memory) if memory.len() >= scratch_bytes => memory,
-            _ => RawMemory::mapping(scratch_bytes)?,
+        let scratch = match self.scratch.take() {
+            Some(memory) if memory.memory.len() >= scratch_bytes => memory,
+            _ => Memory::new(scratch_bytes)?,
         };
-        let memory = self.scratch.insert(memory);
-        // SAFETY: initialised memory that only this thread has, borrowed mutably with it.
-        let scratch = unsafe { std::slice::from_raw_parts_mut(memory.start().as_ptr(), memory.len()) };
         let used = match &mut self.ring {
             State::Ready(ring) => Used::Uring(ring),
             State::Untried | State::Forbidden => Used::None,
         };
-        Ok((scratch, used))
+        Ok((self.scratch.insert(scratch).bytes(), used))
+    }
+
+    /// Memory of [`BOUNCE_BYTES`], the thread's own or made now.
+    pub(super) fn take_bounce(&mut self) -> io::Result<Memory> {
+        self.bounce.take().map_or_else(|| Memory::new(BOUNCE_BYTES), Ok)
+    }
+
+    /// Keeps it for the next time.
+    pub(super) fn keep_bounce(&mut self, memory: Memory) {
+        self.bounce = Some(memory);
     }
 }
 

@@ -73,17 +73,16 @@ fn ranges_with_and_without_whole_blocks_arrive() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 40, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, cases: 12, ..ProptestConfig::default() })]
     #[test]
     fn every_range_arrives_by_way_of_other_memory(
-        start in 0usize..3 * MIB, len in 0usize..3 * MIB, bounce in 1usize..20, has_ring: bool,
+        start in 0usize..6 * MIB, len in 0usize..6 * MIB, has_ring: bool,
     ) {
-        let Some((files, file)) = file(3 * MIB + 99) else { return Ok(()) };
+        let Some((files, file)) = file(6 * MIB + 99) else { return Ok(()) };
         let range = start..(start + len).min(files.bytes.len());
-        let mut bounce = memory(bounce * 100_000);
-        let mut read = || {
+        let read = || {
             let mut seen = Vec::new();
-            let way = file.read_through(range.start as u64..range.end as u64, &mut bounce, |part| seen.extend_from_slice(part));
+            let way = file.read_through(range.start as u64..range.end as u64, |part| seen.extend_from_slice(part));
             (seen, way.unwrap())
         };
         let (seen, _) = if has_ring { read() } else { without_io_uring(read) };
@@ -117,8 +116,6 @@ fn memory_that_does_not_fit_is_refused_before_anything_is_read() {
         let error = file.read(0, &mut memory[1..MIB]).unwrap_err();
         assert!(error.kind() == io::ErrorKind::InvalidInput && !is_refusal(&error));
     }
-    let too_small = &mut memory[..file.alignment().offset_bytes / 2];
-    assert_eq!(file.read_through(0..4096, too_small, |_| {}).unwrap_err().kind(), io::ErrorKind::InvalidInput);
 }
 
 #[test]

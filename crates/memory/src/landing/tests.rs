@@ -196,3 +196,26 @@ fn windows_interleave_with_discarded_bytes() {
     assert!(region.as_slice()[..9000] == wanted);
     assert!(region.as_slice()[9000..] == run[700 * ROWS..]);
 }
+
+#[test]
+fn a_run_in_one_piece_of_memory_is_one_slice() {
+    let arena = Arena::new(1000);
+    let buffer = || arena.try_buffer(10).unwrap();
+    let mut whole = Landing::builder().buffer(buffer(), vec![2..5, 5..9]).build().unwrap();
+    let slice = whole.contiguous_mut().unwrap();
+    assert_eq!(slice.len(), 7);
+    slice.fill(9);
+    assert_eq!(whole.into_buffers()[0][2..9], [9; 7]);
+    let builders = [
+        Landing::builder(),
+        Landing::builder().scratch(7),
+        Landing::builder().scratch(1).buffer(buffer(), vec![0..5, 5..10]),
+        Landing::builder().buffer(buffer(), vec![0..5, 6..10]),
+        Landing::builder().buffer(buffer(), vec![0..4, 4..10]).buffer(buffer(), vec![0..4, 4..10]),
+    ];
+    for builder in builders {
+        let mut landing = builder.build().unwrap();
+        assert!(landing.contiguous_mut().is_none() && !landing.has_small_pages());
+        assert!(landing.into_block_windows().is_empty());
+    }
+}

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use longshore_types::BLOCK_BYTES;
 
+use super::PageKind;
 use super::blocks::{Answer, Blocks};
 use super::slots::Slot;
 
@@ -57,6 +58,11 @@ impl PinnedChunk {
     /// The NUMA node its memory is on, when the machine has several.
     pub fn node(&self) -> Option<u32> {
         self.inner.slot.node()
+    }
+
+    /// What its memory is made of.
+    pub fn pages(&self) -> PageKind {
+        self.inner.slot.pages()
     }
 
     /// The first run of missing blocks within `blocks`, exclusively, or whether to wait for others, or nothing left to

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use longshore_types::CHUNK_BYTES;
 use parking_lot::Mutex;
 
+use super::PageKind;
 use crate::arena::Reservation;
 use crate::raw::RawMemory;
 
@@ -21,6 +22,7 @@ pub(super) struct Slots {
     banks: Vec<Bank>,
     free: Mutex<Free>,
     capacity: u64,
+    pages: PageKind,
     _reservation: Option<Reservation>,
 }
 
@@ -45,7 +47,7 @@ pub(super) struct Slot {
 
 impl Slots {
     /// Cuts `banks`, each of whole slots, into slots. Bytes of a bank beyond its last whole slot are not used.
-    pub(super) fn new(banks: Vec<Bank>, reservation: Option<Reservation>) -> Arc<Slots> {
+    pub(super) fn new(banks: Vec<Bank>, pages: PageKind, reservation: Option<Reservation>) -> Arc<Slots> {
         let mut by_node: Vec<(Option<u32>, Vec<Place>)> = Vec::new();
         let mut capacity = 0;
         // Backwards, so that the first slots are handed out first.
@@ -59,7 +61,7 @@ impl Slots {
             }
         }
         let free = Mutex::new(Free { by_node, used: 0 });
-        Arc::new(Slots { banks, free, capacity, _reservation: reservation })
+        Arc::new(Slots { banks, free, capacity, pages, _reservation: reservation })
     }
 
     /// A free slot: of the node `near` if there is one, else of the node with the most free.
@@ -87,6 +89,11 @@ impl Slots {
         self.free.lock().used
     }
 
+    /// What the memory is made of.
+    pub(super) fn pages(&self) -> PageKind {
+        self.pages
+    }
+
     /// NUMA nodes that have slots.
     pub(super) fn nodes(&self) -> u32 {
         self.free.lock().by_node.len() as u32
@@ -100,6 +107,11 @@ impl Slot {
 
     pub(super) fn node(&self) -> Option<u32> {
         self.slots.banks[self.place.bank].node
+    }
+
+    /// What its memory is made of.
+    pub(super) fn pages(&self) -> PageKind {
+        self.slots.pages
     }
 
     /// The first byte. Valid for [`CHUNK_BYTES`] while `self` lives, and nobody else's.
@@ -130,7 +142,7 @@ mod tests {
             memory: RawMemory::mapping(count * CHUNK_BYTES as usize).unwrap(),
             node,
         };
-        Slots::new(banks.iter().map(bank).collect(), None)
+        Slots::new(banks.iter().map(bank).collect(), PageKind::Small, None)
     }
 
     #[test]

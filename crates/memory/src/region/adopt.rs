@@ -37,7 +37,9 @@ impl Region {
         let map = MmapOptions::new().len(map_len).map_raw_read_only(&file).map_err(failed)?;
         // Only keeps model bytes out of core dumps: without it the memory is as good.
         let _ = map.advise(Advice::DontDump);
-        let shared = Shared { map, len, claims: Mutex::new(Claims::default()), _reservation: reservation };
+        let claims = Mutex::new(Claims::default());
+        // Nothing is read into it any more, so that its pages do not matter.
+        let shared = Shared { map, len, has_small_pages: false, claims, _reservation: reservation };
         Ok(Region { inner: Arc::new(RegionInner { shared: Arc::new(shared), file }) })
     }
 }

@@ -32,6 +32,11 @@ impl Window {
         self.range.clone()
     }
 
+    /// Whether the memory is known to be made of small pages.
+    pub(crate) fn has_small_pages(&self) -> bool {
+        self.shared.has_small_pages
+    }
+
     fn start(&self) -> *mut u8 {
         // SAFETY: the range was checked against the length of the mapping.
         unsafe { self.shared.map.as_mut_ptr().add(self.range.start as usize) }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use longshore_types::CHUNK_BYTES;
 
 use super::*;
+use crate::pinned::PageKind;
 use crate::pinned::slots::{Bank, Slots};
 use crate::raw::RawMemory;
 
@@ -12,7 +13,7 @@ const ALL: Range<u32> = 0..u32::MAX;
 
 fn slots(count: usize) -> Arc<Slots> {
     let memory = RawMemory::mapping(count * CHUNK_BYTES as usize).unwrap();
-    Slots::new(vec![Bank { memory, node: None }], None)
+    Slots::new(vec![Bank { memory, node: None }], PageKind::Small, None)
 }
 
 fn chunk(slots: &Arc<Slots>, len_bytes: u64) -> PinnedChunk {
