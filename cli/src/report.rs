@@ -16,6 +16,10 @@ pub struct LoadOutput {
     pub uri: String,
     /// The revision that is loaded.
     pub revision: String,
+    /// The rank whose part of the model this is; none for the whole model.
+    pub rank: Option<u32>,
+    /// The number of ranks that share the model.
+    pub world_size: Option<u32>,
     /// Bytes of the model in memory.
     pub bytes: u64,
     /// Number of tensors.
@@ -121,6 +125,8 @@ impl LoadOutput {
         LoadOutput {
             uri: redact_url(&model.uri),
             revision: model.revision.clone(),
+            rank: model.parallel.as_ref().map(|parallel| parallel.rank),
+            world_size: model.parallel.as_ref().map(|parallel| parallel.world_size),
             bytes: model.size_bytes,
             tensors: model.tensor_count,
             files: model.files.len(),
@@ -156,6 +162,9 @@ impl LoadOutput {
             ),
         };
         let _ = writeln!(text, "revision  {revision}");
+        if let (Some(rank), Some(world_size)) = (self.rank, self.world_size) {
+            let _ = writeln!(text, "part      rank {rank} of {world_size}");
+        }
         let tiers: Vec<String> = TIERS
             .iter()
             .filter_map(|(_, name)| self.bytes_by_tier.get(name).filter(|bytes| **bytes > 0).map(|bytes| (name, bytes)))
@@ -279,5 +288,18 @@ mod tests {
         LoadOutput::new(&model(false), 0.5, "embedded".into()).write_text(&mut text);
         assert!(text.contains("3.0 MB, 7 tensors") && text.contains("disk 1.0 MB, origin 2.0 MB"), "{text}");
         assert!(text.contains("fetch    |          ####"), "{text}");
+        assert!(!text.contains("rank"), "{text}");
+    }
+
+    #[test]
+    fn a_rank_is_named() {
+        let parallel = v1::Parallel { rank: 3, world_size: 8, rules: Vec::new() };
+        let model = v1::LoadedModel { parallel: Some(parallel), ..model(false) };
+        let output = LoadOutput::new(&model, 0.5, "embedded".into());
+        let value = serde_json::to_value(&output).unwrap();
+        assert_eq!((&value["rank"], &value["world_size"]), (&3.into(), &8.into()));
+        let mut text = String::new();
+        output.write_text(&mut text);
+        assert!(text.contains("rank 3 of 8"), "{text}");
     }
 }

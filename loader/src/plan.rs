@@ -39,12 +39,13 @@ impl Plan {
         Plan::from_layout(manifest, layout)
     }
 
-    /// Cuts the copies of a layout that was made, and perhaps checked against a capacity, before.
+    /// Cuts the copies of a layout that was made, and perhaps checked against a capacity, before. They are spent: a
+    /// layout that stays with a model has none.
     ///
     /// # Errors
     /// Those of [`cut`].
-    pub fn from_layout(manifest: &Manifest, layout: Layout) -> Result<Plan> {
-        let chunks = cut(manifest, &layout.copies)?;
+    pub fn from_layout(manifest: &Manifest, mut layout: Layout) -> Result<Plan> {
+        let chunks = cut(manifest, &std::mem::take(&mut layout.copies))?;
         Ok(Plan { layout, chunks })
     }
 

@@ -85,7 +85,7 @@ pub struct Layout {
     pub tensors: Vec<TensorPlace>,
     /// The files that are delivered as bytes: index into the files of the manifest, and where each lies.
     pub files: Vec<(usize, Place)>,
-    /// What has to be copied, neighbours merged.
+    /// What has to be copied, neighbours merged. Empty in a layout that is in memory already.
     pub copies: Vec<CopyRange>,
     /// What a user should know: a rule that decides for no tensor.
     pub warnings: Vec<String>,

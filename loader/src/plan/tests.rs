@@ -157,8 +157,10 @@ proptest! {
 #[test]
 fn a_dense_file_is_one_copy_and_one_part_a_chunk() {
     let tensors = vec![(0, 256 * 1000); 300];
-    let plan = check(&manifest(&[(0, Some(tensors))]));
-    assert_eq!(plan.layout.copies.len(), 1);
+    let manifest = manifest(&[(0, Some(tensors))]);
+    let layout = Layout::new(&manifest, None, 256, SideFiles::WithTensors).unwrap();
+    assert_eq!(layout.copies.len(), 1);
+    let plan = check(&manifest);
     assert_eq!(plan.chunks.len() as u64, chunk_count(300 * 256_000));
     assert!(plan.chunks.iter().all(|chunk| chunk.parts.len() == 1));
 }
