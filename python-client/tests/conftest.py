@@ -5,12 +5,15 @@ from collections.abc import Iterator
 
 import pytest
 from fake_loader import URI, FakeLoader, FakeModel
+from gpu_support import FakeCuda
 
 import longshore
+from longshore import _cuda
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "e2e: needs the longshore binary (target/debug/longshore, or LONGSHORE_BIN)")
+    config.addinivalue_line("markers", "gpu: needs the fake CUDA driver (target/debug/fake-cuda-install)")
 
 
 @pytest.fixture
@@ -35,3 +38,28 @@ def small(loader: FakeLoader) -> FakeModel:
     )
     loader.models[URI] = model
     return model
+
+
+@pytest.fixture(scope="session")
+def installed_cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
+    """The fake driver in this process: loaded once, so that one serves all tests."""
+    cuda = FakeCuda(tmp_path_factory.mktemp("cuda"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in cuda.environ.items():
+            patch.setenv(name, value)
+        patch.setenv("FAKE_CUDA_ROLE", "client")
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        with pytest.MonkeyPatch.context() as library:
+            library.setattr(_cuda, "LIBRARY", cuda.library)
+            library.setattr(_cuda, "_driver", None)
+            _cuda.driver("the tests")
+        yield cuda
+
+
+@pytest.fixture
+def cuda(installed_cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """The client finds the fake driver, and has nothing of it yet."""
+    monkeypatch.setattr(_cuda, "LIBRARY", installed_cuda.library)
+    monkeypatch.setattr(_cuda, "_driver", None)
+    assert installed_cuda.usage() == {}, "an earlier test left something"
+    return installed_cuda

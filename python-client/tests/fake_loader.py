@@ -166,6 +166,7 @@ class FakeLoader:
         self._changed = threading.Condition()
         self._leases: list[socket.socket] = []
         self._had_lease = False
+        self._handed_over = 0
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.attach_socket)
         self._listener.listen(64)
@@ -205,6 +206,11 @@ class FakeLoader:
         with self._changed:
             done = self._changed.wait_for(lambda: len(self._leases) == count, seconds)
             assert done, f"{len(self._leases)} leases after {seconds} s, not {count}"
+
+    def wait_until_handed_over(self, count: int) -> None:
+        """Until so many clients have got all their descriptors, and this loader has closed its own of them."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._handed_over == count, 10.0)
 
     def wait_for_the_last_lease(self) -> None:
         with self._changed:
@@ -344,6 +350,9 @@ class FakeLoader:
         finally:
             for fd in fds:
                 os.close(fd)
+        with self._changed:
+            self._handed_over += 1
+            self._changed.notify_all()
 
 
 def send_message(connection: socket.socket, message: Any) -> None:

@@ -172,6 +172,7 @@ def test_regions_of_many_segments_are_contiguous(node: longshore.Node, loader: F
     with node.load(URI, framework="numpy") as model:
         assert model["t"].tobytes() == content
         assert model["t"].ctypes.data % (2 << 20) == 0, "huge pages can be mapped as such"
+        loader.wait_until_handed_over(1)
         assert len(os.listdir("/proc/self/fd")) <= before + 2, "descriptors are closed once they are mapped"
 
 

@@ -10,6 +10,7 @@ import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
@@ -35,6 +36,11 @@ class Attached:
     lease: Lease
     path: str
 
+    def close(self) -> None:
+        """Gives everything back; for a description that no model can be made of."""
+        _give_back(self.regions)
+        self.lease.close()
+
 
 def attach(
     path: str, model_id: str, timeout_seconds: float, framework: Framework, *, writable: bool = False
@@ -57,19 +63,36 @@ def attach(
         connection.sock.settimeout(None)
         lease.hold()
         if writable and any(gpus):
-            regions = tuple(map(_private_copy, regions))
+            shared, regions = regions, _private_copies(regions)
+            _give_back(shared)
             lease.close()
     except BaseException:
-        # Regions give their share back by themselves. The traceback keeps this frame: it must not keep them.
-        regions = ()
+        _give_back(regions)
         lease.close()
         raise
     return Attached(response.model, regions, lease, path)
 
 
-def _private_copy(region: Region) -> Region:
-    # Of host memory these are the side files of a model on a GPU.
-    return _gpu.copy(region) if isinstance(region, _gpu.GpuRegion) else memoryview(bytearray(region))
+def _private_copies(regions: Sequence[Region]) -> tuple[Region, ...]:
+    copies: list[Region] = []
+    try:
+        for region in regions:
+            # Of host memory these are the side files of a model on a GPU.
+            if isinstance(region, _gpu.GpuRegion):
+                copies.append(_gpu.copy(region))
+            else:
+                copies.append(memoryview(bytearray(region)))
+    except BaseException:
+        _give_back(copies)
+        raise
+    return tuple(copies)
+
+
+def _give_back(regions: Sequence[Region]) -> None:
+    """Gives GPU memory back now: an error's traceback could keep the regions for long."""
+    for region in regions:
+        if isinstance(region, _gpu.GpuRegion):
+            region.close()
 
 
 def _parse(message: bytes) -> loader_pb2.AttachResponse:
@@ -120,7 +143,7 @@ def _map_regions(
             else:
                 mapped.append(_gpu.map_region(gpu, taken, lengths, region.size_bytes, lease))
     except BaseException:
-        mapped.clear()
+        _give_back(mapped)
         raise
     finally:
         fds.close()

@@ -129,7 +129,12 @@ class GpuRegion:
         self._pid = held.pid
         held.on_card = self.dlpack_device[0] == _dlpack.CUDA
         # At interpreter exit other threads may still read: the process's end unmaps then, not this finalizer.
-        weakref.finalize(self, _release, held).atexit = False
+        self._finalizer = weakref.finalize(self, _release, held)
+        self._finalizer.atexit = False
+
+    def close(self) -> None:
+        """Gives the memory back now; only while there are no tensors over it. May be called again."""
+        self._finalizer()
 
     @property
     def torch_device(self) -> str:
@@ -139,6 +144,8 @@ class GpuRegion:
 
     def tensor(self, torch: Any, offset: int, length: int) -> Any:
         """A torch tensor over some of its bytes, as uint8, with a storage of its own."""
+        if not self._finalizer.alive:
+            raise Internal(f"{self.gpu}: the memory was given back")
         if os.getpid() != self._pid:
             raise FailedPrecondition(f"this model on {self.gpu} was loaded before a fork; {_cuda.FORKED}")
         return _dlpack.export(torch.from_dlpack, self.address + offset, length, self.dlpack_device, self)

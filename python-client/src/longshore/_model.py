@@ -58,9 +58,13 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         self._finalizer = weakref.finalize(self, attached.lease.release)
         self._finalizer.atexit = False
         self._regions: tuple[Region, ...] | None = attached.regions
-        sizes = [region.nbytes for region in attached.regions]
-        self._stored, self._places = _check_tensors(model, sizes, framework)
-        self._file_places = _check_files(model, attached.regions)
+        try:
+            sizes = [region.nbytes for region in attached.regions]
+            self._stored, self._places = _check_tensors(model, sizes, framework)
+            self._file_places = _check_files(model, attached.regions)
+        except BaseException:
+            attached.close()
+            raise
         gpu = next((region.gpu for region in attached.regions if isinstance(region, GpuRegion)), None)
 
         #: The canonical URL.
