@@ -272,6 +272,15 @@ fn merged_projections_of_every_rank() {
 }
 
 #[test]
+fn pieces_that_only_look_even_are_listed() {
+    // Rank 3 has the columns 3 and 7 of 9: evenly spaced within a row, and not from one row to the next.
+    let case = Case::new("t", Dtype::U8, &[3, 9], fused(1, &[(6, 1), (3, 2)]));
+    for rank in 0..6 {
+        check_bytes(std::slice::from_ref(&case), Seat { rank, world_size: 6 });
+    }
+}
+
+#[test]
 fn real_bytes_land_in_host_memory() {
     // Rows that end in chunks where others begin, and gaps of whole blocks.
     let cases = [
