@@ -6,7 +6,7 @@ SHELL := /bin/bash
 PYTHON_ENV := .venv
 PYTHON := $(PYTHON_ENV)/bin/python
 
-.PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench wheel reference clean
+.PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench gpu-bundle gpu gpu-page wheel reference clean
 
 help: ## Lists the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -42,9 +42,9 @@ test-rust: ## Unit, property and end-to-end tests of the Rust side
 	cargo nextest run --locked --workspace
 	cargo test --locked --workspace --doc
 
-test-python: ## Tests of the Python client and of deploy/
+test-python: ## Tests of the Python client, of deploy/ and of the GPU report
 	cargo build --locked --workspace --bins
-	$(PYTHON) -m pytest -q deploy
+	$(PYTHON) -m pytest -q deploy scripts
 	cd python-client && ../$(PYTHON) -m pytest -q
 
 demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader, sentence embeddings
@@ -56,6 +56,16 @@ demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader,
 bench: ## The speed report: benches/results/ and docs/benchmarks.md (two minutes behind a release build)
 	cargo build --release --locked -p longshore-cli -p longshore-testkit -p longshore-benches --bins
 	target/release/speed-report
+
+gpu-bundle: ## What a machine with a GPU needs for the GPU report, in gpu-bundle/ (scripts/gpu-wheels.sh adds other loaders)
+	scripts/gpu-bundle.sh gpu-bundle
+
+GPU_OUT ?= gpu-results
+gpu: gpu-bundle ## Checks and measures on this machine's GPU, into $(GPU_OUT)/; elsewhere: scripts/gpu.sh BUNDLE OUT
+	gpu-bundle/scripts/gpu.sh gpu-bundle $(GPU_OUT)
+
+gpu-page: ## Writes docs/benchmarks-gpu.md from benches/results/gpu*.json
+	python3 scripts/gpu --page $(sort $(wildcard benches/results/gpu*.json)) > docs/benchmarks-gpu.md
 
 wheel: ## A platform wheel that carries the binary, in dist/
 	scripts/build-wheel.sh

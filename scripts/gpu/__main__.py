@@ -35,10 +35,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after so long, what is left is not measured")
     parser.add_argument("--memory-folder", type=Path, help="a tmpfs for models [default: /dev/shm]")
     parser.add_argument("--disk-folder", type=Path, help="a folder on a local disk [default: the temporary folder]")
-    parser.add_argument("--page", type=Path, nargs="+", metavar="JSON", help="only print the page of these results")
-    parser.add_argument("--empty-page", action="store_true", help="only print the page without results")
+    parser.add_argument("--page", type=Path, nargs="*", metavar="JSON", help="only print the page of these results")
     chosen = parser.parse_args()
-    if chosen.page is None and not chosen.empty_page and (chosen.bundle is None or chosen.out is None):
+    if chosen.page is None and (chosen.bundle is None or chosen.out is None):
         parser.error("BUNDLE and OUT are needed")
     return chosen
 
@@ -105,8 +104,8 @@ def logs(work: Path, out: Path) -> None:
 
 def main() -> int:
     chosen = arguments()
-    if chosen.empty_page or chosen.page is not None:
-        results = [json.loads(path.read_text()) for path in chosen.page or []]
+    if chosen.page is not None:
+        results = [json.loads(path.read_text()) for path in chosen.page]
         print(page(results), end="")
         return 0
     begun = time.monotonic()

@@ -68,8 +68,8 @@ def describe() -> str:
     huge = "/sys/kernel/mm/transparent_hugepage"
     return (
         f"{model}, {len(os.sched_getaffinity(0))} cores, {memory_bytes('MemTotal') / GIB:.0f} GiB, "
-        f"{nodes} NUMA node(s), Linux {platform.release().split('-')[0]}, huge pages: {_chosen(huge + '/enabled')}, for shared memory "
-        f"{_chosen(huge + '/shmem_enabled')}, hugetlb {_first_line('/proc/sys/vm/nr_hugepages')}"
+        f"{nodes} NUMA node(s), Linux {platform.release().split('-')[0]}, huge pages: {_chosen(huge + '/enabled')}, "
+        f"for shared memory {_chosen(huge + '/shmem_enabled')}, hugetlb {_first_line('/proc/sys/vm/nr_hugepages')}"
     )
 
 

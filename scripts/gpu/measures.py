@@ -208,7 +208,8 @@ def read_limits(ctx: Context, files: list[str], direct: bool) -> dict[str, objec
     def fio() -> Measured:
         command = [
             "fio", "--name=limit", f"--filename={':'.join(files)}", "--rw=read", "--bs=16M", "--iodepth=16",
-            "--ioengine=libaio", f"--direct={int(direct)}", "--readonly", "--output-format=json", "--file_service_type=sequential",
+            "--ioengine=libaio", f"--direct={int(direct)}", "--readonly", "--output-format=json",
+            "--file_service_type=sequential",
         ]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=90)
         if done.returncode != 0:

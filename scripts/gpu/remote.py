@@ -68,14 +68,23 @@ def ranks(ctx: Context, folder: Path, url: str, environment: dict[str, str], siz
         )
         ctx.report.add(
             Row(
-                "gpu/tensor-parallel-bytes", f"{count} ranks", MEASURED, value=served / whole, unit="x checkpoint", limit=1.0,
-                ratio_to_limit=served / whole, runs=1, cache_state="nothing cached on the node", command=ctx.command, note=note,
+                "gpu/tensor-parallel-bytes",
+                f"{count} ranks",
+                MEASURED,
+                value=served / whole,
+                unit="x checkpoint",
+                limit=1.0,
+                ratio_to_limit=served / whole,
+                runs=1,
+                cache_state="nothing cached on the node",
+                command=ctx.command,
+                note=note,
             )
-        )  # fmt: skip
+        )
 
 
 def checksums(ctx: Context, folder: Path, environment: dict[str, str], size: int) -> None:
-    """The same bytes as a local file, which nobody has checksums of, and through a worker, which verifies each block."""
+    """The same bytes as a local file, which nobody has checksums of, and out of a worker, where each block has one."""
     rates: dict[str, Any] = {}
     for subject, threads in (("one core", 1), ("all cores", 0)):
         words = ["checksum", "--threads", threads or len(ctx.cores), "--size", 64 * MIB if ctx.fake else 32 * GIB]
@@ -89,34 +98,26 @@ def checksums(ctx: Context, folder: Path, environment: dict[str, str], size: int
         ctx.samples("gpu/checksum", f"CRC-64/NVME, {subject}", samples, cache_state="memory")
     # Less than the model: the tier must not answer instead of the file or the worker.
     pinned = max(min(size // 3, ctx.sizes.staging_bytes), STAGING_MIN_BYTES)
-    with ctx.node("checksum", environment, memory=pinned + GIB, pinned_memory=pinned) as node:
-        through_worker(ctx, node, environment, folder, size, pinned, rates)
-
-
-def through_worker(
-    ctx: Context,
-    node: Node,
-    environment: dict[str, str],
-    folder: Path,
-    size: int,
-    pinned: int,
-    rates: dict[str, Samples],
-) -> None:
-    """Two loaders in alternation: one reads the file, one asks a worker that holds the same bytes in memory."""
-    address = node.start_worker(size + size // 4 + 512 * MIB)
-    with ctx.node("checksum-worker", environment, memory=pinned + GIB, pinned_memory=pinned, workers=address) as other:
-        other.worker = node.worker
-        with ctx.agent(node) as plain_agent, ctx.agent(other, "second") as checked_agent:
-            plain = LongshoreLoad(node, plain_agent, str(folder))
-            checked = LongshoreLoad(other, checked_agent, URI)
-            plain.first(files_of(folder))
+    options = {"memory": pinned + GIB, "pinned_memory": pinned}
+    with ctx.node("checksum", environment, **options) as node:
+        address = node.start_worker(size + size // 4 + 512 * MIB)
+        with ctx.node("checksum-worker", environment, workers=address, **options) as other:
             # The worker's CPU belongs to the loads through it.
-            node.worker = None
-            checked.first(files_of(folder))
-            subjects = {"without": plain.measured, "with": checked.measured}
-            samples = alternate(subjects, ctx.sizes.rounds, 45)
-            plain.forget()
-            checked.forget()
+            other.worker, node.worker = node.worker, None
+            through_worker(ctx, node, other, folder, rates)
+
+
+def through_worker(ctx: Context, node: Node, other: Node, folder: Path, rates: dict[str, Samples]) -> None:
+    """Two loaders in alternation: one reads the file, one asks a worker that holds the same bytes in memory."""
+    files = files_of(folder)
+    with ctx.agent(node) as plain_agent, ctx.agent(other, "second") as checked_agent:
+        plain = LongshoreLoad(node, plain_agent, str(folder))
+        checked = LongshoreLoad(other, checked_agent, URI)
+        plain.first(files)
+        checked.first(files)
+        samples = alternate({"without": plain.measured, "with": checked.measured}, ctx.sizes.rounds, 45)
+        plain.forget()
+        checked.forget()
     note = plain.tiers()
     ctx.samples("gpu/checksum", "load without checksums", samples["without"], cache_state="tmpfs", note=note)
     note = f"{checked.tiers()}, over descriptors of a worker on this machine; {explain(rates, samples)}"

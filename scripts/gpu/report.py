@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,6 +21,8 @@ MEASURED, PASSED, FAILED, NOT_MEASURED, PUBLISHED_FIGURE = (
     "as published",
 )
 FAKE = "fake"
+#: What a run over the fake driver does not tell.
+SPEEDS = ("value", "limit", "ratio_to_limit", "cpu_s_per_gb", "min", "max")
 NOT_YET = "not measured yet"
 
 
@@ -87,7 +90,7 @@ class Samples:
 def percentile(values: Sequence[float], share: float) -> float:
     """The smallest value that so large a share of them does not exceed."""
     ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, max(0, round(share * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered) - 1e-9) - 1)]
 
 
 class Report:
@@ -125,7 +128,12 @@ class Report:
         """What the JSON file holds."""
         order = {(case.name, subject): at for at, case in enumerate(CASES) for subject in case.subjects}
         rows = sorted(self.rows, key=lambda row: order.get((row.case, row.subject), len(order)))
-        return {**self.facts, "rows": [asdict(row) for row in rows]}
+        values = [asdict(row) for row in rows]
+        if self.facts["card"] == FAKE:
+            # Nobody shall read a speed out of a run that has none.
+            self.facts["seconds"] = 0
+            values = [value | dict.fromkeys(SPEEDS, None) | {"note": ""} for value in values]
+        return {**self.facts, "rows": values}
 
     def write(self) -> None:
         """Replaces the JSON file and the page."""

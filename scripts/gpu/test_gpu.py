@@ -1,0 +1,154 @@
+"""The GPU report's own tests: its arithmetic, its page, and the very same script over the fake driver."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+sys.path.insert(0, str(HERE))
+
+from cases import BY_NAME, CASES, PUBLISHED  # noqa: E402
+from machine import Sizes  # noqa: E402
+from report import FAILED, MEASURED, NOT_MEASURED, PASSED, PUBLISHED_FIGURE, Report, Row, Samples, page  # noqa: E402
+from report import percentile as percentile_of  # noqa: E402
+
+GIB = 1 << 30
+RESULTS = sorted((ROOT / "benches" / "results").glob("gpu*.json"))
+#: A number with the unit of a speed or a time.
+SPEED = re.compile(r"\d (?:GB/s|ms|s)\b")
+
+
+def test_rows_are_medians_and_ratios_within_rounds():
+    limit, ours = Samples(), Samples()
+    for seconds in (1.0, 2.0, 4.0):
+        limit.add(10**10, seconds, 0.5)
+        ours.add(10**10, seconds * 2, 1.0)
+    row = ours.row("gpu/pinned-to-device", "longshore", limit, note="n")
+    assert (row.value, row.min, row.max, row.runs) == (2.5, 1.25, 5.0, 3)
+    assert (row.limit, row.ratio_to_limit, row.cpu_s_per_gb) == (5.0, 0.5, 0.1)
+    assert Samples(error="broken").row("gpu/pinned-to-device", "longshore").status == FAILED
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1)])
+def test_percentiles(share, wanted):
+    assert percentile_of(list(range(100, 0, -1)), share) == wanted
+
+
+def test_a_card_of_140_gb_beside_128_gib_is_measured_with_40_gb():
+    sizes = Sizes.fitting(memory=124 * GIB, gpu=140 * GIB, tmpfs=62 * GIB, disk=50 * GIB)
+    assert 40e9 <= sizes.model_bytes <= 60e9
+    assert sizes.tensors >= 1000
+    # In tmpfs, page-locked, and something for everybody else.
+    assert sizes.model_bytes + sizes.pinned_bytes < 100 * GIB
+    # The loads beside the peers must not come out of the page-locked tier.
+    assert sizes.staging_bytes < sizes.model_bytes * sizes.shared_files / sizes.files
+    assert len(sizes.segment_bytes) >= 3
+
+
+def test_small_machines_get_small_models():
+    sizes = Sizes.fitting(memory=24 * GIB, gpu=8 * GIB, tmpfs=12 * GIB, disk=10 * GIB)
+    assert sizes.model_bytes + sizes.pinned_bytes < 24 * GIB
+    assert sizes.model_bytes <= 8 * GIB * 0.4
+
+
+def test_the_page_without_results_lists_every_case():
+    text = page([])
+    for case in CASES:
+        for subject in case.subjects:
+            said = PUBLISHED.get(subject, "not measured yet")
+            assert f"| `{case.name}` | {subject} | {said} |" in text
+
+
+def test_a_run_that_ends_early_has_a_row_for_everything(tmp_path):
+    report = Report(
+        tmp_path, {"card": "Card", "date": "2026-01-02", "machine": "m", "driver": "1", "versions": {}, "command": "c"}
+    )
+    report.add(Row("gpu/attach", "same process", MEASURED, value=1.25, unit="ms (p99)"))
+    report.complete("out of time")
+    value = json.loads((tmp_path / "gpu.json").read_text())
+    found = {(row["case"], row["subject"]): row["status"] for row in value["rows"]}
+    assert found.keys() == {(case.name, subject) for case in CASES for subject in case.subjects}
+    assert set(found.values()) == {MEASURED, NOT_MEASURED, PUBLISHED_FIGURE}
+    text = page([value])
+    assert "1.25 ms (p99)" in text
+    assert "not measured: out of time" in text
+    with pytest.raises(ValueError, match="not listed"):
+        report.add(Row("gpu/other", "x", MEASURED))
+
+
+def test_the_committed_page_is_made_from_the_committed_results():
+    wanted = page([json.loads(path.read_text()) for path in RESULTS])
+    assert (ROOT / "docs" / "benchmarks-gpu.md").read_text() == wanted, "run: make gpu-page"
+
+
+def test_what_a_page_says_of_the_fake_driver_has_no_speeds():
+    row = {"case": "gpu/attach", "subject": "same process", "status": MEASURED}
+    text = page([{"card": "fake", "date": "2026-01-02", "rows": [row]}])
+    section = text.split("## On the fake driver")[1]
+    assert "| `gpu/attach` | same process | works |" in section
+    assert not SPEED.search(section)
+
+
+@pytest.fixture(scope="module")
+def fake_driver(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fake-driver")
+    subprocess.run([ROOT / "target" / "debug" / "fake-cuda-install", folder], check=True, stdout=subprocess.DEVNULL)
+    return folder / "lib"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle")
+    environment = {**os.environ, "PROFILE": "debug", "BUILD": "no"}
+    subprocess.run([ROOT / "scripts" / "gpu-bundle.sh", folder], check=True, env=environment)
+    return folder
+
+
+def test_the_bundle_has_what_the_script_needs_and_nothing_else(bundle):
+    top = sorted(path.name for path in bundle.iterdir())
+    assert top == ["bin", "python", "scripts"]
+    assert sorted(path.name for path in (bundle / "bin").iterdir()) == [
+        "fake-origin",
+        "gpu-bench",
+        "longshore",
+        "modelgen",
+    ]
+    assert not list(bundle.rglob("__pycache__"))
+
+
+def test_the_same_script_over_the_fake_driver(bundle, fake_driver, tmp_path):
+    environment = {**os.environ, "PYTHON": sys.executable}
+    command = [
+        bundle / "scripts" / "gpu.sh",
+        bundle,
+        tmp_path,
+        "--quick",
+        "--driver-folder",
+        fake_driver,
+        "--seconds",
+        "400",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=420)
+    log = tmp_path / "log.txt"
+    said = done.stdout[-6000:] + done.stderr[-2000:] + (log.read_text()[-3000:] if log.exists() else "")
+    value = json.loads((tmp_path / "gpu.json").read_text())
+    assert value["card"] == "fake", said
+    rows = {(row["case"], row["subject"]): row for row in value["rows"]}
+    assert rows.keys() == {(case.name, subject) for case in CASES for subject in case.subjects}, said
+    failed = [key for key, row in rows.items() if row["status"] == FAILED]
+    assert not failed, (failed, said)
+    assert done.returncode == 0, said
+    for name in BY_NAME:
+        statuses = {row["status"] for (case, _), row in rows.items() if case == name}
+        assert statuses & {PASSED, MEASURED}, (name, said)
+    assert all(row["value"] is None for row in rows.values())
+    section = (tmp_path / "gpu.md").read_text().split("## On the fake driver")[1]
+    assert not SPEED.search(section)
