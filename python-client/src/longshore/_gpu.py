@@ -115,7 +115,11 @@ def _release(held: _Held) -> None:
 
 def _is_capturing() -> bool:
     torch: Any = sys.modules.get("torch")
-    return torch is not None and torch.cuda.is_initialized() and bool(torch.cuda.is_current_stream_capturing())
+    try:
+        return torch is not None and torch.cuda.is_initialized() and bool(torch.cuda.is_current_stream_capturing())
+    except (AttributeError, RuntimeError):
+        # A context that a fault has ended captures nothing any more.
+        return False
 
 
 class GpuRegion:
