@@ -5,7 +5,12 @@ use std::path::PathBuf;
 use prost::Message as _;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["longshore/v1/model.proto", "longshore/v1/loader.proto", "longshore/v1/worker.proto"];
+    let files = [
+        "longshore/v1/model.proto",
+        "longshore/v1/loader.proto",
+        "longshore/v1/holder.proto",
+        "longshore/v1/worker.proto",
+    ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");
     }

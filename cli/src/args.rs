@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use longshore_device::DeviceRequest;
-use longshore_loader::LoaderOptions;
+use longshore_loader::{HolderOptions, LoaderOptions};
 use longshore_origin::OriginOptions;
 use longshore_runtime::config::{ConfigArgs, Parsed};
 use longshore_runtime::{TelemetryArgs, env};
@@ -53,6 +53,11 @@ pub enum Command {
     Worker(Box<WorkerArgs>),
     /// Run the node's loader
     Loader(Box<LoaderArgs>),
+    /// Keep the memory of loaded models for a loader that may end, and serve who attaches
+    Holder(HolderArgs),
+    /// Copy to one GPU, for the loader that starts this and speaks to it over standard input
+    #[command(hide = true)]
+    Copier,
     /// Load a model, then become another program that uses it
     Exec(ExecArgs),
     /// Show what the cache does, on this machine alone, in a few seconds
@@ -222,6 +227,18 @@ pub struct LoaderArgs {
     /// Disk budget of that folder [default: four fifths of the free space]
     #[arg(long, env = env::WORKER_DISK, value_name = "SIZE", help_heading = "Private loader")]
     pub disk: Option<ByteSize>,
+}
+
+/// `holder`.
+///
+/// Start it before the loader, with the same socket folder. It makes GPU memory without a CUDA context, keeps every loaded
+/// model of the node, on GPUs and in host memory, and counts who is attached. The loader may end, crash or be upgraded: the
+/// next one takes over what the holder keeps, and attached programs notice nothing. When the holder itself ends, its models
+/// are gone, except for programs that are attached to them.
+#[derive(Debug, Args)]
+pub struct HolderArgs {
+    #[command(flatten)]
+    pub holder: HolderOptions,
 }
 
 /// `exec`.

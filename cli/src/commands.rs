@@ -7,7 +7,7 @@ use longshore_types::Result;
 
 use crate::args::{Cli, Command};
 use crate::output::Output;
-use crate::{daemon, demo, exec, load, ls, pull, reference, ring, status, warm};
+use crate::{daemon, demo, exec, holder, load, ls, pull, reference, ring, status, warm};
 
 /// The variables that say what the flags and the file of a command line say, for a process that is started.
 pub type Environment = Vec<(String, OsString)>;
@@ -30,6 +30,9 @@ pub async fn run(cli: Cli, environment: &Environment) -> Result<Option<exec::Pre
         Command::Ring(args) => Box::pin(ring::run(args, output, token)).await,
         Command::Worker(args) => Box::pin(daemon::worker(*args, token)).await,
         Command::Loader(args) => Box::pin(daemon::loader(*args, output, token)).await,
+        Command::Holder(args) => Box::pin(holder::run(args, token)).await,
+        // It needs no runtime: main.rs runs it without one.
+        Command::Copier => holder::copier(),
         Command::Exec(args) => return Box::pin(exec::prepare(args, environment, output, token)).await.map(Some),
         Command::Demo(args) => Box::pin(demo::run(args, output, token)).await,
         Command::Reference => output.line(reference::page()?.trim_end()),

@@ -14,6 +14,7 @@ mod demo;
 mod embedded;
 mod exec;
 mod files;
+mod holder;
 mod load;
 mod ls;
 mod node;
@@ -64,9 +65,16 @@ fn run(parsed: &Parsed, style: Style) -> anyhow::Result<ExitCode> {
     let (service, level) = match &cli.command {
         Command::Worker(_) => ("longshore-worker", "info"),
         Command::Loader(_) => ("longshore-loader", "info"),
+        Command::Holder(_) => ("longshore-holder", "info"),
+        Command::Copier => ("longshore-copier", "warn"),
         _ => ("longshore", "warn"),
     };
     let telemetry = telemetry::init(&cli.telemetry, service, level)?;
+    if matches!(cli.command, Command::Copier) {
+        // Fewer threads beside the driver's own; and it ends when its socket does, not by a token.
+        holder::copier()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_name("longshore").build()?;
     let outcome = runtime.block_on(commands::run(cli, &args::environment(parsed)));
     // It runs on until the process ends. Waiting for threads that are stuck in a read would keep who has given up, and

@@ -181,22 +181,36 @@ impl Drop for Seat {
 }
 
 impl Pilot {
-    /// Ends the flight: publishes under the lock that [`Flights::board`] decides under. A model that nobody waits for
-    /// any more is dropped, because another flight may be loading it again.
+    /// Ends the flight, on a blocking thread: the holder may take its time.
     pub(crate) fn land(self, result: Result<Model>) {
+        tokio::task::spawn_blocking(move || self.land_here(result));
+    }
+
+    /// Gives the model to the holder, then publishes under the lock that [`Flights::board`] decides under. A model that
+    /// nobody waits for any more is dropped, because another flight may be loading it again.
+    fn land_here(self, result: Result<Model>) {
+        let registry = self.flights.registry.clone();
+        let result = result.and_then(|model| registry.hold(&model).map(|holding| (model, holding)));
+        let mut unwanted = None;
         let outcome = {
             let running = self.flights.running.lock();
             let is_current = running.get(&self.key).is_some_and(|flight| flight.number == self.number);
             match result {
-                Ok(model) if is_current => Ok(self.flights.registry.publish(model)),
-                Ok(_) => Err(Error::new(Code::Cancelled, "every caller left before the load was done")),
+                Ok((model, holding)) if is_current => registry.publish(model, holding),
+                Ok((model, _)) => {
+                    unwanted = Some(model);
+                    Err(Error::new(Code::Cancelled, "every caller left before the load was done"))
+                }
                 Err(error) => Err(error),
             }
         };
+        if let Some(model) = unwanted {
+            registry.unhold(&model.id);
+        }
         self.flights.remove(&self.key, self.number);
         // The channel holds a lease of its own until this side is gone: a caller that is done at once, and needs the
         // memory for another model, must wait for that and not be refused.
-        let ending = self.flights.registry.ending();
+        let ending = registry.ending();
         self.outcome.send_replace(Some(outcome));
         drop(self);
         drop(ending);

@@ -62,6 +62,7 @@ impl LoaderService for Grpc {
         let id = ModelId::from_client(request.into_inner().model_id);
         let model = self.loader.get(&id).map_err(|error| to_status(&error))?;
         let state = self.loader.state_of(&model);
+        model.lease().promise();
         Ok(Response::new(convert::model(&model, &state, &self.attach_socket, Detail::Full)))
     }
 

@@ -12,7 +12,6 @@ pub mod parallel;
 pub mod plan;
 pub mod report;
 
-mod attach;
 mod fetch;
 mod flight;
 mod grpc;
@@ -27,9 +26,9 @@ mod sockets;
 
 pub use cluster::{Cluster, Described, MemberState, RemoteCluster, RemoteOptions, Source, Sources, WireProbe};
 pub use devices::{DeviceStatus, NodeDevices};
-pub use holder::{HolderFacts, HolderHandle};
+pub use holder::{HolderFacts, HolderHandle, HolderOptions, serve_holder};
 pub use load::{LoadProgress, ProgressSender};
-pub use loader::{LoadRequest, LoadedModel, Loader, LoaderStatus, ModelState, Unloaded};
+pub use loader::{HolderState, LoadRequest, LoadedModel, Loader, LoaderStatus, ModelState, UnknownModel, Unloaded};
 pub use model::{Model, ModelId, ModelKey};
 pub use options::{DirectIo, Gpus, Listen, LoaderOptions, Share, default_socket_folder};
 pub use parallel::{FusedPart, Parallel, ParallelRule, Rule};

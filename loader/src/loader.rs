@@ -1,19 +1,24 @@
 //! The node loader as one object: load, get, list, unload, status.
 
 mod answer;
+mod follow;
 mod shared;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_device::DeviceRequest;
 use longshore_origin::Origins;
 use longshore_types::{Code, Error, Manifest, Result, Selection, redact_url};
+use tokio::net::UnixListener;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::devices::NodeDevices;
 use crate::flight::{Boarding, Seat};
+use crate::holder::{HolderHandle, attach};
 use crate::load::{Flightplan, ProgressSender, fly};
 use crate::metrics::Metrics;
 use crate::model::{ModelId, ModelKey};
@@ -21,8 +26,8 @@ use crate::options::LoaderOptions;
 use crate::parallel::Parallel;
 use crate::registry::Lease;
 use crate::report::{FallbackKind, Recorder, Step};
-pub use answer::{LoadedModel, LoaderStatus, ModelState, Unloaded};
-pub(crate) use shared::{Attached, Shared};
+pub use answer::{HolderState, LoadedModel, LoaderStatus, ModelState, UnknownModel, Unloaded};
+pub(crate) use shared::Shared;
 
 /// Loads that wait for their turn, for each that may run.
 const WAITING_PER_LOAD: usize = 16;
@@ -57,17 +62,21 @@ pub struct Loader {
 }
 
 impl Loader {
-    /// Starts the fetch threads. Call it inside a tokio runtime, which origin reads will run on.
+    /// Starts the fetch threads. Call it inside a tokio runtime, which origin reads will run on. `holder` keeps the
+    /// models; it must be the one that makes the memory of `devices`.
     ///
     /// # Errors
     /// [`Code::FailedPrecondition`] outside of a runtime, [`Code::Exhausted`] when there are no threads to be had.
     pub fn open(
         options: LoaderOptions,
+        holder: HolderHandle,
         cluster: Arc<dyn Cluster>,
         devices: impl Into<NodeDevices>,
         origins: Origins,
     ) -> Result<Arc<Loader>> {
-        Ok(Arc::new(Loader { shared: Arc::new(Shared::open(options, cluster, devices.into(), origins)?) }))
+        let shared = Arc::new(Shared::open(options, holder, cluster, devices.into(), origins)?);
+        follow::follow(&shared.registry);
+        Ok(Arc::new(Loader { shared }))
     }
 
     /// Loads a model, joins the load of it that runs, or attaches to the one in memory. Dropping the future leaves the
@@ -160,31 +169,38 @@ impl Loader {
     /// [`Code::NotFound`].
     pub async fn unload(&self, id: &ModelId) -> Result<Unloaded> {
         let wanted = id.clone();
-        let unloaded = self.forget(move |model| model.id == wanted).await?;
+        let mut unloaded = self.forget(move |model| model.id == wanted).await?;
+        if unloaded.models == 0 {
+            let (registry, wanted) = (self.shared.registry.clone(), id.clone());
+            unloaded = crate::load::blocking(move || registry.forget_unknown(&wanted)).await?.into();
+        }
         match unloaded.models {
             0 => Err(Error::new(Code::NotFound, format!("no model {id:?} is in memory"))),
             _ => Ok(unloaded),
         }
     }
 
-    /// Forgets every model of a URI, at any revision, with any selection, on any device.
+    /// Forgets every model of a URI, at any revision, with any selection, on any device, and its chunks in page-locked
+    /// memory.
     ///
     /// # Errors
-    /// [`Code::InvalidArgument`] for what is no URI, [`Code::NotFound`] when no model of it is in memory.
+    /// [`Code::InvalidArgument`] for what is no URI, [`Code::NotFound`] when nothing of it is in memory.
     pub async fn unload_uri(&self, uri: &str) -> Result<Unloaded> {
         let url = self.shared.origins.canonical_url(uri)?;
         let wanted = url.clone();
-        let unloaded = self.forget(move |model| model.key.url == wanted).await?;
-        match unloaded.models {
-            0 => Err(Error::new(Code::NotFound, format!("no model of {} is in memory", redact_url(&url)))),
-            _ => Ok(unloaded),
+        let mut unloaded = self.forget(move |model| model.key.url == wanted).await?;
+        let pinned_bytes = self.shared.forget_pinned(&url);
+        if unloaded.models == 0 && pinned_bytes == 0 {
+            return Err(Error::new(Code::NotFound, format!("no model of {} is in memory", redact_url(&url))));
         }
+        unloaded.bytes_freed += pinned_bytes;
+        Ok(unloaded)
     }
 
     async fn forget(&self, which: impl Fn(&crate::model::Model) -> bool + Send + 'static) -> Result<Unloaded> {
         let registry = self.shared.registry.clone();
         // Freeing gigabytes takes a while.
-        let forgotten = crate::load::blocking(move || Ok(registry.forget(which))).await?;
+        let forgotten = crate::load::blocking(move || registry.forget(which)).await?;
         Ok(forgotten.into())
     }
 
@@ -196,6 +212,7 @@ impl Loader {
             pinned: shared.pinned.as_ref().map(|pinned| pinned.usage()),
             models: self.list(),
             members: shared.cluster().members(),
+            holder: shared.registry.holder_state(),
             loads_in_flight: shared.flights.count(),
             uptime: shared.started.elapsed(),
         }
@@ -210,20 +227,37 @@ impl Loader {
     pub fn metrics(&self) -> &Metrics {
         let shared = &self.shared;
         shared.registry.observe();
-        shared.metrics.attach_connections.set(*shared.attached.borrow() as i64);
+        shared.metrics.attach_connections.set(shared.registry.holder().uses().attached as i64);
         shared.observe_devices();
         &shared.metrics
     }
 
-    /// The number of attach connections that are open.
-    pub fn attached(&self) -> watch::Receiver<usize> {
-        self.shared.attached.subscribe()
+    /// Takes over what the holder kept of an earlier loader, then goes on following the holder: when it ends, its models
+    /// are lost, loads fail until it is back, and then what it keeps is taken over again. Nothing to do for a holder
+    /// inside this process. Call it once, before requests are answered.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] when the holder ended meanwhile.
+    pub async fn take_over(&self) -> Result<()> {
+        follow::take_over(&self.shared).await
     }
 
-    /// Counts an attach connection until the guard is dropped.
-    pub(crate) fn count_attached(&self) -> Attached {
-        self.shared.attached.send_modify(|count| *count += 1);
-        Attached(self.shared.clone())
+    /// Serves the attach socket of the holder inside this process.
+    ///
+    /// # Errors
+    /// [`Code::FailedPrecondition`] when the holder is another process, which does that itself.
+    pub(crate) fn serve_attach(&self, listener: UnixListener, path: Arc<Path>, token: CancellationToken) -> Result<()> {
+        let Some(holder) = self.shared.registry.holder().in_process() else {
+            return Err(Error::new(Code::FailedPrecondition, "the holder is a process and serves the attach socket"));
+        };
+        let clients_max = self.options().attach_connections_max;
+        tokio::spawn(attach::serve(listener, holder.clone(), path, clients_max, token));
+        Ok(())
+    }
+
+    /// The number of attach connections that are open.
+    pub fn attached(&self) -> watch::Receiver<usize> {
+        self.shared.registry.holder().attached()
     }
 
     /// Waits until no load runs, at most `timeout`, then cancels those that still do.

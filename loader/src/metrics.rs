@@ -7,6 +7,7 @@ use longshore_types::Result;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use crate::VERSION;
+use crate::fetch::Ways;
 use crate::pinned::PinnedUse;
 use crate::report::{FallbackKind, SourceTier};
 
@@ -14,6 +15,9 @@ use crate::report::{FallbackKind, SourceTier};
 const CHUNK_SECONDS_BUCKETS: &[f64] = &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 /// From a small local file to a large model out of a slow origin.
 const LOAD_SECONDS_BUCKETS: &[f64] = &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1200.0];
+
+/// How bytes of a local file are read.
+const LOCAL_WAYS: [&str; 3] = ["page_cache", "direct_uring", "direct"];
 
 /// The loader's metrics, in a registry of their own so that two loaders of one process do not mix.
 pub struct Metrics {
@@ -23,6 +27,7 @@ pub struct Metrics {
     pub(crate) loads_in_flight: IntGauge,
     pub(crate) reattached: IntCounter,
     pub(crate) evictions: IntCounter,
+    pub(crate) holder_losses: IntCounter,
     pub(crate) attach_connections: IntGauge,
     pub(crate) models: IntGauge,
     pub(crate) leases: IntGauge,
@@ -37,6 +42,7 @@ pub struct Metrics {
     pinned_cached_bytes: IntGauge,
     pinned_hit_bytes: IntCounter,
     pinned_miss_bytes: IntCounter,
+    local_bytes: IntCounterVec,
     bytes: IntCounterVec,
     chunk_seconds: HistogramVec,
     fallbacks: IntCounterVec,
@@ -66,6 +72,8 @@ impl Metrics {
             reattached: r
                 .counter("longshore_loader_reattached_total", "Requests answered by a model that was in memory.")?,
             evictions: r.counter("longshore_loader_evictions_total", "Models dropped to make room for another one.")?,
+            holder_losses: r
+                .counter("longshore_loader_holder_losses_total", "Times that the holder ended, with all its models.")?,
             attach_connections: r
                 .int_gauge("longshore_loader_attach_connections", "Open connections of the attach socket.")?,
             models: r.int_gauge("longshore_loader_models", "Models in memory.")?,
@@ -119,6 +127,11 @@ impl Metrics {
                 "longshore_loader_pinned_miss_bytes_total",
                 "Bytes of loads onto GPUs that had to be fetched into page-locked memory.",
             )?,
+            local_bytes: r.counter_vec(
+                "longshore_loader_local_read_bytes_total",
+                "Bytes read from files of this machine: out of the page cache or past it.",
+                &["way"],
+            )?,
             bytes: r.counter_vec(
                 "longshore_loader_read_bytes_total",
                 "Bytes read by loads, by the tier they came from.",
@@ -152,6 +165,9 @@ impl Metrics {
         for tier in SourceTier::ALL {
             self.bytes.with_label_values(&[tier.as_str()]);
         }
+        for way in LOCAL_WAYS {
+            self.local_bytes.with_label_values(&[way]);
+        }
         for outcome in ["ok", "cancelled", "failed"] {
             self.loads.with_label_values(&[outcome]);
         }
@@ -165,6 +181,13 @@ impl Metrics {
     pub(crate) fn add_chunk(&self, tier: SourceTier, bytes: u64, took: Duration) {
         self.bytes.with_label_values(&[tier.as_str()]).inc_by(bytes);
         self.chunk_seconds.with_label_values(&[tier.as_str()]).observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn add_local_read(&self, ways: &Ways) {
+        let Ways { page_cache_bytes, direct_uring_bytes, direct_bytes, declined_bytes: _ } = *ways;
+        for (way, bytes) in LOCAL_WAYS.into_iter().zip([page_cache_bytes, direct_uring_bytes, direct_bytes]) {
+            self.local_bytes.with_label_values(&[way]).inc_by(bytes);
+        }
     }
 
     pub(crate) fn add_pinned(&self, hit_bytes: u64, miss_bytes: u64) {

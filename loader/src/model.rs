@@ -30,6 +30,11 @@ impl ModelId {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// What its memory is called, in the system's tools and between a loader and its holder.
+    pub fn label(&self) -> String {
+        format!("longshore-{}", self.0)
+    }
 }
 
 impl fmt::Display for ModelId {

@@ -1,13 +1,12 @@
 //! The loader as a daemon: binds everything, opens the loader, serves, drains.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_cluster::membership::PROBE_TIMEOUT;
 use longshore_cluster::{Membership, StaticMembership};
-use longshore_device::{Devices, HostDevice};
 use longshore_memory::{Arena, region_page_advice};
 use longshore_origin::Origins;
 use longshore_proto::v1::loader_server::LoaderServer;
@@ -22,9 +21,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
-use crate::attach;
 use crate::cluster::{RemoteCluster, RemoteOptions, WireProbe};
+use crate::devices;
 use crate::grpc::Grpc;
+use crate::holder::HolderHandle;
 use crate::loader::Loader;
 use crate::options::LoaderOptions;
 use crate::sockets::{self, BoundSocket};
@@ -39,8 +39,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// When an address or socket cannot be bound, naming it; when an option is not valid.
 pub async fn serve(options: LoaderOptions, token: CancellationToken) -> Result<()> {
-    let listeners = Listeners::bind(&options).await?;
-    let loader = open(&options, &token).await?;
+    let holder = HolderHandle::find(&options).await?;
+    let listeners = Listeners::bind_held(&options, &holder).await?;
+    let loader = open(&options, holder, &token).await?;
     serve_with(listeners, loader, token).await
 }
 
@@ -49,10 +50,10 @@ pub async fn serve(options: LoaderOptions, token: CancellationToken) -> Result<(
 /// # Errors
 /// When a server ends on its own.
 pub async fn serve_with(listeners: Listeners, loader: Arc<Loader>, token: CancellationToken) -> Result<()> {
+    let attach_path: Arc<Path> = Arc::from(listeners.attach_socket());
     let Listeners { grpc, attach, tcp, ops } = listeners;
-    let (BoundSocket { listener: grpc, guard: grpc_file }, BoundSocket { listener: attach, guard: attach_file }) =
-        (grpc, attach);
-    let attach_path: Arc<Path> = Arc::from(attach_file.path());
+    let BoundSocket { listener: grpc, guard: grpc_file } = grpc;
+    loader.take_over().await?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<LoaderServer<Grpc>>().await;
     let routes = routes(&loader, &attach_path)?.add_service(health_service);
@@ -72,7 +73,13 @@ pub async fn serve_with(listeners: Listeners, loader: Arc<Loader>, token: Cancel
     if let Some(listener) = ops {
         tokio::spawn(pages::serve(listener, ops_pages(loader.clone(), token.clone()), closing));
     }
-    tokio::spawn(attach::serve(attach, loader.clone(), attach_path, token.clone()));
+    let _attach_file = match attach {
+        Attach::Here(BoundSocket { listener, guard }) => {
+            loader.serve_attach(listener, attach_path, token.clone())?;
+            Some(guard)
+        }
+        Attach::Elsewhere(_) => None,
+    };
     if let Some(advice) = region_page_advice() {
         tracing::warn!(advice, "loading is slower than it could be");
     }
@@ -102,26 +109,50 @@ pub async fn serve_with(listeners: Listeners, loader: Arc<Loader>, token: Cancel
     Ok(())
 }
 
+/// Where clients attach.
+enum Attach {
+    /// At this process, which is its own holder.
+    Here(BoundSocket),
+    /// At the holder's process.
+    Elsewhere(PathBuf),
+}
+
 /// Everything a daemon listens on, bound before any serious work.
 pub struct Listeners {
     grpc: BoundSocket,
-    attach: BoundSocket,
+    attach: Attach,
     tcp: Option<TcpListener>,
     ops: Option<TcpListener>,
 }
 
 impl Listeners {
-    /// Binds the sockets `loader.sock` and `attach.sock` and the addresses of the options. Must run inside a runtime.
+    /// Binds the sockets `loader.sock` and `attach.sock` and the addresses of the options, for a loader that holds its
+    /// models itself. Must run inside a runtime.
     ///
     /// # Errors
     /// [`Code::FailedPrecondition`] when another daemon listens on a socket, [`Code::Unavailable`] for an address that
     /// is taken, [`Code::PermissionDenied`] for a folder that is not ours.
     pub async fn bind(options: &LoaderOptions) -> Result<Listeners> {
+        let attach = || sockets::bind(&options.socket_folder(), "attach.sock", options.socket_mode.0).map(Attach::Here);
+        Listeners::bind_with(options, attach).await
+    }
+
+    /// As [`Listeners::bind`], for a loader with this holder: one that is a process listens on `attach.sock` itself.
+    ///
+    /// # Errors
+    /// As [`Listeners::bind`].
+    pub async fn bind_held(options: &LoaderOptions, holder: &HolderHandle) -> Result<Listeners> {
+        match holder.link() {
+            None => Listeners::bind(options).await,
+            Some(link) => Listeners::bind_with(options, || Ok(Attach::Elsewhere(link.attach_socket()))).await,
+        }
+    }
+
+    async fn bind_with(options: &LoaderOptions, attach: impl FnOnce() -> Result<Attach>) -> Result<Listeners> {
         let folder = options.socket_folder();
         sockets::prepare_folder(&folder)?;
-        let mode = options.socket_mode.0;
-        let grpc = sockets::bind(&folder, "loader.sock", mode)?;
-        let attach = sockets::bind(&folder, "attach.sock", mode)?;
+        let grpc = sockets::bind(&folder, "loader.sock", options.socket_mode.0)?;
+        let attach = attach()?;
         let tcp = match options.listen.0 {
             Some(address) => Some(TcpListener::bind(address).await.map_err(|error| {
                 let hint = "stop what listens there, or choose another address with --listen";
@@ -144,7 +175,10 @@ impl Listeners {
 
     /// Path of the attach socket.
     pub fn attach_socket(&self) -> &Path {
-        self.attach.guard.path()
+        match &self.attach {
+            Attach::Here(socket) => socket.guard.path(),
+            Attach::Elsewhere(path) => path,
+        }
     }
 
     /// Address of the gRPC service, when it has one beside the socket.
@@ -158,17 +192,27 @@ impl Listeners {
     }
 }
 
-async fn open(options: &LoaderOptions, token: &CancellationToken) -> Result<Arc<Loader>> {
+async fn open(options: &LoaderOptions, holder: HolderHandle, token: &CancellationToken) -> Result<Arc<Loader>> {
     let origins = Origins::new(options.origin.clone())?;
-    let arena = Arena::new(options.memory_bytes());
-    let devices = Devices::new(vec![Arc::new(HostDevice::new(arena))]);
+    let (with, keeper) = (options.clone(), holder.clone());
+    // Locking memory for GPUs takes seconds.
+    let devices = crate::load::blocking(move || {
+        let arena = Arena::new(with.memory_bytes());
+        devices::open(&with, &arena, Arc::new(keeper), devices::copier_process()?)
+    });
+    let devices = devices.await?;
+    if !holder.facts().is_process && !devices.gpus.is_empty() {
+        tracing::warn!(
+            "models on GPUs end with this loader, because no holder runs; start `longshore holder` before it"
+        );
+    }
     let membership = membership(options, token).await?;
     let remote = RemoteOptions {
         connect_timeout: Duration::from_millis(options.connect_timeout_ms.max(1)),
         metadata_timeout: Duration::from_millis(options.metadata_timeout_ms.max(1)),
     };
     let cluster = RemoteCluster::new(membership, origins.clone(), remote);
-    Loader::open(options.clone(), cluster, devices, origins)
+    Loader::open(options.clone(), holder, cluster, devices, origins)
 }
 
 async fn membership(options: &LoaderOptions, token: &CancellationToken) -> Result<Option<Arc<dyn Membership>>> {

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use longshore_types::{Code, Error, Result};
 use tokio::net::UnixListener;
 
+use crate::holder::HOLDER_SOCKET;
+
 /// A socket that is listened on. Its file goes when this is dropped.
 pub(crate) struct BoundSocket {
     pub listener: UnixListener,
@@ -108,9 +110,10 @@ fn remove_stale(path: &Path) -> Result<()> {
 
 fn in_use(socket: &Path) -> Error {
     let path = socket.display();
+    let who = if socket.ends_with(HOLDER_SOCKET) { "holder" } else { "loader" };
     Error::new(
         Code::FailedPrecondition,
-        format!("another loader listens on {path}; stop it, or choose another folder with --socket-dir"),
+        format!("another {who} listens on {path}; stop it, or choose another folder with --socket-dir"),
     )
 }
 

@@ -5,17 +5,22 @@ use std::path::Path;
 use longshore_device::DeviceRegion;
 use longshore_device::cuda::CopierState;
 use longshore_proto::convert::skipped_to_proto;
-use longshore_proto::v1;
+use longshore_proto::{MESSAGE_BYTES_MAX, v1};
+use longshore_types::{Code, Error, Result};
+use prost::Message;
 
 use crate::VERSION;
 use crate::cluster::MemberState;
 use crate::devices::DeviceStatus;
 use crate::load::LoadProgress;
-use crate::loader::{LoadedModel, LoaderStatus, ModelState};
+use crate::loader::{HolderState, LoadedModel, LoaderStatus, ModelState, UnknownModel};
 use crate::model::Model;
 use crate::pinned::PinnedUse;
 use crate::plan::{Place, PlacedTensor};
-use crate::report::{LoadReport, SourceTier, Step, TraceEvent};
+use crate::report::{Fallback, FallbackKind, LoadReport, SourceTier, Step, StepTime, TraceEvent};
+
+/// What a holder adds to a description.
+const ATTACH_BYTES_SPARE: usize = 16 << 10;
 
 /// How much of a model a message holds.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -28,18 +33,48 @@ pub(crate) enum Detail {
 
 /// A model with its tensors, as an answer to one client.
 pub(crate) fn model(loaded: &LoadedModel, state: &ModelState, attach_socket: &Path, detail: Detail) -> v1::LoadedModel {
-    let mut message = described(loaded.model(), state, attach_socket, detail);
-    message.reattached = loaded.is_reattached();
-    message.report = Some(report(&loaded.report(), detail));
-    message
+    v1::LoadedModel {
+        reattached: loaded.is_reattached(),
+        report: Some(report(&loaded.report(), detail)),
+        ..used(loaded.model(), state, attach_socket, detail)
+    }
 }
 
 /// A model in a list.
 pub(crate) fn listed(state: &ModelState, attach_socket: &Path) -> v1::LoadedModel {
-    described(state, state, attach_socket, Detail::Listing)
+    used(state, state, attach_socket, Detail::Listing)
 }
 
-fn described(model: &Model, state: &ModelState, attach_socket: &Path, detail: Detail) -> v1::LoadedModel {
+fn used(model: &Model, state: &ModelState, attach_socket: &Path, detail: Detail) -> v1::LoadedModel {
+    v1::LoadedModel {
+        leases: state.leases,
+        idle_seconds: state.idle.as_secs_f64(),
+        attach_socket: attach_socket.to_string_lossy().into_owned(),
+        ..described(model, detail)
+    }
+}
+
+/// What a holder answers with to who attaches, but for what only it knows: the use, and where it listens. The events of
+/// a traced load are not in it; they went to who asked for them.
+///
+/// # Errors
+/// [`Code::Exhausted`] for a message over the limit of the protocol.
+pub(crate) fn description(model: &Model) -> Result<Vec<u8>> {
+    let message = v1::LoadedModel {
+        reattached: true,
+        report: Some(report(&model.report, Detail::Listing)),
+        ..described(model, Detail::Full)
+    };
+    match message.encoded_len() + ATTACH_BYTES_SPARE <= MESSAGE_BYTES_MAX {
+        true => Ok(message.encode_to_vec()),
+        false => Err(Error::new(
+            Code::Exhausted,
+            format!("the description of the model has {} bytes, over the limit", message.encoded_len()),
+        )),
+    }
+}
+
+fn described(model: &Model, detail: Detail) -> v1::LoadedModel {
     let (tensors, files) = match detail {
         Detail::Full => (tensors(model), files(model)),
         Detail::Listing => (Vec::new(), Vec::new()),
@@ -57,11 +92,11 @@ fn described(model: &Model, state: &ModelState, attach_socket: &Path, detail: De
         files,
         skipped: skipped_to_proto(&model.manifest.skipped),
         warnings: model.warnings().cloned().collect(),
-        leases: state.leases,
-        idle_seconds: state.idle.as_secs_f64(),
+        leases: 0,
+        idle_seconds: 0.0,
         report: Some(report(&model.report, detail)),
         reattached: false,
-        attach_socket: attach_socket.to_string_lossy().into_owned(),
+        attach_socket: String::new(),
         parallel: model.key.parallel.as_ref().map(v1::Parallel::from),
     }
 }
@@ -100,7 +135,7 @@ fn files(model: &Model) -> Vec<v1::PlacedFile> {
 }
 
 /// A report; its events only in full detail.
-fn report(report: &LoadReport, detail: Detail) -> v1::LoadReport {
+pub(crate) fn report(report: &LoadReport, detail: Detail) -> v1::LoadReport {
     let events = if detail == Detail::Full { report.events.iter().map(event).collect() } else { Vec::new() };
     v1::LoadReport {
         seconds: report.seconds,
@@ -132,6 +167,32 @@ fn report(report: &LoadReport, detail: Detail) -> v1::LoadReport {
             })
             .collect(),
         events,
+        events_dropped: report.events_dropped,
+    }
+}
+
+/// A report without its events. What this version has no name for is left out.
+pub(crate) fn report_from_proto(report: v1::LoadReport) -> LoadReport {
+    let tier_of = |bytes: &v1::TierBytes| SourceTier::ALL.into_iter().find(|known| tier(*known) == bytes.tier());
+    let step_of = |time: &v1::StepTime| Step::ALL.into_iter().find(|known| step(*known) == time.step());
+    let kind_of = |kind: &str| FallbackKind::ALL.into_iter().find(|known| known.as_str() == kind);
+    let fallback = |fallback: v1::Fallback| {
+        let v1::Fallback { kind, count, last_detail } = fallback;
+        Some(Fallback { kind: kind_of(&kind)?, count, last_detail })
+    };
+    let step_time = |time: &v1::StepTime| {
+        let &v1::StepTime { start_seconds, end_seconds, busy_seconds, .. } = time;
+        Some(StepTime { step: step_of(time)?, start_seconds, end_seconds, busy_seconds })
+    };
+    LoadReport {
+        seconds: report.seconds,
+        bytes: report.bytes,
+        bytes_by_tier: report.bytes_by_tier.iter().filter_map(|of| Some((tier_of(of)?, of.bytes))).collect(),
+        fallbacks: report.fallbacks.into_iter().filter_map(fallback).collect(),
+        retries: report.retries,
+        checksum_mismatches: report.checksum_mismatches,
+        steps: report.steps.iter().filter_map(step_time).collect(),
+        events: Vec::new(),
         events_dropped: report.events_dropped,
     }
 }
@@ -194,7 +255,7 @@ pub(super) fn status(status: &LoaderStatus, attach_socket: &Path) -> v1::LoaderS
         attach_socket: attach_socket.to_string_lossy().into_owned(),
         uptime_seconds: status.uptime.as_secs_f64(),
         pinned: status.pinned.as_ref().map(pinned),
-        holder: None,
+        holder: Some(holder(&status.holder)),
     }
 }
 
@@ -222,6 +283,22 @@ fn pinned(pinned: &PinnedUse) -> v1::PinnedStatus {
         staging_bytes: pinned.staging_bytes,
         cached_bytes: pinned.cached_bytes,
         pages: pinned.pages.to_string(),
+    }
+}
+
+fn holder(holder: &HolderState) -> v1::HolderStatus {
+    let unknown = |model: &UnknownModel| v1::UnknownModel {
+        model_id: model.id.clone(),
+        reason: model.reason.clone(),
+        size_bytes: model.size_bytes,
+        leases: model.leases,
+    };
+    v1::HolderStatus {
+        process: holder.facts.is_process,
+        pid: holder.facts.pid,
+        uptime_seconds: holder.facts.uptime.as_secs_f64(),
+        models_adopted: holder.models_adopted,
+        unknown: holder.unknown.iter().map(unknown).collect(),
     }
 }
 

@@ -40,6 +40,7 @@ pub(super) fn load(
         };
         let last = match answer {
             Ok(model) => {
+                model.lease().promise();
                 let model = convert::model(&model, &loader.state_of(&model), &attach_socket, Detail::Full);
                 Ok(v1::LoadModelResponse { event: Some(Event::Model(model)) })
             }

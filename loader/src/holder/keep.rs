@@ -15,6 +15,7 @@ use tokio::sync::watch;
 
 use super::memory::{Account, HOST, Held, Maker};
 use super::uses::{ModelUse, Uses};
+use super::{Adopted, Summary};
 
 /// Models that are kept at once; what they are called and said to be is bounded with them.
 pub(crate) const MODELS_MAX: usize = 16_384;
@@ -142,7 +143,6 @@ impl Holder {
         };
         Uses {
             version,
-            taken: Instant::now(),
             models: inner.models.iter().map(model).collect(),
             devices: self.account.all(),
             attached: *self.attached.borrow(),
@@ -277,19 +277,27 @@ impl Holder {
     }
 
     /// A model for its loader, forgotten or not.
-    pub(crate) fn published(&self, id: &str) -> Result<Arc<Published>> {
+    ///
+    /// # Errors
+    /// [`Code::NotFound`], or [`Code::Exhausted`] when the process may have no more descriptors.
+    pub(crate) fn adopt(&self, id: &str) -> Result<Adopted> {
         let inner = self.inner.lock();
-        inner.models.get(id).map(|entry| entry.published.clone()).ok_or_else(|| not_here(id))
+        let published = inner.models.get(id).map(|entry| entry.published.clone()).ok_or_else(|| not_here(id))?;
+        drop(inner);
+        let region = |held: &Held| Ok((held.device_uuid().to_owned(), held.duplicate()?));
+        let regions = published.regions.iter().map(region).collect::<Result<_>>()?;
+        Ok(Adopted { record: published.record.clone(), regions })
     }
 
-    /// Every model with its use, for a loader that starts.
-    pub(crate) fn list(&self) -> Vec<(Arc<Published>, ModelUse)> {
+    /// Every model, for a loader that starts.
+    pub(crate) fn list(&self) -> Vec<Summary> {
         let inner = self.inner.lock();
-        let model = |entry: &Entry| {
-            let Entry { leases, last_used, is_forgotten, .. } = *entry;
-            (entry.published.clone(), ModelUse { leases, last_used, is_forgotten })
+        let bytes = |held: &Held| (held.device_uuid().to_owned(), held.bytes());
+        let summary = |(id, entry): (&String, &Entry)| Summary {
+            id: id.clone(),
+            bytes: entry.published.regions.iter().map(bytes).collect(),
         };
-        inner.models.values().map(model).collect()
+        inner.models.iter().map(summary).collect()
     }
 
     /// Leases a model to a client.
@@ -306,22 +314,22 @@ impl Holder {
         let published = entry.published.clone();
         drop(inner);
         self.changed();
-        Ok(HeldLease { holder: self.clone(), published: Some(published), others, idle })
+        let end = LeaseEnd { holder: self.clone(), id: id.to_owned() };
+        Ok(HeldLease { published, others, idle, _end: end })
     }
 
-    fn end_lease(&self, published: Arc<Published>) {
+    fn end_lease(&self, id: &str) {
         let mut inner = self.inner.lock();
         let mut gone = None;
-        if let Some(entry) = inner.models.get_mut(&published.id) {
+        if let Some(entry) = inner.models.get_mut(id) {
             entry.leases = entry.leases.saturating_sub(1);
             entry.last_used = Instant::now();
             if entry.leases == 0 && entry.is_forgotten {
-                gone = inner.take(&published.id);
+                gone = inner.take(id);
             }
         }
         drop(inner);
         drop(gone);
-        drop(published);
         self.changed();
     }
 }
@@ -399,26 +407,29 @@ fn no_memory(label: &str) -> Error {
 
 /// A client's hold on a model: nobody frees it while this lives.
 pub(crate) struct HeldLease {
-    holder: Arc<Holder>,
-    /// Taken when it is dropped.
-    published: Option<Arc<Published>>,
+    published: Arc<Published>,
     /// Leases that there were before.
     pub others: u32,
     /// How long the model was not used before; zero while it was leased.
     pub idle: Duration,
+    /// Dropped after the model, so that the memory of a forgotten one is free when others hear of it.
+    _end: LeaseEnd,
+}
+
+struct LeaseEnd {
+    holder: Arc<Holder>,
+    id: String,
 }
 
 impl HeldLease {
-    pub(crate) fn published(&self) -> Option<&Published> {
-        self.published.as_deref()
+    pub(crate) fn published(&self) -> &Published {
+        &self.published
     }
 }
 
-impl Drop for HeldLease {
+impl Drop for LeaseEnd {
     fn drop(&mut self) {
-        if let Some(published) = self.published.take() {
-            self.holder.end_lease(published);
-        }
+        self.holder.end_lease(&self.id);
     }
 }
 

@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 pub(crate) struct Uses {
     /// Grows with every change: of two looks, the one with the higher number is newer.
     pub version: u64,
-    /// When it was taken.
-    pub taken: Instant,
     /// By id of the model.
     pub models: HashMap<String, ModelUse>,
     /// Bytes on each device, of what is being loaded, published and forgotten.
@@ -31,7 +29,7 @@ pub(crate) struct ModelUse {
 
 impl Uses {
     pub(crate) fn none() -> Uses {
-        Uses { version: 0, taken: Instant::now(), models: HashMap::new(), devices: BTreeMap::new(), attached: 0 }
+        Uses { version: 0, models: HashMap::new(), devices: BTreeMap::new(), attached: 0 }
     }
 
     pub(crate) fn leases(&self, id: &str) -> u32 {

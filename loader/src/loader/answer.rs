@@ -7,6 +7,7 @@ use longshore_device::DeviceKind;
 
 use crate::cluster::MemberState;
 use crate::devices::DeviceStatus;
+use crate::holder::HolderFacts;
 use crate::model::Model;
 use crate::pinned::PinnedUse;
 use crate::registry::{Forgotten, Lease, Use};
@@ -92,7 +93,7 @@ impl Deref for ModelState {
 pub struct Unloaded {
     /// Models that are forgotten now.
     pub models: u32,
-    /// Memory that is free now.
+    /// Memory that is free now, slots of page-locked memory among it.
     pub bytes_freed: u64,
     /// Memory that leases still hold.
     pub bytes_leased: u64,
@@ -102,6 +103,30 @@ impl From<Forgotten> for Unloaded {
     fn from(done: Forgotten) -> Self {
         Unloaded { models: done.models, bytes_freed: done.bytes_freed, bytes_leased: done.bytes_leased }
     }
+}
+
+/// Who keeps the models, at one moment.
+#[derive(Debug, Clone)]
+pub struct HolderState {
+    /// What it is.
+    pub facts: HolderFacts,
+    /// Models that were taken over from an earlier loader.
+    pub models_adopted: u32,
+    /// Models that could not be.
+    pub unknown: Vec<UnknownModel>,
+}
+
+/// A model that is held and that this loader cannot use. It can be unloaded by its id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UnknownModel {
+    /// Its id.
+    pub id: String,
+    /// Why it cannot be used.
+    pub reason: String,
+    /// Bytes of memory.
+    pub size_bytes: u64,
+    /// Clients that are attached.
+    pub leases: u32,
 }
 
 /// A loader at one moment.
@@ -114,6 +139,8 @@ pub struct LoaderStatus {
     pub models: Vec<ModelState>,
     /// Workers.
     pub members: Vec<MemberState>,
+    /// Who keeps the models.
+    pub holder: HolderState,
     /// Loads that run or wait.
     pub loads_in_flight: usize,
     /// Time since the loader was opened.

@@ -7,13 +7,14 @@ use longshore_device::{DeviceInfo, DeviceKind};
 use longshore_origin::Origins;
 use longshore_types::{Code, Error, Result};
 use longshore_wire::{ClientOptions, DataClient};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster::Cluster;
 use crate::devices::NodeDevices;
 use crate::fetch::{ChunkReader, FetchPool, Hedging, Readers};
 use crate::flight::Flights;
+use crate::holder::HolderHandle;
 use crate::metrics::Metrics;
 use crate::options::LoaderOptions;
 use crate::pinned::PinnedTier;
@@ -32,23 +33,14 @@ pub(crate) struct Shared {
     pub pool: FetchPool,
     pub permits: Semaphore,
     pub metrics: Arc<Metrics>,
-    pub attached: watch::Sender<usize>,
     pub started: Instant,
     readers: Arc<Readers>,
-}
-
-/// One attach connection.
-pub(crate) struct Attached(pub Arc<Shared>);
-
-impl Drop for Attached {
-    fn drop(&mut self) {
-        self.0.attached.send_modify(|count| *count -= 1);
-    }
 }
 
 impl Shared {
     pub(super) fn open(
         options: LoaderOptions,
+        holder: HolderHandle,
         cluster: Arc<dyn Cluster>,
         node: NodeDevices,
         origins: Origins,
@@ -57,7 +49,7 @@ impl Shared {
             Error::new(Code::FailedPrecondition, format!("a loader needs a tokio runtime: {error}"))
         })?;
         let metrics = Arc::new(Metrics::new()?);
-        let registry = Registry::new(metrics.clone());
+        let registry = Registry::new(metrics.clone(), holder);
         let threads = options.fetch_threads();
         let readers = Readers {
             cluster,
@@ -65,6 +57,7 @@ impl Shared {
             patient: DataClient::new(client_options(&options, options.stall_timeout(), threads)),
             hedging: hedging(&options, threads),
             runtime,
+            direct_io: options.direct_io,
         };
         Ok(Shared {
             pinned: node.pinned.clone().map(PinnedTier::new),
@@ -75,7 +68,6 @@ impl Shared {
             pool: FetchPool::start(threads)?,
             permits: Semaphore::new(options.loads_max.clamp(1, Semaphore::MAX_PERMITS)),
             metrics,
-            attached: watch::Sender::new(0),
             started: Instant::now(),
             readers: Arc::new(readers),
             options,
@@ -103,6 +95,11 @@ impl Shared {
         if let Some(pinned) = &self.pinned {
             metrics.set_pinned(&pinned.usage());
         }
+    }
+
+    /// Lets the chunks of a model's files leave page-locked memory; gives the bytes that are free there now.
+    pub(super) fn forget_pinned(&self, url: &str) -> u64 {
+        self.pinned.as_ref().map_or(0, |pinned| pinned.forget(|chunk_url| longshore_origin::covers(url, chunk_url)))
     }
 
     pub(super) fn cluster(&self) -> &dyn Cluster {

@@ -1,7 +1,6 @@
 //! Memory for a new model: what is free, else what unused models hold, else an error that says who holds it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use longshore_device::{Device, DeviceId, RegionBuilder};
@@ -9,6 +8,7 @@ use longshore_types::{Code, Error, Result, format_bytes, redact_url};
 use tokio_util::sync::CancellationToken;
 
 use super::{Entry, Inner, Registry};
+use crate::holder::{Remove, Removed, Uses};
 
 /// How long to wait for loads that gave up to hand back their memory: one may still wait for a silent worker.
 const ENDING_WAIT: Duration = Duration::from_secs(30);
@@ -45,7 +45,6 @@ impl Registry {
         size_bytes: u64,
         token: &CancellationToken,
     ) -> Result<Box<dyn RegionBuilder>> {
-        let id = device.info().id;
         let deadline = Instant::now() + ENDING_WAIT;
         loop {
             if token.is_cancelled() {
@@ -55,53 +54,109 @@ impl Registry {
                 Err(error) if error.code() == Code::Exhausted => error,
                 answer => return answer,
             };
-            let mut inner = self.inner.lock();
-            if eviction_helps(&inner, device, size_bytes)
-                && let Some(entry) = inner.take_least_recently_used(id)
-            {
-                drop(inner);
-                self.metrics.evictions.inc();
-                let key = &entry.model.key;
-                tracing::info!(model = %entry.model.id, url = redact_url(&key.url), "evicted to make room");
+            let seen = self.holder.look()?;
+            if self.settle() {
                 continue;
             }
-            if inner.ending == 0 || Instant::now() >= deadline {
-                return Err(explain(&mut inner, device, size_bytes).with_source(refusal));
+            let mut inner = self.inner.lock();
+            let is_soon = match inner.make_room(device, size_bytes, &seen) {
+                Room::Evict(entry) => {
+                    drop(inner);
+                    self.evict(entry)?;
+                    continue;
+                }
+                Room::Soon => true,
+                Room::None => inner.ending > 0 && Instant::now() < deadline,
+            };
+            if !is_soon {
+                return Err(explain(&inner, device, size_bytes, &seen).with_source(refusal));
             }
             self.freed.wait_for(&mut inner, LOOK_AGAIN);
         }
     }
+
+    /// The holder decides: a client may have attached since it was looked at. Then the model is put back.
+    fn evict(&self, entry: Arc<Entry>) -> Result<()> {
+        match self.holder.remove(entry.model.id.as_str(), Remove::IfUnleased)? {
+            Removed::Freed | Removed::NotFound => {
+                self.metrics.evictions.inc();
+                let key = &entry.model.key;
+                tracing::info!(model = %entry.model.id, url = redact_url(&key.url), "evicted to make room");
+            }
+            Removed::Leased => {
+                let mut inner = self.inner.lock();
+                // It may have been loaded again in this moment: the newer one is found by its key then.
+                let newer = inner.by_key.get(&entry.model.key).cloned();
+                let key = entry.model.key.clone();
+                inner.insert(entry);
+                if let Some(newer) = newer {
+                    inner.by_key.insert(key, newer);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// How there can be room.
+enum Room {
+    /// By the end of this model, which is not found any more.
+    Evict(Arc<Entry>),
+    /// In a moment, when a model that somebody was promised is taken or not.
+    Soon,
+    /// Not by anything that can go.
+    None,
 }
 
 impl Inner {
-    fn unused(&self, device: DeviceId) -> impl Iterator<Item = &Arc<Entry>> {
-        let unused =
-            move |entry: &&Arc<Entry>| entry.model.key.device == device && entry.leases.load(Ordering::Acquire) == 0;
-        self.models.values().filter(unused)
-    }
-
-    fn take_least_recently_used(&mut self, device: DeviceId) -> Option<Arc<Entry>> {
-        let oldest = self.unused(device).min_by_key(|entry| *entry.last_used.lock())?.model.id.clone();
-        self.remove(&oldest)
+    fn make_room(&mut self, device: &dyn Device, size_bytes: u64, seen: &Uses) -> Room {
+        let info = device.info();
+        let on_device = self.models.values().filter(|entry| entry.model.key.device == info.id);
+        let unused: Vec<&Arc<Entry>> = on_device.filter(|entry| entry.leases(seen) == 0).collect();
+        let (promised, idle): (Vec<_>, Vec<_>) = unused.into_iter().partition(|entry| entry.is_promised(seen));
+        let bytes_of = |entries: &[&Arc<Entry>]| entries.iter().map(|entry| bytes_on(entry, info.id)).sum::<u64>();
+        // Unless the model fits once everything unused is gone, evicting would only harm.
+        let without_idle = info.free_bytes.saturating_add(bytes_of(&idle));
+        let (is_promised, without_promised) = (!promised.is_empty(), without_idle.saturating_add(bytes_of(&promised)));
+        let oldest = idle.iter().min_by_key(|entry| entry.last_used(seen)).map(|entry| entry.model.id.clone());
+        if without_idle >= size_bytes
+            && let Some(oldest) = oldest
+            && let Some(entry) = self.remove(&oldest)
+        {
+            return Room::Evict(entry);
+        }
+        match without_promised >= size_bytes && is_promised {
+            true => Room::Soon,
+            false => Room::None,
+        }
     }
 }
 
-/// Whether the model fits once everything unused is gone. Otherwise evicting would only harm.
-fn eviction_helps(inner: &Inner, device: &dyn Device, size_bytes: u64) -> bool {
-    let info = device.info();
-    let unused: u64 = inner.unused(info.id).map(|entry| entry.model.size_bytes()).sum();
-    info.used_bytes.saturating_sub(unused).saturating_add(size_bytes) <= info.capacity_bytes
+/// Bytes of a model in the memory of a device; a model on a GPU may have some on the host, too.
+fn bytes_on(entry: &Entry, device: DeviceId) -> u64 {
+    let is_host = device == DeviceId::HOST;
+    if !is_host && entry.model.key.device != device {
+        return 0;
+    }
+    let regions = entry.model.regions.iter().filter(|region| region.host_bytes().is_some() == is_host);
+    regions.map(|region| region.size_bytes()).sum()
 }
 
-fn explain(inner: &mut Inner, device: &dyn Device, size_bytes: u64) -> Error {
+fn explain(inner: &Inner, device: &dyn Device, size_bytes: u64, seen: &Uses) -> Error {
     let info = device.info();
-    inner.forgotten.retain(|entry| entry.strong_count() > 0);
-    let forgotten: Vec<Arc<Entry>> = inner.forgotten.iter().filter_map(std::sync::Weak::upgrade).collect();
-    let mut holders: Vec<&Arc<Entry>> = inner.models.values().chain(&forgotten).collect();
-    holders.retain(|entry| entry.model.key.device == info.id);
-    holders.sort_by_key(|entry| std::cmp::Reverse(entry.model.size_bytes()));
-    let held: u64 = holders.iter().map(|entry| entry.model.size_bytes()).sum();
-    let mut named: Vec<String> = holders.iter().take(NAMED_MAX).map(|entry| describe(entry)).collect();
+    let forgotten = inner.forgotten.iter().filter_map(|forgone| forgone.entry.upgrade());
+    let mut holders: Vec<(u64, String)> = inner
+        .models
+        .values()
+        .cloned()
+        .chain(forgotten)
+        .map(|entry| (bytes_on(&entry, info.id), describe(&entry, info.id, seen)))
+        .chain(inner.unknown.iter().map(|unknown| unknown.describe_on(&info, seen)))
+        .filter(|(bytes, _)| *bytes > 0)
+        .collect();
+    holders.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    let held: u64 = holders.iter().map(|(bytes, _)| bytes).sum();
+    let mut named: Vec<String> = holders.iter().take(NAMED_MAX).map(|(_, name)| name.clone()).collect();
     if holders.len() > NAMED_MAX {
         named.push(format!("{} more models", holders.len() - NAMED_MAX));
     }
@@ -125,9 +180,12 @@ fn explain(inner: &mut Inner, device: &dyn Device, size_bytes: u64) -> Error {
     )
 }
 
-fn describe(entry: &Entry) -> String {
-    let leases = entry.leases.load(Ordering::Acquire);
-    let plural = if leases == 1 { "lease" } else { "leases" };
-    let (url, size) = (redact_url(&entry.model.key.url), format_bytes(entry.model.size_bytes()));
-    format!("{url} ({size}, {leases} {plural})")
+fn describe(entry: &Entry, device: DeviceId, seen: &Uses) -> String {
+    let (url, size) = (redact_url(&entry.model.key.url), format_bytes(bytes_on(entry, device)));
+    format!("{url} ({size}, {})", leases(entry.leases(seen)))
+}
+
+/// A number of leases, for people.
+pub(super) fn leases(count: u32) -> String {
+    format!("{count} {}", if count == 1 { "lease" } else { "leases" })
 }

@@ -20,7 +20,7 @@ impl Fixture {
     fn new() -> Fixture {
         let device = Arc::new(HostDevice::new(Arena::new(3 * MODEL_BYTES)));
         let device = Devices::new(vec![device]).all()[0].clone();
-        let registry = Registry::new(Arc::new(Metrics::new().unwrap()));
+        let registry = Registry::new(Arc::new(Metrics::new().unwrap()), HolderHandle::local());
         Fixture { registry, device, token: CancellationToken::new() }
     }
 
@@ -34,7 +34,7 @@ impl Fixture {
             skipped: vec![],
             warnings: vec![],
         };
-        Ok(self.registry.publish(Model {
+        let model = Model {
             id: ModelId::from_client(name),
             key: ModelKey {
                 url: manifest.url.clone(),
@@ -48,7 +48,9 @@ impl Fixture {
             manifest,
             regions: vec![builder.finish()?],
             report: LoadReport::default(),
-        }))
+        };
+        let holding = self.registry.hold(&model)?;
+        self.registry.publish(model, holding)
     }
 
     fn ids(&self) -> Vec<String> {
@@ -75,7 +77,7 @@ fn an_error_names_what_holds_the_memory_and_nothing_is_evicted_in_vain() {
     let fixture = Fixture::new();
     let _a = fixture.load("a").unwrap();
     let b = fixture.load("b").unwrap();
-    let unloaded = fixture.registry.forget(|model| model.id.as_str() == "b");
+    let unloaded = fixture.registry.forget(|model| model.id.as_str() == "b").unwrap();
     assert_eq!(unloaded, Forgotten { models: 1, bytes_freed: 0, bytes_leased: MODEL_BYTES });
     drop(fixture.load("c").unwrap());
     let too_big = fixture.registry.reserve(&*fixture.device, "x", 2 * MODEL_BYTES, &fixture.token);
@@ -110,7 +112,7 @@ fn a_forgotten_model_lives_as_long_as_its_last_lease() {
     let fixture = Fixture::new();
     let lease = fixture.load("a").unwrap();
     let second = lease.clone();
-    fixture.registry.forget(|_| true);
+    fixture.registry.forget(|_| true).unwrap();
     assert!(fixture.registry.get(&ModelId::from_client("a")).is_none());
     assert!(fixture.registry.find(&lease.model().key).is_none());
     drop(lease);

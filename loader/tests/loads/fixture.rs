@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use longshore_device::{Devices, HostDevice};
 use longshore_loader::plan::PlacedTensor;
-use longshore_loader::{LoadRequest, LoadedModel, Loader, LoaderOptions};
+use longshore_loader::{HolderHandle, LoadRequest, LoadedModel, Loader, LoaderOptions};
 use longshore_memory::Arena;
 use longshore_origin::{OriginOptions, Origins};
 use longshore_testkit::FakeOrigin;
@@ -88,7 +88,7 @@ impl Fixture {
         options.hedge_factor = 1;
         options.fetches_max = Some(setup.fetches);
         options.stall_timeout_ms = setup.stall_ms;
-        let loader = Loader::open(options, cluster.clone(), devices, origins).unwrap();
+        let loader = Loader::open(options, HolderHandle::local(), cluster.clone(), devices, origins).unwrap();
         Fixture { origin, workers, cluster, loader, arena }
     }
 
