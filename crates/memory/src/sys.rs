@@ -53,13 +53,13 @@ struct CacheCounts {
 /// The number of `cachestat` (Linux 6.5), the same on all platforms we run on; not every libc knows it.
 const CACHESTAT: libc::c_long = 451;
 
-/// Pages of the file's `len` bytes from `offset` on that are in the page cache; `None` where the kernel does not say.
-pub(crate) fn cached_pages(file: BorrowedFd<'_>, offset: u64, len: u64) -> Option<u64> {
+/// Pages of the file's `len` bytes from `offset` on that are in the page cache.
+pub(crate) fn cached_pages(file: BorrowedFd<'_>, offset: u64, len: u64) -> io::Result<u64> {
     let range = CacheRange { offset, len };
     let mut counts = CacheCounts::default();
     // SAFETY: both structures are laid out as the kernel's and live through the call; `counts` is only written.
     let answer = unsafe { libc::syscall(CACHESTAT, file.as_raw_fd(), &raw const range, &raw mut counts, 0) };
-    (answer == 0).then_some(counts.cached)
+    if answer == 0 { Ok(counts.cached) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Sets the lowest bit of each of `pages` whose page of the mapping is in memory. False where the kernel does not say.

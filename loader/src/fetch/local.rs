@@ -2,37 +2,80 @@
 //!
 //! The file is opened once a load and compared with the version that was resolved: when it is opened, after every
 //! chunk, and once more when all is read. A file that is written to meanwhile is an error, never a mixture.
+//!
+//! What is in the page cache is copied from there; the rest is read past it, which takes a fraction of the CPU time and
+//! leaves the cache to others. What was done is counted ([`Ways`]).
+
+mod file;
 
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::ErrorKind;
-use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 use longshore_memory::Landing;
+use longshore_memory::direct::ReadWay;
 use longshore_types::{Artifact, Code, Error, Result};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use self::file::OpenFile;
 use super::reader::Wanted;
+use crate::options::DirectIo;
 
-/// Bytes of one read: a cancelled load stops within one.
-const READ_BYTES: usize = 4 << 20;
 /// Open files kept by one load; beyond it they are opened for each chunk.
 const OPEN_FILES_MAX: usize = 256;
+/// The part of a file that is looked at as a whole: either its cached copy is read, or the disk.
+const EXTENT_BYTES: u64 = 4 << 20;
+/// The part of an extent that must be cached for its copy to be read.
+const CACHED_MIN: f64 = 0.5;
 
 /// The files that a load has open.
-#[derive(Default)]
 pub(super) struct LocalFiles {
-    open: Mutex<HashMap<String, OpenFile>>,
+    direct_io: DirectIo,
+    open: Mutex<HashMap<String, Arc<OpenFile>>>,
+    ways: Mutex<Ways>,
 }
 
-/// What the file must be, and the file.
-type OpenFile = (Arc<Artifact>, Arc<File>);
+/// Bytes of files by the way in which they were read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Ways {
+    /// Copied out of the page cache.
+    pub page_cache_bytes: u64,
+    /// Read past it, many reads at once.
+    pub direct_uring_bytes: u64,
+    /// Read past it, one after the other: io_uring is not to be had.
+    pub direct_bytes: u64,
+    /// Of those out of the page cache: they were to be read past it, and could not.
+    pub declined_bytes: u64,
+}
+
+impl Ways {
+    fn add(&mut self, way: ReadWay, bytes: u64) {
+        *match way {
+            ReadWay::PageCache => &mut self.page_cache_bytes,
+            ReadWay::DirectUring => &mut self.direct_uring_bytes,
+            ReadWay::Direct => &mut self.direct_bytes,
+        } += bytes;
+    }
+}
+
+impl Default for LocalFiles {
+    fn default() -> LocalFiles {
+        LocalFiles::new(DirectIo::Auto)
+    }
+}
 
 impl LocalFiles {
+    pub(super) fn new(direct_io: DirectIo) -> LocalFiles {
+        LocalFiles { direct_io, open: Mutex::default(), ways: Mutex::default() }
+    }
+
+    /// What was read so far, and how.
+    pub(super) fn ways(&self) -> Ways {
+        *self.ways.lock()
+    }
+
     /// Reads what is wanted of a chunk.
     ///
     /// # Errors
@@ -44,24 +87,29 @@ impl LocalFiles {
         landing: &mut Landing,
         token: &CancellationToken,
     ) -> Result<()> {
-        let artifact = wanted.key.artifact();
-        let file = self.open(path, artifact)?;
+        let file = self.open(path, wanted.key.artifact())?;
         let range = wanted.file_range();
-        let len = landing.len();
-        let mut at = 0;
-        while at < len {
+        let end = range.end.min(range.start + landing.len() as u64);
+        let mut at = range.start;
+        while at < end {
             if token.is_cancelled() {
                 return Err(Error::new(Code::Cancelled, "the load was given up"));
             }
-            let mut slices = landing.slices_mut(at..(at + READ_BYTES).min(len));
-            match rustix::io::preadv(file.as_fd(), &mut slices, range.start + at as u64) {
-                Ok(0) => return Err(changed(artifact, "it ends too early")),
-                Ok(count) => at += count,
-                Err(rustix::io::Errno::INTR) => {}
-                Err(errno) => return Err(failed(path, "read", &errno.into())),
+            let (is_direct, part) = self.next_part(&file, at..end);
+            let to = (part.start - range.start) as usize;
+            let bytes = part.end - part.start;
+            match if is_direct { file.read_direct(path, &part, landing, to)? } else { None } {
+                Some(way) => self.ways.lock().add(way, bytes),
+                None => {
+                    file.read_cached(path, &part, landing, to)?;
+                    let mut ways = self.ways.lock();
+                    ways.add(ReadWay::PageCache, bytes);
+                    ways.declined_bytes += if is_direct { bytes } else { 0 };
+                }
             }
+            at = part.end;
         }
-        check_version(&file, path, artifact)
+        file.check_version(path)
     }
 
     /// Compares every open file with its version, for the last time.
@@ -70,45 +118,48 @@ impl LocalFiles {
     /// [`Code::FailedPrecondition`] when one changed.
     pub(super) fn check(&self) -> Result<()> {
         let open = std::mem::take(&mut *self.open.lock());
-        open.iter().try_for_each(|(path, (artifact, file))| check_version(file, Path::new(path), artifact))
+        if !open.is_empty() {
+            tracing::debug!(ways = ?self.ways(), "local files are read");
+        }
+        open.iter().try_for_each(|(path, file)| file.check_version(Path::new(path)))
     }
 
-    fn open(&self, path: &Path, artifact: &Arc<Artifact>) -> Result<Arc<File>> {
+    /// The front of `range` that is read in one way, and whether that is past the page cache. A part out of the cache is
+    /// one extent at most, so that a load that is given up stops soon; a direct read of a chunk takes no longer.
+    fn next_part(&self, file: &OpenFile, range: Range<u64>) -> (bool, Range<u64>) {
+        let extent = |from: u64| from..range.end.min((from / EXTENT_BYTES + 1) * EXTENT_BYTES);
+        let first = extent(range.start);
+        if !self.is_direct(file, &first) {
+            return (false, first);
+        }
+        let mut end = first.end;
+        while end < range.end && self.is_direct(file, &extent(end)) {
+            end = extent(end).end;
+        }
+        (true, range.start..end)
+    }
+
+    fn is_direct(&self, file: &OpenFile, extent: &Range<u64>) -> bool {
+        match self.direct_io {
+            DirectIo::Always => true,
+            DirectIo::Never => false,
+            DirectIo::Auto => file.cached(extent).is_some_and(|cached| cached < CACHED_MIN),
+        }
+    }
+
+    fn open(&self, path: &Path, artifact: &Arc<Artifact>) -> Result<Arc<OpenFile>> {
         let name = path.to_string_lossy().into_owned();
-        if let Some((_, file)) = self.open.lock().get(&name) {
+        if let Some(file) = self.open.lock().get(&name) {
             return Ok(file.clone());
         }
-        let file = Arc::new(File::open(path).map_err(|error| failed(path, "open", &error))?);
-        check_version(&file, path, artifact)?;
+        let file = Arc::new(OpenFile::open(path, artifact)?);
         let mut open = self.open.lock();
         if open.len() < OPEN_FILES_MAX {
-            open.insert(name, (artifact.clone(), file.clone()));
+            open.insert(name, file.clone());
         }
         Ok(file)
     }
 }
 
-/// The version text of a local file, exactly as the origin writes it; a test holds the two together.
-fn check_version(file: &File, path: &Path, artifact: &Artifact) -> Result<()> {
-    let metadata = file.metadata().map_err(|error| failed(path, "look at", &error))?;
-    let mtime_ns = i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec());
-    let now = format!("mtime:{}-{mtime_ns}-{}", metadata.size(), metadata.ino());
-    if now == artifact.version().as_str() && metadata.size() == artifact.size_bytes() {
-        return Ok(());
-    }
-    Err(changed(artifact, &format!("it was {} and is {now}", artifact.version())))
-}
-
-fn changed(artifact: &Artifact, how: &str) -> Error {
-    let url = artifact.url();
-    Error::new(Code::FailedPrecondition, format!("{url} changed since it was resolved ({how}); load it again"))
-}
-
-fn failed(path: &Path, doing: &str, error: &std::io::Error) -> Error {
-    let code = match error.kind() {
-        ErrorKind::NotFound | ErrorKind::NotADirectory => Code::NotFound,
-        ErrorKind::PermissionDenied => Code::PermissionDenied,
-        _ => Code::Unavailable,
-    };
-    Error::new(code, format!("cannot {doing} {}: {error}", path.display()))
-}
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsFd;
 
+use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
 use crate::sys;
@@ -11,10 +12,11 @@ use crate::sys;
 /// Bytes looked at in one go where the kernel must be asked page by page.
 const MAPPED_BYTES_MAX: u64 = 256 << 20;
 
-/// The part of `range` of the file that is in the page cache, from 0 to 1; `None` where the kernel does not say. What
-/// lies beyond the end of the file does not count.
+/// The part of `range` of the file that is in the page cache, from 0 to 1. What lies beyond the end of the file does not
+/// count.
 ///
-/// On kernels before 6.5 a file that the process could not write counts as cached.
+/// `None` where the kernel does not say: newer ones only tell those who own the file or may write it. Before Linux 6.5
+/// everything seems cached to others.
 pub fn residency(file: &File, range: Range<u64>) -> Option<f64> {
     let end = range.end.min(file.metadata().ok()?.len());
     let page = rustix::param::page_size() as u64;
@@ -22,8 +24,14 @@ pub fn residency(file: &File, range: Range<u64>) -> Option<f64> {
         return None;
     }
     let pages = end.div_ceil(page) - range.start / page;
-    let cached = sys::cached_pages(file.as_fd(), range.start, end - range.start)
-        .or_else(|| mapped_cached_pages(file, range.start / page * page..end, page))?;
+    let cached = match sys::cached_pages(file.as_fd(), range.start, end - range.start) {
+        Ok(cached) => cached,
+        // The call is not there. A container's filter may also say that it is not permitted, for all files.
+        Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => {
+            mapped_cached_pages(file, range.start / page * page..end, page)?
+        }
+        Err(_) => return None,
+    };
     Some(cached as f64 / pages as f64)
 }
 
@@ -65,6 +73,21 @@ mod tests {
         assert_eq!(mapped_cached_pages(&file, 4096..100_000, 4096), Some(24));
         assert_eq!(residency(&file, 100_000..200_000), None);
         assert_eq!(residency(&file, Range { start: 9, end: 2 }), None);
+    }
+
+    #[test]
+    fn older_kernels_are_asked_page_by_page_and_those_that_refuse_are_believed() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&vec![1; 100_000]).unwrap();
+        let answers = [libc::ENOSYS, libc::EPERM].map(|errno| {
+            let file = &file;
+            let ask = move || {
+                sys::tests::forbid(451, errno);
+                residency(file, 0..100_000)
+            };
+            std::thread::scope(|scope| scope.spawn(ask).join().unwrap())
+        });
+        assert_eq!(answers, [Some(1.0), None]);
     }
 
     #[test]
