@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 BINARY = ROOT / "target" / "debug" / "longshore"
 MANIFESTS = sorted((HERE / "kubernetes").glob("*.yaml"))
+HUGE_PAGES = HERE / "kubernetes" / "huge-pages"
 UNITS = sorted((HERE / "systemd").glob("*.service"))
 KUBERNETES_VERSION = "1.34"
 
@@ -55,11 +56,112 @@ def test_workers_are_listed_once_a_replica():
 
 def test_daemons_have_probes_and_memory_limits():
     daemons = [d for path in MANIFESTS for d in documents(path) if d["kind"] in ("StatefulSet", "DaemonSet")]
-    assert len(daemons) == 2
+    assert len(daemons) == 3
     for daemon in daemons:
         for container in daemon["spec"]["template"]["spec"]["containers"]:
             assert {"livenessProbe", "readinessProbe"} <= container.keys()
             assert "memory" in container["resources"]["limits"]
+
+
+def daemon_sets():
+    documents_of_kind = [d for path in MANIFESTS for d in documents(path) if d["kind"] == "DaemonSet"]
+    return {document["metadata"]["name"]: document["spec"] for document in documents_of_kind}
+
+
+def environment_of(container):
+    return {entry["name"]: entry.get("value") for entry in container.get("env", [])}
+
+
+def test_holder_and_loader_see_every_gpu_and_take_none_from_the_scheduler():
+    for name in ("longshore-holder", "longshore-loader"):
+        pod = daemon_sets()[name]["template"]["spec"]
+        assert pod["runtimeClassName"] == "nvidia"
+        for container in pod["containers"]:
+            assert environment_of(container)["NVIDIA_VISIBLE_DEVICES"] == "all"
+            assert "compute" in environment_of(container)["NVIDIA_DRIVER_CAPABILITIES"]
+            assert "nvidia.com/gpu" not in container["resources"]["limits"]
+
+
+def test_an_upgrade_of_the_loader_leaves_the_holder_alone():
+    holder, loader = daemon_sets()["longshore-holder"], daemon_sets()["longshore-loader"]
+    assert holder["updateStrategy"]["type"] == "OnDelete"
+    assert loader["updateStrategy"]["type"] == "RollingUpdate"
+    container = loader["template"]["spec"]["containers"][0]
+    assert environment_of(container)["LONGSHORE_LOADER_REQUIRE_HOLDER"] == "true"
+    # The holder's own socket is for its user alone.
+    users = [spec["template"]["spec"]["securityContext"]["runAsUser"] for spec in (holder, loader)]
+    assert users[0] == users[1]
+    folders = [spec["template"]["spec"]["volumes"][0]["hostPath"]["path"] for spec in (holder, loader)]
+    assert folders[0] == folders[1]
+
+
+def test_nothing_shares_namespaces_with_the_host_and_inference_mounts_only_the_sockets():
+    for path in MANIFESTS:
+        for document in documents(path):
+            spec = document.get("spec", {})
+            pod = spec.get("template", {}).get("spec", spec)
+            assert not {"hostIPC", "hostPID", "hostNetwork"} & pod.keys(), path
+    pod = documents(HERE / "kubernetes" / "example-pod.yaml")[0]["spec"]
+    assert [volume["hostPath"]["path"] for volume in pod["volumes"]] == ["/run/longshore"]
+    assert [mount["name"] for mount in pod["containers"][0]["volumeMounts"]] == ["sockets"]
+    assert pod["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+
+
+def gibibytes(text):
+    return int(re.fullmatch(r"(\d+)Gi?B?", text)[1])
+
+
+def test_the_huge_pages_patch_fits_the_loader_and_its_page_locked_memory():
+    component = documents(HUGE_PAGES / "kustomization.yaml")[0]
+    assert component["kind"] == "Component"
+    (patch,) = [documents(HUGE_PAGES / entry["path"])[0] for entry in component["patches"]]
+    loader = next(d for d in documents(HERE / "kubernetes" / "loader.yaml") if d["kind"] == "DaemonSet")
+    assert patch["metadata"]["name"] == loader["metadata"]["name"]
+    (container,) = patch["spec"]["template"]["spec"]["containers"]
+    patched = loader["spec"]["template"]["spec"]["containers"][0]
+    assert patched["name"] == container["name"]
+    pinned = gibibytes(environment_of(patched)["LONGSHORE_LOADER_PINNED_MEMORY"])
+    whole = gibibytes(patched["resources"]["limits"]["memory"])
+    for kind, resources in container["resources"].items():
+        assert gibibytes(resources["hugepages-2Mi"]) == pinned
+        assert gibibytes(resources["memory"]) + pinned == whole
+        patched["resources"][kind] |= resources
+    kubernetes_validate.validate(loader, KUBERNETES_VERSION, strict=True)
+
+
+def unit(name):
+    """Settings of a unit, each with all of its values."""
+    settings = {}
+    for line in (HERE / "systemd" / f"longshore-{name}.service").read_text().splitlines():
+        if "=" in line and not line.startswith("#"):
+            key, _, value = line.partition("=")
+            settings.setdefault(key, []).append(value)
+    return settings
+
+
+def test_the_loader_can_be_restarted_without_the_holder():
+    loader, holder = unit("loader"), unit("holder")
+    assert "longshore-holder.service" in loader["Wants"][0].split()
+    assert "longshore-holder.service" in loader["After"][0].split()
+    binding = {"Requires", "Requisite", "BindsTo", "PartOf", "PropagatesStopTo", "StopPropagatedFrom", "Upholds"}
+    assert not binding & (loader.keys() | holder.keys())
+    assert loader["LimitMEMLOCK"] == ["infinity"]
+    assert "LONGSHORE_LOADER_REQUIRE_HOLDER=true" in loader["Environment"]
+    assert loader["Environment"][0] == holder["Environment"][0]
+    assert loader["User"] == holder["User"]
+    for settings in (loader, holder):
+        # Both need the GPUs' device files, and a folder that outlives either.
+        assert "PrivateDevices" not in settings
+        assert settings["RuntimeDirectoryPreserve"] == ["yes"]
+
+
+def test_reserved_huge_pages_are_a_setting_of_this_kernel():
+    lines = (HERE / "systemd" / "longshore-hugepages.conf").read_text().splitlines()
+    settings = [line.split("=") for line in lines if line and not line.startswith("#")]
+    assert settings
+    for name, value in settings:
+        assert Path("/proc/sys", *name.strip().split(".")).exists()
+        assert int(value) > 0
 
 
 def test_only_settings_that_exist_are_named():
