@@ -4,11 +4,12 @@ use longshore_proto::v1;
 use longshore_proto::v1::parallel_rule::Rule;
 use longshore_testkit::cluster::{Cluster, ClusterSpec};
 use longshore_testkit::modelgen::{Model, ModelSpec, TensorSpec, Transformer, dtype_bits};
-use longshore_testkit::{Content, FakeOrigin};
+use longshore_testkit::{Content, FakeCudaOptions, FakeOrigin};
 use longshore_tests::{Attached, Client, Loaded};
 use longshore_types::{Code, Result};
 
 use crate::common::Embedded;
+use crate::gpu::{Node, NodeSpec};
 
 const URI: &str = "s3://bucket/model";
 const RANKS: u32 = 8;
@@ -118,6 +119,10 @@ fn model_of_rank(model: &Model, rank: u32) -> Model {
     own
 }
 
+fn weight_files(model: &Model) -> impl Iterator<Item = &(String, Content)> {
+    model.files.iter().filter(|(name, _)| name.ends_with(".safetensors"))
+}
+
 fn attach(loaded: &Loaded) -> Attached {
     Attached::attach(std::path::Path::new(&loaded.model.attach_socket), &loaded.model.model_id).unwrap()
 }
@@ -156,6 +161,41 @@ fn eight_ranks_hold_their_slices_and_the_origin_is_read_once() {
     assert_eq!(origin.counters().bytes, model.size_bytes(), "1.00 x the checkpoint");
     let filled: f64 = cluster.workers().iter().map(|w| w.metrics().sum("longshore_worker_fill_bytes_total")).sum();
     assert_eq!(filled as u64, model.size_bytes(), "and each byte came into one worker");
+}
+
+#[test]
+fn eight_ranks_on_the_cards_of_a_node_fetch_each_block_once() {
+    let origin = FakeOrigin::start();
+    let model = ModelSpec::transformer(6, SIZES).shards(3).build();
+    model.put_into(&origin, "bucket/model");
+    let cluster = Cluster::start(ClusterSpec::new(3, 0).origin(&origin));
+    let cards = FakeCudaOptions { devices: RANKS, memory_mib: 128, ..FakeCudaOptions::default() };
+    let node = Node::start(NodeSpec::new().cards(cards).envs(origin.client_env()).workers(&cluster));
+    let load = |rank: u32| {
+        let request = v1::LoadModelRequest { device: format!("cuda:{rank}"), ..request(rank) };
+        node.client().load_with(request).unwrap_or_else(|error| node.fail(&format!("rank {rank}: {error}")))
+    };
+    // All at once, as the ranks of a server start.
+    let loaded: Vec<Loaded> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..RANKS).map(|rank| scope.spawn(move || load(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let mut fetched = 0;
+    let mut read = 0;
+    for (rank, loaded) in (0..RANKS).zip(&loaded) {
+        let wanted = model_of_rank(&model, rank);
+        attach(loaded).check(&wanted).unwrap_or_else(|error| node.fail(&format!("rank {rank}: {error:#}")));
+        let pinned = loaded.tier_bytes(v1::Tier::Pinned);
+        let all = loaded.model.report.as_ref().unwrap().bytes_by_tier.iter().map(|of| of.bytes).sum::<u64>();
+        fetched += all - pinned;
+        read += all;
+    }
+    // Small files go to the host memory of each rank.
+    let weights: u64 = weight_files(&model).map(|(_, content)| content.len_bytes()).sum();
+    let fetched_once = weights + (model.size_bytes() - weights) * u64::from(RANKS);
+    assert!((weights * 99 / 100..=fetched_once).contains(&fetched), "{fetched} bytes were fetched, of {fetched_once}");
+    assert!(read > model.size_bytes() * 5 / 4, "the ranks read the same blocks of what is split by columns: {read}");
+    assert_eq!(origin.counters().bytes, model.size_bytes(), "1.00 x the checkpoint");
 }
 
 #[test]
