@@ -9,8 +9,7 @@ pub(crate) fn only_filled_blocks_are_uploaded(make: Make) {
     let bench = make(CAPACITY);
     let builder = bench.reserve("blocks", 3 << 20);
     let chunk = bench.empty_chunk(3 << 20);
-    let upload_block =
-        |start_bytes: u64| upload(&*builder).upload(&chunk, start_bytes, &[place(start_bytes, 1 << 20)]);
+    let upload_block = |start_bytes: u64| upload(&*builder).upload(&chunk, start_bytes, &[place(start_bytes, 1 << 20)]);
     assert_eq!(code(upload_block(0)), Code::FailedPrecondition);
     for block in [2, 0, 1] {
         let Claim::Fill(mut window) = chunk.claim(block..block + 1) else { panic!("missing") };

@@ -43,7 +43,12 @@ pub fn copier_main(socket: OwnedFd) -> Result<()> {
     let (queue, commands) = sync_channel(QUEUE_MAX);
     let worker = {
         let replies = Arc::clone(&replies);
-        thread::Builder::new().name("copier-device".into()).spawn(move || worker::run(&commands, &replies))
+        let work = move || {
+            // Without this thread nothing is answered any more, however it ends.
+            let _end = EndOnDrop(Arc::clone(&replies));
+            worker::run(&commands, &replies)
+        };
+        thread::Builder::new().name("copier-device".into()).spawn(work)
     };
     let worker = worker.map_err(|error| {
         Error::new(Code::Exhausted, format!("cannot start the device thread: {error}")).with_source(error)
@@ -110,8 +115,20 @@ impl Replies {
         }
         if is_lost {
             self.lost.lock().get_or_insert(error);
-            // Wakes the listener. What was sent is still received.
-            let _ = self.socket.lock().shutdown(Shutdown::Both);
+            self.end();
         }
+    }
+
+    /// Wakes the listener and lets the daemon know. What was sent is still received.
+    fn end(&self) {
+        let _ = self.socket.lock().shutdown(Shutdown::Both);
+    }
+}
+
+struct EndOnDrop(Arc<Replies>);
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.0.end();
     }
 }

@@ -119,12 +119,17 @@ pub(super) fn driver() -> Result<&'static Driver, Unavailable> {
     let mut have = 0;
     // SAFETY: the pointer is to a local of the right type.
     unsafe { driver.cuDriverGetVersion(&mut have) }?;
-    if have < DRIVER_VERSION_MIN {
-        return Err(Unavailable::DriverTooOld { have, need: DRIVER_VERSION_MIN });
-    }
+    check_version(have)?;
     // SAFETY: no pointers; it may be called any number of times.
     unsafe { driver.cuInit(0) }?;
     Ok(driver)
+}
+
+fn check_version(have: i32) -> Result<(), Unavailable> {
+    if have < DRIVER_VERSION_MIN {
+        return Err(Unavailable::DriverTooOld { have, need: DRIVER_VERSION_MIN });
+    }
+    Ok(())
 }
 
 /// The driver's name and text for a code; both fall back to something readable for codes that it does not know either.
@@ -143,4 +148,17 @@ pub(super) fn describe(code: u32) -> (String, String) {
     let name = ask(Driver::cuGetErrorName).unwrap_or_else(|| "an error the driver has no name for".into());
     let text = ask(Driver::cuGetErrorString).unwrap_or_else(|| "no description".into());
     (name, text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_drivers_are_refused() {
+        assert!(check_version(12_000).is_ok() && check_version(13_020).is_ok());
+        for have in [0, 11_080] {
+            assert_eq!(check_version(have), Err(Unavailable::DriverTooOld { have, need: 12_000 }));
+        }
+    }
 }

@@ -2,18 +2,45 @@
 //! `tests/cuda_faults.rs`, where no other test is in the way.
 
 use std::ffi::OsString;
+use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
-use longshore_memory::{Arena, PinnedArena};
+use longshore_memory::{Arena, OwnedSegment, PinnedArena};
 use longshore_testkit::FakeCuda;
+use longshore_types::Result;
 
 use super::*;
+use crate::MemoryKeeper;
 use crate::conformance::Bench;
 
 const PINNED_BYTES: u64 = 32 << 20;
 /// Tells a process of this very program that it is a copier.
 const IS_COPIER: &str = "LONGSHORE_TEST_COPIER";
+
+/// Memory that somebody else had before. The fake driver's descriptors are files.
+#[derive(Default)]
+struct UsedMemory(OwnMemory);
+
+impl MemoryKeeper for UsedMemory {
+    fn create(&self, label: &str, device_uuid: &str, size_bytes: u64) -> Result<Vec<OwnedSegment>> {
+        let segments = self.0.create(label, device_uuid, size_bytes)?;
+        for segment in &segments {
+            let file = File::from(segment.fd.try_clone().unwrap());
+            file.write_all_at(&vec![0xdb; segment.len_bytes as usize], 0).unwrap();
+        }
+        Ok(segments)
+    }
+
+    fn release(&self, label: &str) {
+        self.0.release(label);
+    }
+
+    fn used_bytes(&self, device_uuid: &str) -> u64 {
+        self.0.used_bytes(device_uuid)
+    }
+}
 
 fn bench(budget_bytes: u64, start: CopierStart) -> Bench {
     FakeCuda::preload();
@@ -21,7 +48,7 @@ fn bench(budget_bytes: u64, start: CopierStart) -> Bench {
     let pinned = PinnedArena::create(PINNED_BYTES, reservation).unwrap();
     let gpu = probe().unwrap().swap_remove(0);
     let options = CudaOptions { gpu, budget_bytes, start };
-    let device = CudaDevice::open(options, Arc::new(OwnMemory::new()), pinned.clone()).unwrap();
+    let device = CudaDevice::open(options, Arc::new(UsedMemory::default()), pinned.clone()).unwrap();
     assert_eq!((device.state(), device.restarts()), (CopierState::Ready, 0));
     Bench { device, pinned: Some(pinned) }
 }
@@ -42,7 +69,10 @@ fn process() -> CopierStart {
 #[test]
 fn copier_process() {
     if std::env::var_os(IS_COPIER).is_some() {
-        copier_main(std::io::stdin().as_fd().try_clone_to_owned().unwrap()).unwrap();
+        if let Err(error) = copier_main(std::io::stdin().as_fd().try_clone_to_owned().unwrap()) {
+            eprintln!("copier: {error}");
+            std::process::exit(1);
+        }
     }
 }
 

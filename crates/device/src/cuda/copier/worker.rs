@@ -48,13 +48,24 @@ pub(super) fn run(commands: &Receiver<Command>, replies: &Arc<Replies>) -> Resul
     let Request::Start { id, gpu } = request else {
         return Err(Error::new(Code::Internal, "the first request was not to start"));
     };
-    let opened = open(&gpu).inspect_err(|error| replies.reply(id, Err(error.clone())))?;
+    let worked = work(id, gpu, segments, commands, replies);
+    // An error here is always one of the start: later ones are answered one by one.
+    worked.inspect_err(|error| replies.reply(id, Err(error.clone())))
+}
+
+fn work(
+    start_id: u64,
+    gpu: String,
+    segments: Vec<OwnedSegment>,
+    commands: &Receiver<Command>,
+    replies: &Arc<Replies>,
+) -> Result<()> {
+    let context = open(&gpu)?;
     // Declared first, so left last: everything below needs the context to be current when it is released.
-    let _entered = opened.enter().map_err(|error| error.about(&gpu))?;
-    let worker = Worker::start(&opened, gpu, &segments, replies);
+    let _entered = context.enter().map_err(|error| error.about(&gpu))?;
+    let mut worker = Worker::start(&context, gpu, &segments, replies)?;
     drop(segments);
-    let mut worker = worker.inspect_err(|error| replies.reply(id, Err(error.clone())))?;
-    replies.reply(id, Ok(Answer::Done));
+    replies.reply(start_id, Ok(Answer::Done));
     for command in commands {
         worker.serve(command);
     }
