@@ -41,7 +41,7 @@ def small(loader: FakeLoader) -> FakeModel:
 
 
 @pytest.fixture(scope="session")
-def installed_cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCuda]:
+def installed_cuda(tmp_path_factory: pytest.TempPathFactory) -> FakeCuda:
     """The fake driver in this process: loaded once, so that one serves all tests."""
     cuda = FakeCuda(tmp_path_factory.mktemp("cuda"))
     with pytest.MonkeyPatch.context() as patch:
@@ -49,11 +49,11 @@ def installed_cuda(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FakeCud
             patch.setenv(name, value)
         patch.setenv("FAKE_CUDA_ROLE", "client")
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        with pytest.MonkeyPatch.context() as library:
-            library.setattr(_cuda, "LIBRARY", cuda.library)
-            library.setattr(_cuda, "_driver", None)
-            _cuda.driver("the tests")
-        yield cuda
+        patch.setattr(_cuda, "LIBRARY", cuda.library)
+        patch.setattr(_cuda, "_driver", None)
+        # It reads the environment with its first call.
+        _cuda.driver("the tests")
+    return cuda
 
 
 @pytest.fixture

@@ -91,11 +91,12 @@ def write_sharded(folder: Path, shards: Sequence[Tensors]) -> None:
 class Daemon:
     """A `longshore loader` that reads its origins directly."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, environ: Mapping[str, str] | None = None) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self.log = folder / "loader.log"
-        command: list[Any] = [
+        self._environ = {**os.environ, **(environ or {})}
+        self._command: list[Any] = [
             binary(),
             "loader",
             "--socket-dir",
@@ -106,12 +107,18 @@ class Daemon:
             "none",
             *options,
         ]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.start()
+
+    def start(self) -> None:
+        """Starts it, also once more after its end."""
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                self._command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._environ
+            )
         deadline = time.monotonic() + START_SECONDS
         while True:
             try:
-                self.node = longshore.connect(str(folder / "loader.sock"))
+                self.node = longshore.connect(str(self.folder / "loader.sock"))
                 break
             except longshore.Unavailable:
                 assert self.process.poll() is None, f"the loader ended: {self.log.read_text()}"
@@ -132,3 +139,25 @@ class Daemon:
         while (found := self.leases(uri)) != count:
             assert time.monotonic() < deadline, f"{found} leases after {seconds} s, not {count}"
             time.sleep(0.01)
+
+
+class Holder:
+    """A `longshore holder`, which keeps the models of the loader of the same folder."""
+
+    def __init__(self, folder: Path, environ: Mapping[str, str]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        command: list[Any] = [binary(), "holder", "--socket-dir", folder]
+        log_path = folder / "holder.log"
+        with log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env={**os.environ, **environ}
+            )
+        deadline = time.monotonic() + START_SECONDS
+        while not (folder / "holder.sock").exists():
+            assert self.process.poll() is None, f"the holder ended: {log_path.read_text()}"
+            assert time.monotonic() < deadline, f"the holder is not ready: {log_path.read_text()}"
+            time.sleep(0.02)
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
