@@ -84,7 +84,7 @@ impl PinnedArena {
     pub const SLOT_BYTES: u64 = CHUNK_BYTES;
 
     /// Allocates the whole slots that `capacity_bytes` has room for, spread over the NUMA nodes this process may use.
-    /// `reservation` pays for them until the arena and its last chunk are gone. Takes about a second for every few GiB.
+    /// `reservation` pays for them until the arena and its last chunk are gone. Takes up to some seconds a GiB: every page is zeroed now.
     ///
     /// # Errors
     /// [`Code::InvalidArgument`] when not one slot fits, [`Code::Internal`] when the reservation is too small,

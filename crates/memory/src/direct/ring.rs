@@ -269,3 +269,30 @@ impl Drop for InFlight<'_> {
 fn is_passing(error: &io::Error) -> bool {
     [Errno::INTR, Errno::AGAIN, Errno::BUSY].into_iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_short_read_is_continued_unless_the_rest_is_not_needed() {
+        let part = Part { target: 3, at: 4096, len: 8192 };
+        let rest =
+            |count, needed| part.rest(count, needed).map(|rest| rest.map(|rest| (rest.target, rest.at, rest.len)));
+        assert_eq!(rest(8192, 20_000).unwrap(), None);
+        assert_eq!(rest(4096, 20_000).unwrap(), Some((3, 8192, 4096)));
+        assert_eq!(rest(4096, 8192).unwrap(), None);
+        assert_eq!(rest(904, 5000).unwrap(), None);
+        assert_eq!(rest(904, 5001).unwrap(), Some((3, 5000, 7288)));
+        assert_eq!(rest(0, 4097).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(rest(0, 4096).unwrap(), None);
+    }
+
+    #[test]
+    fn requests_are_cut_into_reads() {
+        let mut memory = vec![0; 2 * READ_BYTES + 512];
+        let mut request = Request { offset: 0, into: &mut memory, needed: 1 };
+        let lens: Vec<_> = parts((5, &Target::of(&mut request))).map(|part| (part.target, part.at, part.len)).collect();
+        assert_eq!(lens, [(5, 0, READ_BYTES), (5, READ_BYTES, READ_BYTES), (5, 2 * READ_BYTES, 512)]);
+    }
+}

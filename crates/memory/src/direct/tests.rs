@@ -72,6 +72,15 @@ fn ranges_with_and_without_whole_blocks_arrive() {
     assert_eq!(without_io_uring(read_all), ReadWay::Direct);
 }
 
+#[test]
+fn a_range_of_more_reads_than_fit_in_the_queue_arrives() {
+    let Some((files, file)) = file(20 * MIB + 7) else { return };
+    let mut memory = memory(files.bytes.len());
+    let range = 700..files.bytes.len();
+    file.read(700, &mut memory[range.clone()]).unwrap();
+    assert!(memory[range.clone()] == files.bytes[range]);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: 12, ..ProptestConfig::default() })]
     #[test]

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use longshore_types::CHUNK_BYTES;
+use longshore_types::{CHUNK_BYTES, format_bytes};
 use rustix::fs::{FallocateFlags, MemfdFlags, SealFlags, fallocate, fcntl_add_seals};
 use rustix::io::{Errno, retry_on_intr};
 use rustix::mm::{Advice, madvise};
@@ -37,8 +37,9 @@ pub(super) fn create_all(plan: &[PiecePlan]) -> io::Result<(Vec<Piece>, PageKind
         }
     }
     // Beyond this the kernel does not refuse, it kills.
-    if let Some(available) = available_bytes().filter(|available| *available < bytes) {
-        let message = format!("only {available} bytes of memory are available");
+    let available = available_bytes();
+    if available < bytes {
+        let message = format!("only {} of memory are available", format_bytes(available));
         return Err(io::Error::new(io::ErrorKind::OutOfMemory, message));
     }
     let pieces = create_each(plan, false)?;
@@ -128,9 +129,10 @@ fn free_huge_pages() -> u64 {
     read("free_hugepages").unwrap_or(0).saturating_sub(promised)
 }
 
-/// Memory the kernel can give without swapping.
-fn available_bytes() -> Option<u64> {
-    kib_field(&fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
+/// Memory the kernel can give without swapping, and at most what this process may use.
+fn available_bytes() -> u64 {
+    let text = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    kib_field(&text, "MemAvailable:").unwrap_or(u64::MAX).min(crate::memory_limit_bytes())
 }
 
 /// Whether at least half of the memory is mapped by huge pages.
