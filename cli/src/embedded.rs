@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use longshore_device::{Devices, HostDevice};
-use longshore_loader::{Cluster, Loader, LoaderOptions, MemberState, Source, Sources};
+use longshore_device::{DeviceId, DeviceRequest};
+use longshore_loader::{Cluster, Gpus, HolderHandle, Loader, LoaderOptions, MemberState, Source, Sources, devices};
 use longshore_memory::{Arena, memory_limit_bytes};
 use longshore_origin::Origins;
 use longshore_types::{ByteSize, ChunkKey, Code, Error, Manifest, Result, Selection};
@@ -165,21 +165,37 @@ impl Cluster for EmbeddedCluster {
     }
 }
 
-/// Opens a loader inside this process over `cluster`. It listens nowhere.
+/// Opens a loader inside this process over `cluster`, and gives what a user should know about its devices. It listens
+/// nowhere.
 ///
 /// # Errors
-/// For options that are not valid, or when there are no threads to be had.
-pub fn open_loader(options: LoaderOptions, cluster: Arc<dyn Cluster>, origins: Origins) -> Result<Arc<Loader>> {
-    let arena = Arena::new(options.memory_bytes());
-    let devices = Devices::new(vec![Arc::new(HostDevice::new(arena))]);
-    Loader::open(options, cluster, devices, origins)
+/// For options that are not valid, or when there are no threads to be had; for GPUs that cannot be used.
+pub async fn open_loader(
+    options: LoaderOptions,
+    cluster: Arc<dyn Cluster>,
+    origins: Origins,
+) -> Result<(Arc<Loader>, Vec<String>)> {
+    let holder = HolderHandle::local();
+    let (with, keeper) = (options.clone(), holder.clone());
+    let opening = tokio::task::spawn_blocking(move || {
+        let arena = Arena::new(with.memory_bytes());
+        devices::open(&with, &arena, Arc::new(keeper), devices::copier_process()?)
+    });
+    let broke_off = |error| Error::new(Code::Internal, format!("opening the devices broke off: {error}"));
+    let mut node = opening.await.map_err(broke_off)??;
+    let warnings = std::mem::take(&mut node.warnings);
+    Ok((Loader::open(options, holder, cluster, node, origins)?, warnings))
 }
 
-/// The loader's options for a command: what its flags say, and the environment for the rest.
+/// The loader's options for a command: what its flags say, and the environment for the rest. GPUs are only looked for
+/// when the model may go to one: locking memory for them takes seconds.
 ///
 /// # Errors
 /// [`Code::InvalidArgument`] for a variable that holds no valid value.
-pub fn loader_options(args: &NodeArgs) -> Result<LoaderOptions> {
-    let defaults = LoaderOptions::from_environment()?;
-    Ok(LoaderOptions { memory: args.memory, origin: args.origin.clone(), ..defaults })
+pub fn loader_options(args: &NodeArgs, device: &DeviceRequest) -> Result<LoaderOptions> {
+    let mut options = LoaderOptions::from_environment()?;
+    if *device == DeviceRequest::Id(DeviceId::HOST) {
+        options.gpus = Gpus::None;
+    }
+    Ok(LoaderOptions { memory: args.memory, origin: args.origin.clone(), ..options })
 }

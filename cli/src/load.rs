@@ -100,7 +100,8 @@ async fn inside(
     token: &CancellationToken,
 ) -> Result<(v1::LoadedModel, Vec<String>)> {
     let node = Node::open(args, token).await?;
-    let loader = embedded::open_loader(embedded::loader_options(args)?, node.cluster.clone(), node.origins.clone())?;
+    let options = embedded::loader_options(args, &request.device)?;
+    let (loader, about_devices) = embedded::open_loader(options, node.cluster.clone(), node.origins.clone()).await?;
     let (sender, mut seen) = watch::channel(LoadProgress::default());
     let mut progress = Progress::new(output);
     let loading = loader.load(request, Some(sender));
@@ -118,7 +119,7 @@ async fn inside(
     progress.finish();
     // After a failure nothing is waited for: a source that hangs must not keep who has given up.
     let message = loaded.map(|model: Arc<_>| embedded::to_message(&model))?;
-    let warnings = node.warnings.clone();
+    let warnings = node.warnings.iter().cloned().chain(about_devices).collect();
     node.close().await;
     Ok((message, warnings))
 }

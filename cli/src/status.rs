@@ -1,10 +1,12 @@
 //! `longshore status`: the node's loader and the cache workers, as they are now.
 
+mod loader;
+
 use std::fmt::Write;
 
 use longshore_proto::status::from_status;
 use longshore_proto::v1;
-use longshore_types::{Result, format_bytes, redact_url};
+use longshore_types::{Result, format_bytes};
 use serde_json::{Value, json as object};
 use tokio_util::sync::CancellationToken;
 
@@ -12,7 +14,7 @@ use crate::args::StatusArgs;
 use crate::connect::find_loader;
 use crate::control::{Tier, WorkerState};
 use crate::node::{Node, addresses_of};
-use crate::output::{Output, json, row, seconds, table};
+use crate::output::{Output, json};
 
 /// Runs the command.
 ///
@@ -37,13 +39,13 @@ pub async fn run(args: StatusArgs, output: Output, token: CancellationToken) -> 
     });
     let worker_values = worker_values.collect::<Result<Vec<Value>>>()?;
     let value = object!({
-        "loader": loader.as_ref().map(|(address, status)| loader_json(address, status)),
+        "loader": loader.as_ref().map(|(address, status)| loader::to_json(address, status)),
         "workers": worker_values,
         "warnings": warnings,
     });
     output.result(&value, |text| {
         match &loader {
-            Some((address, status)) => loader_text(text, address, status),
+            Some((address, status)) => loader::write_text(text, address, status),
             None => text.push_str("no loader runs on this node\n"),
         }
         for (address, answer) in &workers {
@@ -75,57 +77,6 @@ async fn workers(
     let (states, warnings) = (node.control.states().await, node.warnings.clone());
     node.close().await;
     Ok((states, warnings))
-}
-
-fn loader_json(address: &str, status: &v1::LoaderStatus) -> Value {
-    let device = |device: &v1::DeviceStatus| {
-        object!({
-            "device": device.device, "uuid": device.uuid, "name": device.name,
-            "capacity_bytes": device.capacity_bytes, "used_bytes": device.used_bytes,
-        })
-    };
-    let model = |model: &v1::LoadedModel| {
-        object!({
-            "model_id": model.model_id, "uri": redact_url(&model.uri), "revision": model.revision,
-            "device": model.device, "bytes": model.size_bytes, "tensors": model.tensor_count,
-            "leases": model.leases, "idle_seconds": model.idle_seconds,
-        })
-    };
-    let member = |member: &v1::WorkerMember| {
-        object!({
-            "id": member.id, "address": member.address, "weight": member.weight, "reachable": member.reachable,
-        })
-    };
-    object!({
-        "address": address,
-        "version": status.version,
-        "uptime_seconds": status.uptime_seconds,
-        "attach_socket": status.attach_socket,
-        "arena_capacity_bytes": status.arena_capacity_bytes,
-        "arena_used_bytes": status.arena_used_bytes,
-        "loads_in_flight": status.loads_in_flight,
-        "devices": status.devices.iter().map(device).collect::<Vec<_>>(),
-        "models": status.models.iter().map(model).collect::<Vec<_>>(),
-        "members": status.members.iter().map(member).collect::<Vec<_>>(),
-    })
-}
-
-fn loader_text(text: &mut String, address: &str, status: &v1::LoaderStatus) {
-    let (used, capacity) = (format_bytes(status.arena_used_bytes), format_bytes(status.arena_capacity_bytes));
-    let up = seconds(status.uptime_seconds);
-    let _ = writeln!(text, "loader {address}: version {}, up {up}, memory {used} of {capacity}", status.version);
-    let rows: Vec<_> = status
-        .models
-        .iter()
-        .map(|model| {
-            let used = match model.leases {
-                0 => format!("idle {}", seconds(model.idle_seconds)),
-                leases => format!("{leases} leases"),
-            };
-            row([" ", &redact_url(&model.uri), &model.device, &format_bytes(model.size_bytes), &used])
-        })
-        .collect();
-    text.push_str(&table(&rows));
 }
 
 fn worker_json(address: &str, state: &WorkerState) -> Result<Value> {

@@ -5,10 +5,11 @@
 
 mod choice;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use longshore_device::cuda::{CopierStart, CopierState, CudaDevice, CudaOptions, GpuInfo};
-use longshore_device::{Device, DeviceInfo, Devices, HostDevice, MemoryKeeper};
+use longshore_device::{Device, DeviceId, DeviceInfo, Devices, HostDevice, MemoryKeeper};
 use longshore_memory::{Arena, PinnedArena};
 use longshore_types::{Code, Error, Result, format_bytes};
 
@@ -24,7 +25,7 @@ pub struct NodeDevices {
     /// Host memory and GPUs.
     pub devices: Devices,
     /// Those that are GPUs, for what is asked of GPUs alone.
-    pub gpus: Vec<Arc<CudaDevice>>,
+    pub gpus: BTreeMap<DeviceId, Arc<CudaDevice>>,
     /// Where bytes wait for their copy to a GPU; `None` without one.
     pub pinned: Option<PinnedArena>,
     /// What a user should know.
@@ -45,7 +46,7 @@ pub struct DeviceStatus {
 impl From<Devices> for NodeDevices {
     /// Devices that bytes land on without a copy.
     fn from(devices: Devices) -> Self {
-        NodeDevices { devices, gpus: Vec::new(), pinned: None, warnings: Vec::new() }
+        NodeDevices { devices, gpus: BTreeMap::new(), pinned: None, warnings: Vec::new() }
     }
 }
 
@@ -53,12 +54,24 @@ impl NodeDevices {
     /// Every device as it is now.
     pub fn status(&self) -> Vec<DeviceStatus> {
         let state_of = |info: DeviceInfo| {
-            let gpu = self.gpus.iter().find(|gpu| gpu.info().id == info.id);
+            let gpu = self.gpus.get(&info.id);
             let state = gpu.map_or(CopierState::Ready, |gpu| gpu.state());
             DeviceStatus { info, state, restarts: gpu.map_or(0, |gpu| gpu.restarts()) }
         };
         self.devices.all().iter().map(|device| state_of(device.info())).collect()
     }
+}
+
+/// Copiers as processes of this very executable, which must know the command `copier`.
+///
+/// # Errors
+/// [`Code::Internal`] when the system does not say which executable this is.
+pub fn copier_process() -> Result<CopierStart> {
+    let program = std::env::current_exe().map_err(|error| {
+        Error::new(Code::Internal, format!("cannot find this program to start copiers with: {error}"))
+            .with_source(error)
+    })?;
+    Ok(CopierStart::Process { program, args: vec!["copier".into()] })
 }
 
 /// Opens host memory, which `arena` pays for, and the GPUs of the options, whose memory `keeper` makes. Blocks: locking
@@ -84,11 +97,15 @@ pub fn open(
         CudaDevice::open(options, keeper.clone(), pinned.clone())
     };
     let is_listed = matches!(options.gpus, Gpus::Listed(_));
-    let mut opened = Vec::new();
+    let mut opened = BTreeMap::new();
+    let mut devices = vec![host];
     let mut failed = None;
     for (gpu, result) in open_all(gpus, open) {
         match result {
-            Ok(device) => opened.push(device),
+            Ok(device) => {
+                devices.push(device.clone());
+                opened.insert(DeviceId::cuda(gpu.ordinal), device);
+            }
             Err(error) if is_listed => return Err(error),
             Err(error) => {
                 warnings.push(format!("cuda:{} is not used: {error}", gpu.ordinal));
@@ -103,8 +120,6 @@ pub fn open(
     for warning in &warnings {
         tracing::warn!(warning, "not every GPU is used");
     }
-    let devices = opened.iter().map(|gpu| gpu.clone() as Arc<dyn Device>);
-    let devices = Devices::new(std::iter::once(host).chain(devices).collect());
     let stats = pinned.stats();
     tracing::info!(
         gpus = opened.len(),
@@ -113,7 +128,7 @@ pub fn open(
         nodes = stats.nodes,
         "GPUs are ready"
     );
-    Ok(NodeDevices { devices, gpus: opened, pinned: Some(pinned), warnings })
+    Ok(NodeDevices { devices: Devices::new(devices), gpus: opened, pinned: Some(pinned), warnings })
 }
 
 /// All at once: each copier locks the whole arena.

@@ -2,7 +2,8 @@
 //!
 //! There is no queue of chunks: a load waits in line as a whole, each free thread takes the next chunk of the load in
 //! front and puts the load back at the end, so that loads share the threads evenly. Bytes in flight are bounded by the
-//! number of threads (one chunk each), and the line by the number of loads that may run.
+//! number of threads (one chunk each), and the line by the number of loads that may run. A chunk that another load is
+//! fetching is left for later: the ranks of one model spread over its chunks instead of waiting for each other.
 
 mod job;
 mod local;
@@ -18,6 +19,8 @@ use parking_lot::{Condvar, Mutex};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use job::Job;
+use job::Turn;
+pub(crate) use local::Ways;
 pub(crate) use reader::{ChunkReader, Hedging, Readers};
 
 /// The threads. They end when the pool is dropped.
@@ -49,8 +52,8 @@ impl FetchPool {
             let line = pool.line.clone();
             let thread = std::thread::Builder::new().name(format!("fetch-{number}"));
             let started = thread.spawn(move || {
-                while let Some((job, index)) = line.take() {
-                    job.fetch(index, number);
+                while let Some((job, turn)) = line.take() {
+                    job.fetch(turn, number);
                 }
             });
             started.map_err(|error| {
@@ -112,7 +115,7 @@ impl Drop for Withdrawal<'_> {
 
 impl Line {
     /// The next chunk of the job in front. Blocks; `None` when the pool is gone.
-    fn take(&self) -> Option<(Arc<Job>, usize)> {
+    fn take(&self) -> Option<(Arc<Job>, Turn)> {
         let mut state = self.state.lock();
         loop {
             if state.is_closed {
@@ -120,12 +123,12 @@ impl Line {
             }
             match state.jobs.pop_front() {
                 Some(job) => {
-                    let Some((index, has_more)) = job.begin_next() else { continue };
+                    let Some((turn, has_more)) = job.begin_next() else { continue };
                     if has_more {
                         state.jobs.push_back(job.clone());
                         self.ready.notify_one();
                     }
-                    return Some((job, index));
+                    return Some((job, turn));
                 }
                 None => self.ready.wait(&mut state),
             }

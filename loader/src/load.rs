@@ -97,8 +97,7 @@ async fn load(shared: &Arc<Shared>, pilot: &Pilot, what: Flightplan) -> Result<M
         }
         ended => ended,
     };
-    let Done { id, layout, regions } = done.map_err(|failure| failure.error)?;
-    let device_uuid = device.info().uuid;
+    let Done { id, device_uuid, layout, regions } = done.map_err(|failure| failure.error)?;
     let manifest = Arc::try_unwrap(attempt.manifest).unwrap_or_else(|shared| (*shared).clone());
     Ok(Model { id, key, device_uuid, manifest, layout, regions, report: recorder.finish() })
 }

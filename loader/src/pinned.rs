@@ -9,6 +9,7 @@
 
 mod shelf;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -109,15 +110,16 @@ impl PinnedTier {
     ) -> Result<PinnedChunk> {
         let deadline = Instant::now() + SLOT_WAIT;
         loop {
+            if let Some(chunk) = self.try_get(state, key, near) {
+                return Ok(chunk);
+            }
             // A chunk that made room may still be read by a copy: its slot comes by itself. Only who has no such slot
             // to wait for sends another chunk away.
             if self.leaving(state) < state.waiting
                 && let Some(evicted) = state.shelf.take_oldest()
             {
                 drop(evicted);
-            }
-            if let Some(chunk) = self.try_get(state, key, near) {
-                return Ok(chunk);
+                continue;
             }
             if token.is_cancelled() {
                 return Err(given_up());
@@ -143,6 +145,13 @@ impl PinnedTier {
             format_bytes(capacity_bytes)
         );
         Error::new(Code::Exhausted, message)
+    }
+
+    /// Whether blocks of chunks are there, now.
+    pub(crate) fn are_ready<'a>(&self, wanted: impl Iterator<Item = (&'a ChunkKey, Range<u32>)>) -> Vec<bool> {
+        let state = self.state.lock();
+        let is_ready = |(key, blocks)| state.shelf.peek(key).is_some_and(|chunk| chunk.is_ready(blocks));
+        wanted.map(is_ready).collect()
     }
 
     /// Lets the chunks of some artifacts go, those in use when they are not any more. Gives the bytes of slots that
@@ -172,7 +181,7 @@ impl PinnedLease {
     ///
     /// # Errors
     /// [`Code::Cancelled`].
-    pub(crate) fn wait_for_others(&self, blocks: std::ops::Range<u32>, token: &CancellationToken) -> Result<()> {
+    pub(crate) fn wait_for_others(&self, blocks: Range<u32>, token: &CancellationToken) -> Result<()> {
         self.chunk.wait(blocks, FILL_LOOK_AGAIN);
         if token.is_cancelled() { Err(given_up()) } else { Ok(()) }
     }

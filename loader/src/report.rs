@@ -136,11 +136,13 @@ pub enum FallbackKind {
     NotRevalidated,
     /// What copies to a device broke down, and the load was repeated.
     DeviceRestarted,
+    /// Local files were to be read past the page cache, and their file system cannot do that.
+    DirectReadDeclined,
 }
 
 impl FallbackKind {
     /// All of them; the labels of the metric.
-    pub const ALL: [FallbackKind; 12] = [
+    pub const ALL: [FallbackKind; 13] = [
         FallbackKind::WorkerUnreachable,
         FallbackKind::WorkerStalled,
         FallbackKind::WorkerFailed,
@@ -153,6 +155,7 @@ impl FallbackKind {
         FallbackKind::MetadataDirect,
         FallbackKind::NotRevalidated,
         FallbackKind::DeviceRestarted,
+        FallbackKind::DirectReadDeclined,
     ];
 
     /// The stable name, for instance `worker_unreachable`.
@@ -170,6 +173,7 @@ impl FallbackKind {
             FallbackKind::MetadataDirect => "metadata_direct",
             FallbackKind::NotRevalidated => "not_revalidated",
             FallbackKind::DeviceRestarted => "device_restarted",
+            FallbackKind::DirectReadDeclined => "direct_read_declined",
         }
     }
 }

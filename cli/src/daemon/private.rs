@@ -39,7 +39,8 @@ pub async fn run(args: LoaderArgs, output: Output, token: CancellationToken) -> 
     let origins = Origins::new(options.origin.clone())?;
     let cache = EmbeddedOptions { cache_dir: args.cache_dir, disk: args.disk };
     let (cluster, worker) = cluster(&options, cache, &origins, &token).await?;
-    let loader = embedded::open_loader(options, cluster, origins)?;
+    // What a user should know about the devices is in the log.
+    let (loader, _) = embedded::open_loader(options, cluster, origins).await?;
     output.line(&ready(&listeners))?;
 
     let watch = tokio::spawn(end_when_unused(loader.clone(), token.clone()));

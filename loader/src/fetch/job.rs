@@ -1,5 +1,6 @@
 //! One load's chunks, as the fetch threads see them.
 
+use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -11,7 +12,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio_util::sync::CancellationToken;
 
 use super::reader::{ChunkReader, Wanted};
-use super::stage;
+use super::stage::{self, Stage};
 use crate::load::ProgressSender;
 use crate::pinned::PinnedTier;
 use crate::plan::{ChunkPlan, Layout, Plan};
@@ -39,9 +40,20 @@ pub(crate) struct Job {
 #[derive(Default)]
 struct Counts {
     next: usize,
+    /// Chunks that another load was fetching when it was their turn. Filled only while there is a next one, so that
+    /// the job is in line as long as there are any.
+    deferred: VecDeque<usize>,
     active: usize,
     is_closed: bool,
     error: Option<Error>,
+}
+
+/// A chunk for a thread.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Turn {
+    index: usize,
+    /// It was left for later once: now the thread waits for it.
+    was_deferred: bool,
 }
 
 impl Job {
@@ -52,8 +64,12 @@ impl Job {
         pinned: Option<Arc<PinnedTier>>,
         progress: ProgressSender,
     ) -> Arc<Job> {
+        let chunks = match &pinned {
+            Some(tier) => stage::sort(tier, plan.chunks),
+            None => plan.chunks,
+        };
         Arc::new(Job {
-            chunks: plan.chunks,
+            chunks,
             layout: Mutex::new(Some(plan.layout)),
             builders: RwLock::new(Some(builders)),
             reader,
@@ -72,22 +88,52 @@ impl Job {
     }
 
     /// Hands out the next chunk, and says whether there are more behind it.
-    pub(super) fn begin_next(&self) -> Option<(usize, bool)> {
+    pub(super) fn begin_next(&self) -> Option<(Turn, bool)> {
         let mut counts = self.counts.lock();
-        if counts.is_closed || counts.next >= self.chunks.len() {
+        if counts.is_closed {
             return None;
         }
-        let index = counts.next;
-        counts.next += 1;
+        let has_next = counts.next < self.chunks.len();
+        let is_due = |&index: &usize| !has_next || self.is_there(index);
+        let turn = match counts.deferred.front().copied().filter(is_due) {
+            Some(index) => {
+                counts.deferred.pop_front();
+                Turn { index, was_deferred: true }
+            }
+            None if has_next => {
+                counts.next += 1;
+                Turn { index: counts.next - 1, was_deferred: false }
+            }
+            None => return None,
+        };
         counts.active += 1;
-        Some((index, counts.next < self.chunks.len()))
+        Some((turn, self.has_more(&counts)))
+    }
+
+    fn has_more(&self, counts: &Counts) -> bool {
+        counts.next < self.chunks.len() || !counts.deferred.is_empty()
+    }
+
+    /// Whether another load has brought this chunk here by now.
+    fn is_there(&self, index: usize) -> bool {
+        self.pinned.as_ref().is_some_and(|tier| stage::is_there(tier, &self.chunks[index]))
+    }
+
+    /// Leaves a chunk for later, if there is anything else to do until then.
+    fn defer(&self, turn: Turn) -> bool {
+        let mut counts = self.counts.lock();
+        let may_defer = !turn.was_deferred && !counts.is_closed && counts.next < self.chunks.len();
+        if may_defer {
+            counts.deferred.push_back(turn.index);
+        }
+        may_defer
     }
 
     /// Fetches one chunk that [`Job::begin_next`] handed out. The first error ends the job.
-    pub(super) fn fetch(&self, index: usize, thread: u32) {
+    pub(super) fn fetch(&self, turn: Turn, thread: u32) {
         let _span = self.reader.span().enter();
         // A panic must not leave the load waiting for this chunk for ever.
-        let result = catch_unwind(AssertUnwindSafe(|| self.fetch_chunk(&self.chunks[index], thread)));
+        let result = catch_unwind(AssertUnwindSafe(|| self.fetch_chunk(turn, thread)));
         let result = result.unwrap_or_else(|_| Err(Error::new(Code::Internal, "a fetch thread panicked")));
         let mut counts = self.counts.lock();
         counts.active -= 1;
@@ -100,14 +146,19 @@ impl Job {
         self.note_end(&counts);
     }
 
-    fn fetch_chunk(&self, chunk: &ChunkPlan, thread: u32) -> Result<()> {
+    fn fetch_chunk(&self, turn: Turn, thread: u32) -> Result<()> {
+        let chunk = &self.chunks[turn.index];
         let builders = self.builders.read();
         let builders = builders.as_ref().ok_or_else(|| Error::new(Code::Internal, "the load has ended already"))?;
         let builder = builders.get(chunk.region as usize);
         let builder = builder.ok_or_else(|| Error::new(Code::Internal, "a chunk of no region"))?;
         match builder.intake() {
             Intake::Land(land) => self.land(land, chunk, thread)?,
-            Intake::Upload(upload) => self.upload(upload, chunk, thread)?,
+            Intake::Upload(upload) => {
+                if !self.upload(upload, turn, thread)? {
+                    return Ok(());
+                }
+            }
         }
         self.progress.send_modify(|progress| {
             progress.bytes_done += chunk.len_bytes();
@@ -127,13 +178,16 @@ impl Job {
         Ok(())
     }
 
-    /// Into a page-locked slot, and from there on to the device. The copy may still run when this returns.
-    fn upload(&self, upload: &dyn Upload, chunk: &ChunkPlan, thread: u32) -> Result<()> {
+    /// Into a page-locked slot, and from there on to the device. The copy may still run when this returns. `false` when
+    /// the chunk was left for later.
+    fn upload(&self, upload: &dyn Upload, turn: Turn, thread: u32) -> Result<bool> {
+        let chunk = &self.chunks[turn.index];
         let tier = self
             .pinned
             .as_ref()
             .ok_or_else(|| Error::new(Code::Internal, "a device that is copied to came without page-locked memory"))?;
-        let staged = stage::bring(tier, &self.reader, chunk, upload.node(), thread)?;
+        let stage = Stage { tier, reader: &self.reader, near: upload.node(), thread };
+        let Some(staged) = stage.bring(chunk, || self.defer(turn))? else { return Ok(false) };
         let recorder = self.reader.recorder();
         let timer = recorder.begin(Step::Upload);
         self.uploading_since.get_or_init(Instant::now);
@@ -145,13 +199,13 @@ impl Job {
         let placed_bytes = chunk.parts.iter().map(placed_bytes).sum();
         recorder.end(timer, thread, placed_bytes, "");
         self.uploaded_bytes.fetch_add(placed_bytes, Ordering::Relaxed);
-        Ok(())
+        Ok(true)
     }
 
     /// No further chunk is handed out.
     pub(super) fn withdraw(&self) {
         let mut counts = self.counts.lock();
-        if counts.next < self.chunks.len() {
+        if self.has_more(&counts) {
             let error = || Error::new(Code::Cancelled, "the load was given up");
             counts.error.get_or_insert_with(error);
         }
@@ -160,7 +214,7 @@ impl Job {
     }
 
     fn note_end(&self, counts: &Counts) {
-        if counts.active == 0 && (counts.is_closed || counts.next >= self.chunks.len()) {
+        if counts.active == 0 && (counts.is_closed || !self.has_more(counts)) {
             self.finished.cancel();
         }
     }
@@ -194,6 +248,11 @@ impl Job {
     /// The layout, once.
     pub(crate) fn take_layout(&self) -> Result<Layout> {
         self.layout.lock().take().ok_or_else(|| Error::new(Code::Internal, "the layout was taken already"))
+    }
+
+    /// Counts how local files were read, once.
+    pub(crate) fn count_local_reads(&self) {
+        self.reader.count_local_reads();
     }
 
     /// Local files must still be what they were when the load began.

@@ -12,13 +12,14 @@ use std::time::{Duration, Instant};
 
 use longshore_memory::Landing;
 use longshore_origin::Origins;
-use longshore_types::{ChunkKey, Code, Error, Result};
+use longshore_types::{ChunkKey, Code, Error, Result, format_bytes};
 use longshore_wire::{ChunkRequest, DataClient, Fetched, Mode};
 use tokio_util::sync::CancellationToken;
 
 use super::local::LocalFiles;
 use super::pace::Pace;
 use crate::cluster::{Cluster, Source, Sources, more_telling};
+use crate::options::DirectIo;
 use crate::report::{FallbackKind, Recorder, SourceTier, Step};
 
 /// How often the whole list of sources is walked before the load fails.
@@ -37,6 +38,8 @@ pub(crate) struct Readers {
     /// Gives up on a silent worker soon: for when others are fast. `None` never hedges.
     pub hedging: Option<Hedging>,
     pub runtime: tokio::runtime::Handle,
+    /// How local files are read.
+    pub direct_io: DirectIo,
 }
 
 /// When a silent worker is left for another one.
@@ -87,11 +90,11 @@ struct Arrived {
 impl ChunkReader {
     pub(crate) fn new(readers: Arc<Readers>, recorder: Arc<Recorder>, token: CancellationToken) -> Self {
         ChunkReader {
-            readers,
             recorder,
             token,
             pace: Pace::default(),
-            local: LocalFiles::default(),
+            local: LocalFiles::new(readers.direct_io),
+            readers,
             nearby_misses: AtomicU32::new(0),
             span: tracing::Span::current(),
         }
@@ -112,6 +115,17 @@ impl ChunkReader {
 
     pub(super) fn cancel(&self) {
         self.token.cancel();
+    }
+
+    /// Counts how local files were read; at the end of the load, well or not.
+    pub(super) fn count_local_reads(&self) {
+        let ways = self.local.ways();
+        self.recorder.add_local_read(&ways);
+        if self.readers.direct_io == DirectIo::Always && ways.declined_bytes > 0 {
+            let declined = format_bytes(ways.declined_bytes);
+            let detail = format!("{declined} came through the page cache: their file system takes no direct reads");
+            self.recorder.add_fallback(FallbackKind::DirectReadDeclined, detail);
+        }
     }
 
     pub(super) fn check_local_files(&self) -> Result<()> {

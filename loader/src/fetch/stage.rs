@@ -19,45 +19,66 @@ use crate::report::Step;
 /// How what was in the tier is called in traces.
 const SOURCE: &str = "page-locked memory";
 
-/// Gives the chunk in a slot, with all blocks of the plan's range ready.
-///
-/// # Errors
-/// Those of the sources, and of waiting for a slot.
-pub(super) fn bring(
-    tier: &Arc<PinnedTier>,
-    reader: &ChunkReader,
-    chunk: &ChunkPlan,
-    near: Option<u32>,
-    thread: u32,
-) -> Result<PinnedLease> {
-    let recorder = reader.recorder();
-    let timer = recorder.begin(Step::Fetch);
-    let start = Instant::now();
-    let lease = tier.get(&chunk.key, near, reader.token())?;
-    let blocks = blocks_of(&chunk.range);
-    let mut fetched_bytes = 0;
-    loop {
-        match lease.chunk().claim(blocks.clone()) {
-            Claim::Ready => break,
-            Claim::Busy => lease.wait_for_others(blocks.clone(), reader.token())?,
-            Claim::Fill(window) => fetched_bytes += fill(reader, chunk, window, thread)?,
-        }
-    }
-    let hit_bytes = chunk.len_bytes().saturating_sub(fetched_bytes);
-    recorder.add_pinned(hit_bytes, fetched_bytes, start.elapsed());
-    if fetched_bytes == 0 {
-        recorder.end(timer, thread, hit_bytes, SOURCE);
-    }
-    Ok(lease)
+/// What one thread stages chunks with.
+pub(super) struct Stage<'a> {
+    pub tier: &'a Arc<PinnedTier>,
+    pub reader: &'a ChunkReader,
+    /// The NUMA node that slots should be on.
+    pub near: Option<u32>,
+    pub thread: u32,
 }
 
-/// Fetches the blocks of one claim; gives their bytes.
-fn fill(reader: &ChunkReader, chunk: &ChunkPlan, window: BlockWindow, thread: u32) -> Result<u64> {
-    let wanted = Wanted { key: &chunk.key, range: window.range_bytes() };
-    let mut landing = Landing::builder().block_window(window).build()?;
-    reader.read(&wanted, &mut landing, thread)?;
-    landing.into_block_windows().into_iter().for_each(BlockWindow::commit);
-    Ok(wanted.len_bytes())
+impl Stage<'_> {
+    /// Gives the chunk in a slot, with all blocks of the plan's range ready; `None` when another load is fetching it and
+    /// `defer` says to come back later.
+    ///
+    /// # Errors
+    /// Those of the sources, and of waiting for a slot.
+    pub(super) fn bring(&self, chunk: &ChunkPlan, defer: impl Fn() -> bool) -> Result<Option<PinnedLease>> {
+        let (recorder, token) = (self.reader.recorder(), self.reader.token());
+        let timer = recorder.begin(Step::Fetch);
+        let start = Instant::now();
+        let lease = self.tier.get(&chunk.key, self.near, token)?;
+        let blocks = blocks_of(&chunk.range);
+        let mut fetched_bytes = 0;
+        loop {
+            match lease.chunk().claim(blocks.clone()) {
+                Claim::Ready => break,
+                // What was fetched must not count as found the next time.
+                Claim::Busy if fetched_bytes == 0 && defer() => return Ok(None),
+                Claim::Busy => lease.wait_for_others(blocks.clone(), token)?,
+                Claim::Fill(window) => fetched_bytes += self.fill(chunk, window)?,
+            }
+        }
+        let hit_bytes = chunk.len_bytes().saturating_sub(fetched_bytes);
+        recorder.add_pinned(hit_bytes, fetched_bytes, start.elapsed());
+        if fetched_bytes == 0 {
+            recorder.end(timer, self.thread, hit_bytes, SOURCE);
+        }
+        Ok(Some(lease))
+    }
+
+    /// Fetches the blocks of one claim; gives their bytes.
+    fn fill(&self, chunk: &ChunkPlan, window: BlockWindow) -> Result<u64> {
+        let wanted = Wanted { key: &chunk.key, range: window.range_bytes() };
+        let mut landing = Landing::builder().block_window(window).build()?;
+        self.reader.read(&wanted, &mut landing, self.thread)?;
+        landing.into_block_windows().into_iter().for_each(BlockWindow::commit);
+        Ok(wanted.len_bytes())
+    }
+}
+
+/// Whether all of the plan's blocks are ready.
+pub(super) fn is_there(tier: &PinnedTier, chunk: &ChunkPlan) -> bool {
+    tier.are_ready(std::iter::once((&chunk.key, blocks_of(&chunk.range)))) == [true]
+}
+
+/// Puts chunks that are there first: those that are fetched would send them away otherwise, when the model is larger
+/// than the tier.
+pub(super) fn sort(tier: &PinnedTier, chunks: Vec<ChunkPlan>) -> Vec<ChunkPlan> {
+    let are_there = tier.are_ready(chunks.iter().map(|chunk| (&chunk.key, blocks_of(&chunk.range))));
+    let (there, rest): (Vec<_>, Vec<_>) = chunks.into_iter().zip(are_there).partition(|(_, is_there)| *is_there);
+    there.into_iter().chain(rest).map(|(chunk, _)| chunk).collect()
 }
 
 /// The blocks of a range of bytes that begins and ends with blocks.

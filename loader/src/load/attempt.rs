@@ -27,6 +27,7 @@ pub(super) struct Attempt<'a> {
 /// The bytes are where they belong.
 pub(super) struct Done {
     pub id: ModelId,
+    pub device_uuid: String,
     pub layout: Layout,
     pub regions: Vec<Arc<dyn DeviceRegion>>,
 }
@@ -60,7 +61,7 @@ impl Attempt<'_> {
         let (registry, manifest) = (shared.registry.clone(), self.manifest.clone());
         // Reserving asks nothing but devices.
         let reserved = blocking(move || reservation.plan_and_reserve(&registry, &manifest)).await;
-        let Reserved { plan, builders } = reserved.map_err(Failure::of_device)?;
+        let Reserved { plan, builders, device_uuid } = reserved.map_err(Failure::of_device)?;
 
         set_step(pilot, recorder, Step::Fetch);
         pilot.progress.send_modify(|progress| {
@@ -76,6 +77,7 @@ impl Attempt<'_> {
         let label = self.key.device.to_string();
         let finished = tokio::task::spawn_blocking(move || {
             let finished = finish(&job, fetched, &finishing);
+            job.count_local_reads();
             if let Some((bytes, took)) = job.uploaded() {
                 metrics.add_upload(&label, bytes, took);
             }
@@ -83,7 +85,7 @@ impl Attempt<'_> {
         });
         let broke_off = |error| Error::new(Code::Internal, format!("the last step of the load broke off: {error}"));
         let (regions, layout) = finished.await.map_err(broke_off)??;
-        Ok(Done { id, layout, regions })
+        Ok(Done { id, device_uuid, layout, regions })
     }
 }
 

@@ -27,6 +27,8 @@ pub(super) struct Reservation {
 pub(super) struct Reserved {
     pub plan: Plan,
     pub builders: Vec<Box<dyn RegionBuilder>>,
+    /// Of the device of the tensors.
+    pub device_uuid: String,
 }
 
 impl Reservation {
@@ -38,9 +40,10 @@ impl Reservation {
         let label = format!("longshore-{id}");
         let mut devices = vec![(attempt.device.clone(), label.clone())];
         let mut side_files = SideFiles::WithTensors;
-        if !is_host(&**attempt.device) {
+        if attempt.key.device.kind() != DeviceKind::Host {
             side_files = SideFiles::Apart;
-            let host = attempt.shared.node.devices.all().iter().find(|device| is_host(&***device));
+            let is_host = |device: &&Arc<dyn Device>| device.info().id.kind() == DeviceKind::Host;
+            let host = attempt.shared.node.devices.all().iter().find(is_host);
             let host = host.ok_or_else(|| Error::new(Code::Unsupported, "there is no host memory for plain files"))?;
             devices.push((host.clone(), format!("{label}-files")));
         }
@@ -74,12 +77,9 @@ impl Reservation {
         };
         let builders = regions.into_iter().map(reserve).collect::<Result<Vec<_>>>()?;
         self.recorder.end(timer, 0, 0, "");
-        Ok(Reserved { plan, builders })
+        let device_uuid = self.devices[0].0.info().uuid;
+        Ok(Reserved { plan, builders, device_uuid })
     }
-}
-
-fn is_host(device: &dyn Device) -> bool {
-    device.info().id.kind() == DeviceKind::Host
 }
 
 fn check_fits(size_bytes: u64, info: &DeviceInfo) -> Result<()> {

@@ -39,6 +39,11 @@ impl<T: Clone> Shelf<T> {
         Some(entry.chunk.clone())
     }
 
+    /// A chunk that is there, for a look that is no use of it.
+    pub(super) fn peek(&self, key: &ChunkKey) -> Option<&T> {
+        self.entries.get(key).map(|entry| &entry.chunk)
+    }
+
     /// A chunk that is not there, leased once.
     pub(super) fn put(&mut self, key: ChunkKey, chunk: T) {
         self.entries.insert(key, Entry { chunk, leases: 1, since: 0, is_forgotten: false });

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 
 use super::{EVENTS_MAX, Fallback, FallbackKind, LoadReport, SourceTier, Step, StepTime, TraceEvent};
+use crate::fetch::Ways;
 use crate::metrics::Metrics;
 
 /// Shared by all threads of one load. Locked a few times per chunk, never while bytes move.
@@ -103,6 +104,11 @@ impl Recorder {
         if hit_bytes > 0 {
             self.add_chunk(SourceTier::Pinned, hit_bytes, took);
         }
+    }
+
+    /// Counts what was read from local files.
+    pub(crate) fn add_local_read(&self, ways: &Ways) {
+        self.metrics.add_local_read(ways);
     }
 
     fn fallbacks_of(&self, kind: FallbackKind) -> u64 {
