@@ -5,6 +5,7 @@
 mod daemons;
 mod embedded;
 mod environment;
+mod holder;
 mod origin;
 mod private;
 mod support;

@@ -137,3 +137,6 @@ impl Places<'_> {
 fn corrupt(what: String) -> Error {
     Error::new(Code::Corrupt, format!("the record of the model {what}"))
 }
+
+#[cfg(test)]
+mod tests;
