@@ -275,3 +275,6 @@ fn publication(message: v1::PublishHeld, fds: Vec<OwnedFd>) -> Result<Publicatio
 fn broke_off(error: &tokio::task::JoinError) -> Error {
     Error::new(Code::Internal, format!("a request broke off: {error}"))
 }
+
+#[cfg(test)]
+mod tests;

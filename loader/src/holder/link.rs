@@ -111,6 +111,13 @@ impl Link {
         })
     }
 
+    /// As if the holder had gone.
+    #[cfg(test)]
+    pub(crate) fn cut(&self) {
+        let epoch = self.shared.state.borrow().epoch;
+        self.shared.down(epoch);
+    }
+
     pub(crate) fn state(&self) -> watch::Receiver<LinkState> {
         self.shared.state.subscribe()
     }

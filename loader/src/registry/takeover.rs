@@ -187,3 +187,6 @@ impl Unknown {
         (bytes, format!("model {id}, which this loader cannot use ({}, {leases})", format_bytes(bytes)))
     }
 }
+
+#[cfg(test)]
+mod tests;
