@@ -17,6 +17,9 @@ const RANKS: u32 = 8;
 const SIZES: Transformer =
     Transformer { layers: 2, hidden: 1024, heads: 16, kv_heads: 4, inner: 1536, experts: 16, vocabulary: 8000 };
 
+/// The same in small.
+const SMALL: Transformer = Transformer { layers: 1, vocabulary: 80, ..SIZES };
+
 /// What a test says of a tensor, in words of its own.
 enum Slicing {
     Whole,
@@ -199,6 +202,25 @@ fn eight_ranks_on_the_cards_of_a_node_fetch_each_block_once() {
 }
 
 #[test]
+fn a_new_daemon_knows_the_ranks_of_the_one_before() {
+    let origin = FakeOrigin::start();
+    let model = ModelSpec::transformer(7, SMALL).build();
+    model.put_into(&origin, "bucket/model");
+    let mut node = Node::start(NodeSpec::new().envs(origin.client_env()));
+    let on_card = |rank: u32| v1::LoadModelRequest { device: "cuda:0".to_owned(), ..request(rank) };
+    let before = node.client().load_with(on_card(3)).unwrap();
+    node.loader.kill();
+    node.loader.start_again();
+    let after = node.client().load_with(on_card(3)).unwrap();
+    assert!(after.model.reattached && after.model.model_id == before.model.model_id);
+    assert_eq!((after.model.tensors == before.model.tensors, &after.model.parallel), (true, &before.model.parallel));
+    attach(&after).check(&model_of_rank(&model, 3)).unwrap();
+    let other = node.client().load_with(on_card(4)).unwrap();
+    assert!(!other.model.reattached);
+    attach(&other).check(&model_of_rank(&model, 4)).unwrap();
+}
+
+#[test]
 fn a_rank_reads_no_blocks_that_only_others_need() {
     let origin = FakeOrigin::start();
     // Splits of the first dimension alone, whose pieces are whole blocks.
@@ -221,8 +243,7 @@ fn a_rank_reads_no_blocks_that_only_others_need() {
 #[test]
 fn each_rank_is_a_model_of_its_own_in_memory() {
     let origin = FakeOrigin::start();
-    let small = Transformer { layers: 1, vocabulary: 80, ..SIZES };
-    let model = ModelSpec::transformer(3, small).build();
+    let model = ModelSpec::transformer(3, SMALL).build();
     model.put_into(&origin, "bucket/model");
     let mut cluster = Cluster::start(ClusterSpec::new(1, 1).origin(&origin));
     let first = load_rank(&cluster, 3).unwrap();
@@ -304,8 +325,7 @@ split = 0
 #[test]
 fn the_command_line_reads_rules_from_a_file() {
     let origin = FakeOrigin::start();
-    let small = Transformer { layers: 1, vocabulary: 80, ..SIZES };
-    let model = ModelSpec::transformer(5, small).build();
+    let model = ModelSpec::transformer(5, SMALL).build();
     model.put_into(&origin, "bucket/model");
     let embedded = Embedded::with(&origin);
     let file = embedded.folder.path().join("rules.toml");
