@@ -294,6 +294,7 @@ class FakeLoader:
         if self.has_gpu_status:
             status.pinned.MergeFrom(loader_pb2.PinnedStatus(capacity_bytes=64, staging_bytes=16, pages="4 KiB"))
             status.holder.MergeFrom(loader_pb2.HolderStatus(process=True, pid=7, uptime_seconds=1.5, models_adopted=2))
+            status.holder.unknown.add(model_id="m0", reason="of a newer version", size_bytes=8, leases=1)
         status.members.add(id="w1", address="127.0.0.1:7070", weight=4, reachable=True)
         status.models.extend(loaded.model for loaded in self._loaded.values())
         return status

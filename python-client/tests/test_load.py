@@ -122,7 +122,8 @@ def test_models_unload_status(node: longshore.Node, loader: FakeLoader, small: F
     assert (status.pinned, status.holder) == (None, None)
     loader.has_gpu_status = True
     assert node.status().pinned == longshore.PinnedStatus(64, 16, 0, "4 KiB")
-    assert node.status().holder == longshore.HolderStatus(True, 7, 1.5, 2)
+    unknown = longshore.UnknownModel("m0", "of a newer version", 8, 1)
+    assert node.status().holder == longshore.HolderStatus(True, 7, 1.5, 2, (unknown,))
     assert node.unload(model_id=model.model_id) == longshore.UnloadResult(1, 288, 0)
     assert node.unload(URI).models == 0
     with pytest.raises(longshore.InvalidArgument, match="one of both"):

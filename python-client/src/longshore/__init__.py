@@ -36,6 +36,7 @@ from longshore._records import (
     Progress,
     SkippedFile,
     StepTime,
+    UnknownModel,
     UnloadResult,
 )
 
@@ -73,6 +74,7 @@ __all__ = [
     "Timeout",
     "Unauthenticated",
     "Unavailable",
+    "UnknownModel",
     "UnloadResult",
     "Unsupported",
     "__version__",

@@ -125,6 +125,16 @@ class PinnedStatus:
 
 
 @dataclass(frozen=True)
+class UnknownModel:
+    """A model that a holder keeps and that its loader could not take over: it takes memory and cannot be loaded."""
+
+    model_id: str
+    reason: str
+    size_bytes: int
+    leases: int
+
+
+@dataclass(frozen=True)
 class HolderStatus:
     """Who keeps the memory of loaded models."""
 
@@ -134,6 +144,8 @@ class HolderStatus:
     uptime_seconds: float
     #: Models that the loader took over when it started.
     models_adopted: int
+    #: Models that it could not take over.
+    unknown: tuple[UnknownModel, ...]
 
 
 @dataclass(frozen=True)
@@ -253,4 +265,10 @@ def _pinned_status(pinned: loader_pb2.PinnedStatus) -> PinnedStatus:
 
 
 def _holder_status(holder: loader_pb2.HolderStatus) -> HolderStatus:
-    return HolderStatus(holder.process, holder.pid, holder.uptime_seconds, holder.models_adopted)
+    return HolderStatus(
+        process=holder.process,
+        pid=holder.pid,
+        uptime_seconds=holder.uptime_seconds,
+        models_adopted=holder.models_adopted,
+        unknown=tuple(UnknownModel(u.model_id, u.reason, u.size_bytes, u.leases) for u in holder.unknown),
+    )

@@ -325,16 +325,30 @@ class PinnedStatus(_message.Message):
     def __init__(self, capacity_bytes: _Optional[int] = ..., staging_bytes: _Optional[int] = ..., cached_bytes: _Optional[int] = ..., pages: _Optional[str] = ...) -> None: ...
 
 class HolderStatus(_message.Message):
-    __slots__ = ("process", "pid", "uptime_seconds", "models_adopted")
+    __slots__ = ("process", "pid", "uptime_seconds", "models_adopted", "unknown")
     PROCESS_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     MODELS_ADOPTED_FIELD_NUMBER: _ClassVar[int]
+    UNKNOWN_FIELD_NUMBER: _ClassVar[int]
     process: bool
     pid: int
     uptime_seconds: float
     models_adopted: int
-    def __init__(self, process: bool = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., models_adopted: _Optional[int] = ...) -> None: ...
+    unknown: _containers.RepeatedCompositeFieldContainer[UnknownModel]
+    def __init__(self, process: bool = ..., pid: _Optional[int] = ..., uptime_seconds: _Optional[float] = ..., models_adopted: _Optional[int] = ..., unknown: _Optional[_Iterable[_Union[UnknownModel, _Mapping]]] = ...) -> None: ...
+
+class UnknownModel(_message.Message):
+    __slots__ = ("model_id", "reason", "size_bytes", "leases")
+    MODEL_ID_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SIZE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LEASES_FIELD_NUMBER: _ClassVar[int]
+    model_id: str
+    reason: str
+    size_bytes: int
+    leases: int
+    def __init__(self, model_id: _Optional[str] = ..., reason: _Optional[str] = ..., size_bytes: _Optional[int] = ..., leases: _Optional[int] = ...) -> None: ...
 
 class LoaderStatus(_message.Message):
     __slots__ = ("version", "arena_capacity_bytes", "arena_used_bytes", "devices", "models", "members", "loads_in_flight", "attach_socket", "uptime_seconds", "pinned", "holder")
