@@ -7,6 +7,7 @@ mod daemon;
 mod equality;
 mod faults;
 mod fixture;
+mod gpu;
 mod memory;
 mod remote;
 mod sharing;
