@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use longshore_memory::fdpass::recv_with_fds;
 use longshore_proto::v1;
+use longshore_testkit::{FakeCuda, fake_cuda::FakeCudaOptions};
 use prost::Message;
 use serde_json::Value;
 
-use crate::support::{Bench, Daemon, eventually, safetensors, stderr};
+use crate::support::{Bench, Daemon, eventually, json_of, safetensors, stderr};
 
 const LOADER: [&str; 5] = ["loader", "--listen", "none", "--ops-listen", "none"];
 
@@ -233,4 +234,41 @@ fn a_private_loader_minds_its_own_models() {
     assert!(ran.status.success(), "{}", stderr(&ran));
     let _loader = start_loader(&bench, &[]);
     assert_eq!(status(&bench)["holder"]["models_adopted"], 0);
+}
+
+#[test]
+fn models_on_a_gpu_outlive_their_loader_by_uuid() {
+    let bench = Bench::new();
+    let cuda = FakeCuda::install(FakeCudaOptions { devices: 2, memory_mib: 256, ..FakeCudaOptions::default() });
+    let with_cuda = |args: &[&str]| {
+        let mut command = bench.command(args);
+        command.envs(cuda.env());
+        command
+    };
+    let holder = Daemon::start(with_cuda(&["holder"]), "holder is ready");
+    let small = ["--memory", "512MiB", "--pinned-memory", "128MiB", "--fetches-max", "2"];
+    let start = || Daemon::start(with_cuda(&[&LOADER[..], &small].concat()), "loader is ready");
+    let loader = start();
+    let first = json_of(&with_cuda(&["load", "model", "--device", "cuda:1", "--json"]).output().unwrap());
+    let id = first["model_id"].as_str().unwrap().to_owned();
+    let client = Client::attach(&bench, &id).unwrap();
+    let uuid = client.model.device_uuid.clone();
+    assert_eq!((client.model.regions.len(), client.model.regions[0].device == uuid), (2, true));
+    let used = cuda.used_bytes(1);
+    assert!(used >= 20 << 20);
+    drop(loader);
+    assert_eq!(cuda.used_bytes(1), used, "the loader had no part in keeping it");
+    let begun = Instant::now();
+    let loader = start();
+    let taken = begun.elapsed();
+    let now = status(&bench);
+    assert_eq!((leases_of(&now, &id), &now["holder"]["models_adopted"]), (Some(1), &1.into()), "after {taken:?}");
+    let again = json_of(&with_cuda(&["load", "model", "--device", &uuid, "--json"]).output().unwrap());
+    assert_eq!((&again["reattached"], again["model_id"].as_str()), (&true.into(), Some(id.as_str())));
+    bench.json(&["free", "model", "--json"]);
+    assert_eq!(cuda.used_bytes(1), used, "a client has it");
+    drop(client);
+    eventually("the memory of the card is free", || cuda.used_bytes(1) == 0);
+    assert_eq!(loader.terminate(), Some(0));
+    assert_eq!(holder.terminate(), Some(0));
 }
