@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use longshore_proto::v1;
-use longshore_testkit::cluster::{Cli, Cluster, Daemon};
+use longshore_testkit::cluster::{Cluster, Daemon};
 use longshore_testkit::fake_cuda::{Role, Usage};
 use longshore_testkit::modelgen::Model;
 use longshore_testkit::{FakeCuda, FakeCudaOptions};
@@ -63,7 +63,6 @@ pub struct Node {
     pub loader: Daemon,
     holder: Option<Daemon>,
     pub cuda: FakeCuda,
-    env: Vec<(String, String)>,
     folder: TempDir,
 }
 
@@ -77,12 +76,12 @@ impl Node {
         env.push(("LONGSHORE_LOADER_LISTEN".to_owned(), "none".to_owned()));
         env.extend(spec.env);
         let daemon = |kind: &str| Daemon::new(kind, kind, folder.path()).envs(&env);
-        let mut node = Node { loader: daemon("loader"), holder: None, cuda, env: env.clone(), folder };
+        let mut node = Node { loader: daemon("loader"), holder: None, cuda, folder };
         if spec.holder {
             node.loader = Daemon::new("loader", "loader", node.folder.path())
-                .envs(&node.env)
+                .envs(&env)
                 .env("LONGSHORE_LOADER_REQUIRE_HOLDER", "true".to_owned());
-            let mut holder = Daemon::new("holder", "holder", node.folder.path()).envs(&node.env);
+            let mut holder = Daemon::new("holder", "holder", node.folder.path()).envs(&env);
             holder.spawn();
             let socket = sockets.join("holder.sock");
             wait_until("a holder that answers", || std::os::unix::net::UnixStream::connect(&socket).is_ok());
@@ -103,10 +102,6 @@ impl Node {
 
     pub fn client(&self) -> Client {
         Client::connect(&self.socket()).unwrap()
-    }
-
-    pub fn cli(&self, args: &[&str]) -> Cli {
-        Cli::new(self.folder.path()).envs(&self.env).args(args)
     }
 
     pub fn load(&self, uri: &str, device: &str) -> Result<Loaded> {

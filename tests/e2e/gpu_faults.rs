@@ -21,35 +21,41 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const CODES: [u32; 2] = [2, 9999];
 /// An illegal address: the context is of no use any more.
 const STICKY: u32 = 700;
+/// Calls that give something back. What the driver does not take back stays with the process until its end.
+const RELEASES: [&str; 5] =
+    ["cuMemRelease", "cuMemUnmap", "cuMemAddressFree", "cuStreamDestroy_v2", "cuEventDestroy_v2"];
 /// A loader starts no more copiers than this in a minute, so after as many it is started again.
 const RESTARTS: u64 = 2;
 
 /// A node, a model that stays on the card, and one that is loaded again and again.
 struct Matrix {
-    node: Node,
-    kept: Model,
+    // The lease goes before the node, which looks whether all memory is free when it goes.
     kept_lease: longshore_tests::Attached,
+    kept: Model,
+    node: Node,
     model: Model,
     used_bytes: u64,
     runs: u32,
     refused: u32,
+    fired: usize,
     _origin: FakeOrigin,
 }
 
+const MODEL_MIB: u64 = 36;
 const URI: &str = "s3://bucket/again";
 
 impl Matrix {
     fn start() -> Matrix {
         let origin = FakeOrigin::start();
         let kept = ModelSpec::sized(1, 4 * MIB, 2).build();
-        let model = ModelSpec::sized(2, 36 * MIB, 3).side_file("config.json", b"{}".to_vec()).build();
+        let model = ModelSpec::sized(2, MODEL_MIB * MIB, 3).side_file("notes.txt", b"read me".to_vec()).build();
         kept.put_into(&origin, "bucket/kept");
         model.put_into(&origin, "bucket/again");
-        let cards = FakeCudaOptions { devices: 1, memory_mib: 128, ..FakeCudaOptions::default() };
+        let cards = FakeCudaOptions { devices: 1, memory_mib: 512, ..FakeCudaOptions::default() };
         let node = Node::start(NodeSpec::new().cards(cards).envs(origin.client_env()));
         let (_, kept_lease) = node.load_and_check("s3://bucket/kept", "cuda:0", &kept);
         let used_bytes = node.cuda.used_bytes(0);
-        Matrix { node, kept, kept_lease, model, used_bytes, runs: 0, refused: 0, _origin: origin }
+        Matrix { node, kept, kept_lease, model, used_bytes, runs: 0, refused: 0, fired: 0, _origin: origin }
     }
 
     /// The calls of a load and of what frees it again: role, name, which.
@@ -87,6 +93,7 @@ impl Matrix {
             assert!(expected.contains(&error.code()), "{fault}: {}: {error}", error.code());
             assert!(!error.to_string().is_empty(), "{fault}");
         }
+        self.fired += self.node.cuda.fired().len();
         self.node.cuda.disarm();
         if let Err(error) = self.load_and_free() {
             self.node.fail(&format!("the load after {fault}: {error}"));
@@ -97,25 +104,30 @@ impl Matrix {
 
     /// Nothing is left of what was loaded, and what should stay is there.
     fn settle(&mut self, fault: &str) {
-        if self.node.cuda.used_bytes(0) != self.used_bytes {
-            let wanted = self.used_bytes;
-            let free = || self.node.cuda.used_bytes(0) == wanted;
-            wait_until(&format!("memory that is free again after {fault}"), free);
+        let is_release = RELEASES.iter().any(|name| fault.contains(name));
+        if is_release && fault.starts_with("holder") {
+            // What it could not give back is with the holder for good; it is no more than what was to be given back.
+            let lost = self.node.cuda.used_bytes(0) - self.used_bytes;
+            assert!(lost <= MODEL_MIB * MIB + (2 << 20), "{lost} bytes are lost after {fault}");
+            self.used_bytes += lost;
         }
-        let copiers = || self.node.copiers();
-        let clean = || copiers().iter().all(|usage| (usage.handles, usage.mappings, usage.reservations) == (0, 0, 0));
-        wait_until(&format!("a copier that has nothing mapped after {fault}: {:?}", copiers()), clean);
-        self.kept_lease.check(&self.kept).unwrap();
-        if self.node.card(0).restarts >= RESTARTS {
+        if is_release || self.node.card(0).restarts >= RESTARTS {
             self.node.loader.kill();
             self.node.loader.start_again();
             wait_until("a loader that has its model again", || self.node.status().models.len() == 1);
         }
+        let free = || self.node.cuda.used_bytes(0) == self.used_bytes;
+        wait_until(&format!("memory that is free again after {fault}"), free);
+        let copiers = || self.node.copiers();
+        let clean = || copiers().iter().all(|usage| (usage.handles, usage.mappings, usage.reservations) == (0, 0, 0));
+        wait_until(&format!("a copier that has nothing mapped after {fault}: {:?}", copiers()), clean);
+        self.kept_lease.check(&self.kept).unwrap();
     }
 
     fn over(self, least_runs: u32) {
-        eprintln!("{} faults, {} loads refused", self.runs, self.refused);
-        assert!(self.runs >= least_runs, "only {} calls were made to fail", self.runs);
+        eprintln!("{} faults, {} happened, {} loads were refused", self.runs, self.fired, self.refused);
+        // A load may do with fewer calls than the one that was counted: copies that come together are one.
+        assert!(self.fired * 10 >= self.runs as usize * 9 && self.runs >= least_runs);
         assert!(self.node.loader.is_running() && self.node.holder().is_running());
     }
 }
@@ -154,18 +166,21 @@ fn every_call_of_a_load_ends_the_context_of_the_copier() {
 #[test]
 fn a_card_without_memory_is_told_from_one_that_fails() {
     let mut matrix = Matrix::start();
-    let refused = |matrix: &Matrix, fault: &str| {
+    let refused = |matrix: &Matrix, code: u32| {
         matrix.node.cuda.reset_calls();
-        matrix.node.cuda.arm(fault);
+        // However often it is tried.
+        let faults: Vec<String> = (1..=30).map(|nth| format!("holder/cuMemCreate@{nth}={code}")).collect();
+        matrix.node.cuda.arm(&faults.join(","));
         let error = matrix.load_and_free().unwrap_err();
         matrix.node.cuda.disarm();
         error
     };
-    let error = refused(&matrix, "holder/cuMemCreate@1=2");
+    let error = refused(&matrix, 2);
     assert_eq!(error.code(), Code::Exhausted, "{error}");
-    let error = refused(&matrix, "holder/cuMemCreate@1=9999");
+    let error = refused(&matrix, 9999);
     assert!(error.code() != Code::Exhausted && error.to_string().contains("9999"), "{error}");
     assert!(error.to_string().contains("cuMemCreate"), "{error}");
+    matrix.load_and_free().unwrap();
     matrix.settle("what the holder said");
 }
 
@@ -182,7 +197,7 @@ fn every_call_of_a_start_fails() {
     node.cuda.reset_calls();
     node.loader.start_again();
     let calls = [Role::Loader, Role::Copier].map(|role| (role, node.cuda.calls(role)));
-    let mut runs = 0;
+    let (mut runs, mut fired) = (0, 0);
     for (role, names) in calls {
         for name in names.into_keys() {
             node.loader.kill();
@@ -200,6 +215,7 @@ fn every_call_of_a_start_fails() {
                     Err(error) => assert!(!error.to_string().is_empty()),
                 }
             }
+            fired += node.cuda.fired().len();
             node.cuda.disarm();
             runs += 1;
         }
@@ -207,7 +223,7 @@ fn every_call_of_a_start_fails() {
     node.loader.kill();
     node.loader.start_again();
     node.load_and_check("s3://bucket/m", "cuda:0", &model);
-    assert!(runs >= 8, "only {runs} calls were made to fail");
+    assert!(runs >= 8 && fired == runs, "{fired} of {runs} calls failed");
 }
 
 fn is_ready(node: &Node) -> bool {

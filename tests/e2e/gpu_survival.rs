@@ -6,6 +6,7 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
+use longshore_testkit::cluster::{Cluster, ClusterSpec};
 use longshore_testkit::fake_cuda::Role;
 use longshore_testkit::modelgen::{Model, ModelSpec};
 use longshore_testkit::{FakeCudaOptions, FakeOrigin};
@@ -14,13 +15,17 @@ use longshore_tests::{Attached, Loaded};
 use crate::common::{check, wait_until};
 use crate::gpu::{MIB, Node, NodeSpec};
 
+/// From the start of a process to a loader that serves, in a debug build beside other tests; the goal, a second, is
+/// measured by the GPU report.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(3);
+
 /// How often the daemon is killed; `LONGSHORE_TEST_KILLS` makes it more.
 fn kills() -> u32 {
     std::env::var("LONGSHORE_TEST_KILLS").map_or(4, |text| text.parse().unwrap())
 }
 
 fn model(seed: u64, mib: u64) -> Model {
-    ModelSpec::sized(seed, mib * MIB, 4).side_file("config.json", b"{}".to_vec()).build()
+    ModelSpec::sized(seed, mib * MIB, 4).side_file("notes.txt", b"read me".to_vec()).build()
 }
 
 /// Copies to cards that were asked for so far.
@@ -45,10 +50,12 @@ fn a_killed_daemon_is_replaced_under_clients_that_go_on_reading() {
     let (big, small) = (model(1, 60), model(2, 10));
     big.put_into(&origin, "bucket/big");
     small.put_into(&origin, "bucket/small");
-    let mut node = Node::start(NodeSpec::new().envs(origin.client_env()));
+    let cluster = Cluster::start(ClusterSpec::new(1, 0).origin(&origin));
+    let mut node = Node::start(NodeSpec::new().workers(&cluster).envs(origin.client_env()));
     let (loaded, lease) = node.load_and_check("s3://bucket/big", "cuda:0", &big);
     let (on_host, host_lease) = node.load_and_check("s3://bucket/small", "host", &small);
-    let (copies_before, reads_before) = (copies(&node), origin.counters().bytes);
+    let moved = |node: &Node| (copies(node), cluster.worker_metric("longshore_worker_served_bytes_total"));
+    let moved_before = moved(&node);
     let (over, rounds) = (AtomicBool::new(false), AtomicU64::new(0));
     let took = std::thread::scope(|scope| {
         let reader = scope.spawn(|| {
@@ -77,8 +84,9 @@ fn a_killed_daemon_is_replaced_under_clients_that_go_on_reading() {
         over.store(true, SeqCst);
         took
     });
-    assert_eq!((copies(&node), origin.counters().bytes), (copies_before, reads_before), "nothing was moved");
-    assert!(took.iter().min().is_some_and(|least| *least <= Duration::from_secs(1)), "{took:?}");
+    eprintln!("taken over after {took:?}");
+    assert_eq!(moved(&node), moved_before, "copies to cards and bytes of chunks");
+    assert!(took.iter().min().is_some_and(|least| *least <= TAKEN_OVER_WITHIN), "{took:?}");
     check(&on_host, &small);
     // What was taken over is budgeted, and can be given up like any other model.
     let used = node.cuda.used_bytes(0);
