@@ -29,7 +29,7 @@ pub use hugepages::region_page_advice;
 pub use landing::{Landing, LandingBuilder, SLICES_MAX};
 pub use limit::memory_limit_bytes;
 pub use memfd::OwnedSegment;
-pub use pinned::{BlockWindow, Claim, PageKind, PinnedArena, PinnedChunk, PinnedPiece, PinnedStats};
+pub use pinned::{BlockWindow, Claim, PageKind, PinnedArena, PinnedChunk, PinnedPiece, PinnedSource, PinnedStats};
 pub use region::{Region, RegionWriter, Window};
 
 /// Memory from this size on is mapped, not taken from the heap, and charged in multiples of [`MAPPING_UNIT_BYTES`].

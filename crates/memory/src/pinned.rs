@@ -12,6 +12,7 @@ mod chunk;
 mod nodes;
 mod piece;
 mod slots;
+mod source;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use longshore_types::{CHUNK_BYTES, Code, Error, Result, format_bytes};
 pub use self::chunk::{BlockWindow, Claim, PinnedChunk};
 pub(crate) use self::nodes::NODES_MAX;
 use self::slots::{Bank, Slots};
+pub use self::source::PinnedSource;
 use crate::arena::Reservation;
 
 /// Slots of one piece at most (1 GiB): registering memory in larger pieces is refused by some drivers.
@@ -84,7 +86,8 @@ impl PinnedArena {
     pub const SLOT_BYTES: u64 = CHUNK_BYTES;
 
     /// Allocates the whole slots that `capacity_bytes` has room for, spread over the NUMA nodes this process may use.
-    /// `reservation` pays for them until the arena and its last chunk are gone. Takes up to some seconds a GiB: every page is zeroed now.
+    /// `reservation` pays for them until the arena and its last chunk are gone. Every page is zeroed now, which takes up
+    /// to some seconds a GiB where they are small.
     ///
     /// # Errors
     /// [`Code::InvalidArgument`] when not one slot fits, [`Code::Internal`] when the reservation is too small,
