@@ -92,9 +92,9 @@ def test_a_region_of_many_segments_is_contiguous_and_may_end_inside_the_last(
     assert len(os.listdir("/proc/self/fd")) <= before
 
 
-@pytest.mark.parametrize("device", ["cuda:1", "cuda", "uuid", "auto"])
+@pytest.mark.parametrize("device", ["cuda:1", "cuda", "uuid", "auto", torch.device("cuda:1")])
 def test_the_loader_is_asked_by_uuid(
-    node: longshore.Node, loader: FakeLoader, small: FakeModel, cuda: FakeCuda, device: str
+    node: longshore.Node, loader: FakeLoader, small: FakeModel, cuda: FakeCuda, device: str | torch.device
 ) -> None:
     small.gpu = cuda.gpu(0 if device == "cuda" else 1)
     asked = small.gpu.uuid if device == "uuid" else device

@@ -25,6 +25,9 @@ def test_the_request_carries_what_was_asked(node: longshore.Node, loader: FakeLo
         ["*.gguf", "a/*"],
         True,
     )
+    assert not request.HasField("parallel")
+    node.load(URI, "cpu")
+    assert loader.requests[1].device == "host"
     with pytest.raises(longshore.InvalidArgument, match="list of patterns"):
         node.load(URI, include="*.gguf")
 

@@ -25,7 +25,7 @@ _log = logging.getLogger("longshore")
 @overload
 def load(
     uri: str | os.PathLike[str],
-    device: str = ...,
+    device: str | torch.device = ...,
     *,
     include: Iterable[str] | None = ...,
     framework: None = ...,
@@ -41,7 +41,7 @@ def load(
 @overload
 def load(
     uri: str | os.PathLike[str],
-    device: str = ...,
+    device: str | torch.device = ...,
     *,
     include: Iterable[str] | None = ...,
     framework: Literal["torch"],
@@ -57,7 +57,7 @@ def load(
 @overload
 def load(
     uri: str | os.PathLike[str],
-    device: str = ...,
+    device: str | torch.device = ...,
     *,
     include: Iterable[str] | None = ...,
     framework: Literal["numpy"],
@@ -72,7 +72,7 @@ def load(
 
 def load(
     uri: str | os.PathLike[str],
-    device: str = "auto",
+    device: str | torch.device = "auto",
     *,
     include: Iterable[str] | None = None,
     framework: Any = None,

@@ -107,7 +107,7 @@ class Node:
     def load(
         self,
         uri: str | os.PathLike[str],
-        device: str = ...,
+        device: str | torch.device = ...,
         *,
         include: Iterable[str] | None = ...,
         framework: None = ...,
@@ -122,7 +122,7 @@ class Node:
     def load(
         self,
         uri: str | os.PathLike[str],
-        device: str = ...,
+        device: str | torch.device = ...,
         *,
         include: Iterable[str] | None = ...,
         framework: Literal["torch"],
@@ -137,7 +137,7 @@ class Node:
     def load(
         self,
         uri: str | os.PathLike[str],
-        device: str = ...,
+        device: str | torch.device = ...,
         *,
         include: Iterable[str] | None = ...,
         framework: Literal["numpy"],
@@ -151,7 +151,7 @@ class Node:
     def load(
         self,
         uri: str | os.PathLike[str],
-        device: str = "auto",
+        device: str | torch.device = "auto",
         *,
         include: Iterable[str] | None = None,
         framework: str | None = None,
@@ -163,8 +163,8 @@ class Node:
     ) -> Model[Any]:
         """Loads a model, or attaches to it when it is in memory already.
 
-        `device` is ``host``, ``cuda``, ``cuda:N`` as this process counts, the UUID of a GPU (``GPU-...``), or
-        ``auto``, which leaves it to the loader (with numpy: ``host``). `include` are patterns of file names (None:
+        `device` is ``host`` (or ``cpu``), ``cuda``, ``cuda:N`` as this process counts, the UUID of a GPU
+        (``GPU-...``), or ``auto``, which leaves it to the loader (with numpy: ``host``). `include` are patterns of file names (None:
         safetensors and side files). `framework` is ``torch``, ``numpy`` or None (torch when installed). `revalidate`
         asks the origin for the newest revision. `parallel` asks for one rank's part. `timeout` in seconds bounds the
         whole call.
@@ -317,8 +317,11 @@ def _absolute(uri: str | os.PathLike[str]) -> str:
     return text if "://" in text or not text else os.path.abspath(text)
 
 
-def _device(device: str, framework: Framework) -> str:
+def _device(asked: str | torch.device, framework: Framework) -> str:
     """The device as the loader is asked for it: a GPU by its UUID, because processes count their GPUs differently."""
+    device = str(asked)
+    if device == "cpu":
+        return "host"
     if device in {"", "auto"}:
         return device if framework.on_gpus else "host"
     is_uuid = device.startswith(("GPU-", "MIG-"))
