@@ -153,7 +153,7 @@ pub trait Upload: Send + Sync {
     /// # Errors
     /// `InvalidArgument` when the run is not within the chunk or a part not within the region, `FailedPrecondition`
     /// when blocks of the run are not there yet; `Unavailable` when the device failed in a way that repeating the load
-    /// may cure, else `Internal`.
+    /// may cure, else `Internal`: also when something was sent to the destination of a part before.
     fn upload(&self, chunk: &PinnedChunk, start_bytes: u64, parts: &[Part]) -> Result<()>;
 
     /// The NUMA node that the device is next to, where the machine says.
@@ -165,7 +165,8 @@ pub trait DeviceRegion: Send + Sync {
     /// Its length in bytes.
     fn size_bytes(&self) -> u64;
 
-    /// The memory as descriptors, in order; together they make up the region.
+    /// The memory as descriptors, in order; together they make up the region, and zeros after it where a device gives
+    /// memory in larger units.
     fn segments(&self) -> Vec<Segment<'_>>;
 
     /// The bytes, where the host can address them.
@@ -174,7 +175,8 @@ pub trait DeviceRegion: Send + Sync {
     /// Copies the bytes from `offset_bytes` on into `out`.
     ///
     /// # Errors
-    /// `InvalidArgument` when the range is not within the region; `Internal` when the device failed.
+    /// `InvalidArgument` when the range is not within the region; `Unavailable` when the device failed in a way that another
+    /// try may cure, else `Internal`.
     fn read(&self, offset_bytes: u64, out: &mut [u8]) -> Result<()>;
 }
 

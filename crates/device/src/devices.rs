@@ -35,7 +35,7 @@ impl Devices {
                 (info.id.kind() == DeviceKind::Cuda, info.free_bytes)
             }),
             DeviceRequest::Id(id) => self.all.iter().find(|device| device.info().id == *id),
-            DeviceRequest::Uuid(uuid) => self.all.iter().find(|device| device.info().uuid.eq_ignore_ascii_case(uuid)),
+            DeviceRequest::Uuid(uuid) => self.all.iter().find(|device| is_same(&device.info().uuid, uuid)),
         };
         found.cloned().ok_or_else(|| {
             let message = format!("there is no device {request} here; {}", self.describe());
@@ -47,6 +47,12 @@ impl Devices {
         let names: Vec<String> = self.all.iter().map(|device| device.info().id.to_string()).collect();
         if names.is_empty() { "there is none at all".into() } else { format!("there is {}", names.join(", ")) }
     }
+}
+
+/// A part of a GPU has the same digits under either prefix, depending on who prints them.
+fn is_same(one: &str, other: &str) -> bool {
+    let digits = |uuid| str::strip_prefix(uuid, "GPU-").or_else(|| uuid.strip_prefix("MIG-")).unwrap_or(uuid);
+    digits(one).eq_ignore_ascii_case(digits(other))
 }
 
 impl std::fmt::Debug for Devices {

@@ -62,9 +62,18 @@ impl CudaBuilder {
 
     /// Maps the memory in the copier; an empty region has none.
     pub(super) fn map(&mut self) -> Result<()> {
-        if !self.segments.is_empty() {
-            self.mapped = Some(self.shared.map(&self.link, &self.segments)?);
+        if self.segments.is_empty() {
+            return Ok(());
         }
+        let mapped = match self.shared.map(&self.link, &self.segments) {
+            // The copier had died before anybody noticed. Nothing is lost yet.
+            Err(error) if error.code() == Code::Unavailable && !self.link.is_alive() => {
+                self.link = self.shared.link()?;
+                self.shared.map(&self.link, &self.segments)
+            }
+            mapped => mapped,
+        };
+        self.mapped = Some(mapped?);
         Ok(())
     }
 

@@ -107,16 +107,21 @@ impl Replies {
     }
 
     /// Answers with what the driver said about `subject`; a lost context ends the copier.
-    fn failed(&self, id: Option<u64>, error: CudaError, subject: &str) {
-        let is_lost = error.class() == ErrorClass::ContextLost;
-        let error = error.about(subject);
+    fn failed(&self, id: u64, error: CudaError, subject: &str) {
+        if error.class() == ErrorClass::ContextLost {
+            return self.lost(Some(id), error, subject);
+        }
+        self.reply(id, Err(error.about(subject)));
+    }
+
+    /// As [`Replies::failed`] when nobody knows what is still under way, whatever the driver said: ends the copier.
+    fn lost(&self, id: Option<u64>, error: CudaError, subject: &str) {
+        let error = Error::new(Code::Unavailable, error.about(subject).message()).with_source(error);
         if let Some(id) = id {
             self.reply(id, Err(error.clone()));
         }
-        if is_lost {
-            self.lost.lock().get_or_insert(error);
-            self.end();
-        }
+        self.lost.lock().get_or_insert(error);
+        self.end();
     }
 
     /// Wakes the listener and lets the daemon know. What was sent is still received.

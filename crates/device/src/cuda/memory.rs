@@ -105,6 +105,8 @@ pub(super) struct Mapping {
     len_bytes: u64,
     /// Lengths that are mapped, from the start on.
     mapped: Vec<u64>,
+    /// The length of the address range, until that is given back.
+    reserved: Option<u64>,
 }
 
 impl Mapping {
@@ -115,8 +117,8 @@ impl Mapping {
         // SAFETY: the pointer is to a local.
         unsafe { driver.cuMemAddressReserve(&mut start, len_bytes as usize, 0, 0, 0) }?;
         // From here on a failure gives back what was made.
-        let mut mapping =
-            Mapping { context: Arc::clone(context), start, len_bytes, mapped: Vec::with_capacity(parts.len()) };
+        let (context, reserved) = (Arc::clone(context), Some(len_bytes));
+        let mut mapping = Mapping { context, start, len_bytes, mapped: Vec::with_capacity(parts.len()), reserved };
         let mut at = start;
         for (memory, len) in parts {
             // SAFETY: the addresses are ours, within the reservation, and not mapped yet.
@@ -125,7 +127,7 @@ impl Mapping {
             at += len;
         }
         let access = CUmemAccessDesc {
-            location: location(context.device()),
+            location: location(mapping.context.device()),
             flags: CUmemAccess_flags::CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
         };
         // SAFETY: all of the reservation is mapped; the description is read during the call only.
@@ -140,19 +142,36 @@ impl Mapping {
     pub(super) fn len_bytes(&self) -> u64 {
         self.len_bytes
     }
+
+    /// Unmaps it, and says whether that worked.
+    pub(super) fn release(mut self) -> Result<(), CudaError> {
+        self.unmap()
+    }
+
+    /// Goes on after a failure, and returns the first one. The second time there is nothing left to do.
+    fn unmap(&mut self) -> Result<(), CudaError> {
+        let driver = self.context.driver();
+        let mut result = Ok(());
+        let mut at = self.start;
+        for len in std::mem::take(&mut self.mapped) {
+            // SAFETY: mapped by `create` with this address and length; who holds a mapping waits for its copies first.
+            let unmapped = unsafe { driver.cuMemUnmap(at, len as usize) };
+            result = result.and(unmapped);
+            at += len;
+        }
+        if let Some(len_bytes) = self.reserved.take() {
+            // SAFETY: reserved by `create` with this address and length, and unmapped.
+            let freed = unsafe { driver.cuMemAddressFree(self.start, len_bytes as usize) };
+            result = result.and(freed);
+        }
+        result
+    }
 }
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        let driver = self.context.driver();
-        let mut at = self.start;
-        for len in &self.mapped {
-            // SAFETY: mapped by `create` with this address and length; who holds a mapping waits for its copies first.
-            let _ = unsafe { driver.cuMemUnmap(at, *len as usize) };
-            at += len;
-        }
-        // SAFETY: reserved by `create` with this address and length, and unmapped.
-        let _ = unsafe { driver.cuMemAddressFree(self.start, self.len_bytes as usize) };
+        // All of it, whatever fails.
+        let _ = self.unmap();
     }
 }
 

@@ -26,6 +26,13 @@ impl CudaRegion {
         CudaRegion { shared: Arc::clone(shared), label: label.into(), size_bytes, segments }
     }
 
+    fn read_by(&self, link: &Link, offset_bytes: u64, out: &mut [u8]) -> Result<()> {
+        let region = self.shared.map(link, &self.segments)?;
+        let read = self.read_mapped(link, region, offset_bytes, out);
+        let unmapped = link.call(Vec::new(), |id| Request::Unmap { id, region });
+        read.and(unmapped.map(|_| ()))
+    }
+
     /// Reads through a mapping of the copier, in portions of what both share.
     fn read_mapped(&self, link: &Link, region: u64, offset_bytes: u64, out: &mut [u8]) -> Result<()> {
         let piece = self.shared.read_back_piece();
@@ -65,11 +72,14 @@ impl DeviceRegion for CudaRegion {
             return Ok(());
         }
         let link = self.shared.link()?;
-        let region = self.shared.map(&link, &self.segments)?;
-        let read = self.read_mapped(&link, region, offset_bytes, out);
-        // A copier that cannot unmap has ended, and its mappings with it.
-        let unmapped = link.call(Vec::new(), |id| Request::Unmap { id, region });
-        read.and(unmapped.map(|_| ()))
+        match self.read_by(&link, offset_bytes, out) {
+            // The copier died, of something else or of this; the memory did not.
+            Err(error) if error.code() == Code::Unavailable && !link.is_alive() => {
+                drop(link);
+                self.read_by(&*self.shared.link()?, offset_bytes, out)
+            }
+            result => result,
+        }
     }
 }
 

@@ -47,6 +47,8 @@ struct Table {
     waiting: HashMap<u64, Waiter>,
     /// Why there will be no answers any more.
     ended: Option<Error>,
+    /// The copier said that it ends.
+    ending: bool,
     /// The end was asked for from this side.
     closing: bool,
 }
@@ -101,7 +103,8 @@ impl Link {
 
     /// Whether the copier is there, as far as is known.
     pub(in crate::cuda) fn is_alive(&self) -> bool {
-        self.shared.table.lock().ended.is_none()
+        let table = self.shared.table.lock();
+        table.ended.is_none() && !table.ending
     }
 
     /// The process, if the copier is one.
@@ -192,12 +195,17 @@ fn read(shared: &Shared, running: Running, status: &Status) {
         match receiver.receive::<Reply>() {
             Ok(Some(Reply { id, result })) => {
                 let result = result.map_err(|fault| Error::from(fault).context(&shared.name));
+                // Nothing else is unavailable to a copier: it has lost its context, and ends.
                 if let Err(error) = &result
                     && error.code() == Code::Unavailable
                 {
                     last_words.get_or_insert_with(|| error.message().into());
                 }
-                let waiter = shared.table.lock().waiting.remove(&id);
+                let waiter = {
+                    let mut table = shared.table.lock();
+                    table.ending |= last_words.is_some();
+                    table.waiting.remove(&id)
+                };
                 if let Some(waiter) = waiter {
                     waiter.answer(result);
                 }

@@ -36,14 +36,27 @@ impl Lane {
     pub(super) fn start(context: &Arc<Context>, replies: &Arc<Replies>, subject: &str) -> Result<Lane, Error> {
         let stream = Stream::create(context).map_err(|error| error.about(subject))?;
         let (queue, inflight) = sync_channel(INFLIGHT_MAX);
-        let (context, replies) = (Arc::clone(context), Arc::clone(replies));
-        let name = subject.to_owned();
-        let thread =
-            thread::Builder::new().name("copier-lane".into()).spawn(move || wait(&context, &inflight, &replies, &name));
+        let (entered, has_entered) = sync_channel(1);
+        let thread = {
+            let (context, replies, subject) = (Arc::clone(context), Arc::clone(replies), subject.to_owned());
+            let work = move || {
+                let guard = context.enter();
+                let _ = entered.send(guard.as_ref().map(|_| ()).map_err(|error| *error));
+                if guard.is_ok() {
+                    wait(&inflight, &replies, &subject);
+                }
+            };
+            thread::Builder::new().name("copier-lane".into()).spawn(work)
+        };
         let thread = thread.map_err(|error| {
             Error::new(Code::Exhausted, format!("cannot start a thread: {error}")).with_source(error)
         })?;
-        Ok(Lane { stream, queue: Some(queue), thread: Some(thread) })
+        let lane = Lane { stream, queue: Some(queue), thread: Some(thread) };
+        match has_entered.recv() {
+            Ok(Ok(())) => Ok(lane),
+            Ok(Err(error)) => Err(error.about(subject)),
+            Err(_) => Err(Error::new(Code::Internal, "a thread ended as it started")),
+        }
     }
 
     /// Hands over what was put in the stream until now; waits while too much is in flight.
@@ -65,20 +78,19 @@ impl Drop for Lane {
     }
 }
 
-fn wait(context: &Arc<Context>, inflight: &Receiver<Inflight>, replies: &Replies, subject: &str) {
-    let entered = context.enter();
+/// Waits for one after the other; the context is current.
+fn wait(inflight: &Receiver<Inflight>, replies: &Replies, subject: &str) {
     for work in inflight {
-        let result = match &entered {
-            Ok(_) => work.event.synchronize(),
-            Err(error) => Err(*error),
-        };
+        let result = work.event.synchronize();
         let id = work.id;
+        if let Err(error) = result {
+            // Nobody knows when the work is done.
+            replies.lost(id, error, subject);
+        }
         // Before the answer: a region may be unmapped as soon as its last copy was answered.
         drop(work);
-        match (result, id) {
-            (Ok(()), Some(id)) => replies.reply(id, Ok(Answer::Done)),
-            (Ok(()), None) => {}
-            (Err(error), id) => replies.failed(id, error, subject),
+        if let (Ok(()), Some(id)) = (result, id) {
+            replies.reply(id, Ok(Answer::Done));
         }
     }
 }

@@ -28,8 +28,10 @@ const LANES: usize = 2;
 enum Refusal {
     /// It is wrong; nothing was started.
     Wrong(Error),
-    /// The driver said no.
+    /// The driver said no; nothing is under way.
     Cuda(CudaError),
+    /// The driver said no, and nobody knows what is under way.
+    Lost(CudaError),
 }
 
 impl From<CudaError> for Refusal {
@@ -119,7 +121,8 @@ impl Worker {
             Ok(None) => {}
             Ok(Some(answer)) => self.replies.reply(id, Ok(answer)),
             Err(Refusal::Wrong(error)) => self.replies.reply(id, Err(error.context(&self.gpu))),
-            Err(Refusal::Cuda(error)) => self.replies.failed(Some(id), error, &self.gpu),
+            Err(Refusal::Cuda(error)) => self.replies.failed(id, error, &self.gpu),
+            Err(Refusal::Lost(error)) => self.replies.lost(Some(id), error, &self.gpu),
         }
     }
 
@@ -147,10 +150,8 @@ impl Worker {
             return wrong(format!("region {region} is not mapped"));
         };
         match Arc::try_unwrap(mapping) {
-            Ok(mapping) => {
-                drop(mapping);
-                Ok(Answer::Done)
-            }
+            // Memory that stays mapped would stay taken, until this process ends.
+            Ok(mapping) => mapping.release().map(|()| Answer::Done).map_err(Refusal::Lost),
             Err(in_use) => {
                 self.regions.insert(region, in_use);
                 wrong(format!("region {region} is being copied to"))
@@ -261,11 +262,10 @@ impl Worker {
 /// the memory for free then.
 fn finish(lane: &Lane, submitted: Result<(), CudaError>, id: u64, mapping: &Arc<Mapping>) -> Result<(), Refusal> {
     let pushed = submitted.and_then(|()| lane.push(Some(id), mapping, None));
-    if pushed.is_err() {
-        // It fails as well when the context is lost; nothing is under way then.
-        let _ = lane.stream.synchronize();
-    }
-    Ok(pushed?)
+    pushed.map_err(|error| match lane.stream.synchronize() {
+        Ok(()) => Refusal::Cuda(error),
+        Err(_) => Refusal::Lost(error),
+    })
 }
 
 /// Maps and page-locks a segment of host memory.
