@@ -164,10 +164,10 @@ class Node:
         """Loads a model, or attaches to it when it is in memory already.
 
         `device` is ``host`` (or ``cpu``), ``cuda``, ``cuda:N`` as this process counts, the UUID of a GPU
-        (``GPU-...``), or ``auto``, which leaves it to the loader (with numpy: ``host``). `include` are patterns of file names (None:
-        safetensors and side files). `framework` is ``torch``, ``numpy`` or None (torch when installed). `revalidate`
-        asks the origin for the newest revision. `parallel` asks for one rank's part. `timeout` in seconds bounds the
-        whole call.
+        (``GPU-...``), or ``auto``, which leaves it to the loader (with numpy: ``host``). `include` are patterns of file
+        names (None: safetensors and side files). `framework` is ``torch``, ``numpy`` or None (torch when installed).
+        `revalidate` asks the origin for the newest revision. `parallel` asks for one rank's part. `timeout` in seconds
+        bounds the whole call.
 
         Memory on a GPU is read-only, unless `writable` asks for a private copy of it, which is made on the device and
         needs the room twice; it holds no lease. In host memory writes are private, always.
