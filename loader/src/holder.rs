@@ -31,6 +31,7 @@ use crate::options::LoaderOptions;
 pub(crate) use keep::{Holder, Part, Publication, Remove, Removed};
 pub(crate) use link::Link;
 pub(crate) use memory::{HOST, Maker};
+pub(crate) use process::raise_descriptor_limit;
 pub use process::{HolderOptions, serve_holder};
 pub(crate) use uses::{ModelUse, Uses};
 

@@ -6,7 +6,8 @@
 //! needs its memory) and its last lease of either kind has ended. Only models without leases are evicted, the least
 //! recently used first; the holder has the last word.
 //!
-//! No call to the holder is made under the registry's lock: it may take as long as freeing memory takes.
+//! Nothing that may wait is done under the registry's lock: neither calls to the holder, which may take as long as freeing
+//! memory takes (a look at what is known of it takes none), nor questions to a device.
 
 mod room;
 mod takeover;

@@ -24,7 +24,7 @@ use tonic::transport::Server;
 use crate::cluster::{RemoteCluster, RemoteOptions, WireProbe};
 use crate::devices;
 use crate::grpc::Grpc;
-use crate::holder::HolderHandle;
+use crate::holder::{HolderHandle, raise_descriptor_limit};
 use crate::loader::Loader;
 use crate::options::LoaderOptions;
 use crate::sockets::{self, BoundSocket};
@@ -39,6 +39,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Errors
 /// When an address or socket cannot be bound, naming it; when an option is not valid.
 pub async fn serve(options: LoaderOptions, token: CancellationToken) -> Result<()> {
+    raise_descriptor_limit();
     let holder = HolderHandle::find(&options).await?;
     let listeners = Listeners::bind_held(&options, &holder).await?;
     let loader = open(&options, holder, &token).await?;

@@ -104,7 +104,7 @@ fn bind_at(path: &Path) -> Result<BoundSocket> {
 }
 
 /// Every GiB of a GPU and every client is a descriptor.
-fn raise_descriptor_limit() {
+pub(crate) fn raise_descriptor_limit() {
     let mut limit = getrlimit(Resource::Nofile);
     if limit.current == limit.maximum {
         return;

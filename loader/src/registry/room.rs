@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use longshore_device::{Device, DeviceId, RegionBuilder};
+use longshore_device::{Device, DeviceId, DeviceInfo, RegionBuilder};
 use longshore_types::{Code, Error, Result, format_bytes, redact_url};
 use tokio_util::sync::CancellationToken;
 
@@ -58,8 +58,9 @@ impl Registry {
             if self.settle() {
                 continue;
             }
+            let info = device.info();
             let mut inner = self.inner.lock();
-            let is_soon = match inner.make_room(device, size_bytes, &seen) {
+            let is_soon = match inner.make_room(&info, size_bytes, &seen) {
                 Room::Evict(entry) => {
                     drop(inner);
                     self.evict(entry)?;
@@ -69,7 +70,7 @@ impl Registry {
                 Room::None => inner.ending > 0 && Instant::now() < deadline,
             };
             if !is_soon {
-                return Err(explain(&inner, device, size_bytes, &seen).with_source(refusal));
+                return Err(explain(&inner, &info, size_bytes, &seen).with_source(refusal));
             }
             self.freed.wait_for(&mut inner, LOOK_AGAIN);
         }
@@ -109,8 +110,7 @@ enum Room {
 }
 
 impl Inner {
-    fn make_room(&mut self, device: &dyn Device, size_bytes: u64, seen: &Uses) -> Room {
-        let info = device.info();
+    fn make_room(&mut self, info: &DeviceInfo, size_bytes: u64, seen: &Uses) -> Room {
         let on_device = self.models.values().filter(|entry| entry.model.key.device == info.id);
         let unused: Vec<&Arc<Entry>> = on_device.filter(|entry| entry.leases(seen) == 0).collect();
         let (promised, idle): (Vec<_>, Vec<_>) = unused.into_iter().partition(|entry| entry.is_promised(seen));
@@ -142,8 +142,7 @@ fn bytes_on(entry: &Entry, device: DeviceId) -> u64 {
     regions.map(|region| region.size_bytes()).sum()
 }
 
-fn explain(inner: &Inner, device: &dyn Device, size_bytes: u64, seen: &Uses) -> Error {
-    let info = device.info();
+fn explain(inner: &Inner, info: &DeviceInfo, size_bytes: u64, seen: &Uses) -> Error {
     let forgotten = inner.forgotten.iter().filter_map(|forgone| forgone.entry.upgrade());
     let mut holders: Vec<(u64, String)> = inner
         .models
@@ -151,7 +150,7 @@ fn explain(inner: &Inner, device: &dyn Device, size_bytes: u64, seen: &Uses) -> 
         .cloned()
         .chain(forgotten)
         .map(|entry| (bytes_on(&entry, info.id), describe(&entry, info.id, seen)))
-        .chain(inner.unknown.iter().map(|unknown| unknown.describe_on(&info, seen)))
+        .chain(inner.unknown.iter().map(|unknown| unknown.describe_on(info, seen)))
         .filter(|(bytes, _)| *bytes > 0)
         .collect();
     holders.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));

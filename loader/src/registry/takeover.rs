@@ -42,6 +42,8 @@ impl Registry {
     /// # Errors
     /// [`Code::Unavailable`] when the holder cannot be asked.
     pub(crate) fn take_over(&self, devices: &Devices) -> Result<TakenOver> {
+        // Asked once: a card may take its time to answer.
+        let devices: Vec<Found> = devices.all().iter().map(|device| (device.info(), device.clone())).collect();
         let mut held = self.holder.list()?;
         let seen = self.holder.uses();
         let use_of = |summary: &Summary| seen.models.get(&summary.id).copied();
@@ -50,7 +52,7 @@ impl Registry {
         let mut done = TakenOver::default();
         for summary in held {
             let Some(of) = use_of(&summary) else { continue };
-            match self.take_over_one(devices, &summary, of) {
+            match self.take_over_one(&devices, &summary, of) {
                 Ok(bytes) => {
                     done.models += 1;
                     done.bytes += bytes;
@@ -80,21 +82,20 @@ impl Registry {
         Ok(self.holder.remove(&summary.id, Remove::IfUnleased)? != Removed::Leased)
     }
 
-    fn take_over_one(&self, devices: &Devices, summary: &Summary, of: ModelUse) -> Result<u64> {
+    fn take_over_one(&self, devices: &[Found], summary: &Summary, of: ModelUse) -> Result<u64> {
         let held = self.holder.adopt(&summary.id)?;
         let Record { id, selection, parallel, device_uuid, is_on_gpu, manifest, layout, region_bytes, report } =
             record::decode(&held.record)?;
         if id.as_str() != summary.id || held.regions.len() != region_bytes.len() {
             return Err(Error::new(Code::Corrupt, "its record is that of another model"));
         }
-        let host = device_of(devices, HOST)?;
-        let device = if is_on_gpu { device_of(devices, &device_uuid)? } else { host };
+        let (DeviceInfo { id: device, uuid: device_uuid, .. }, _) =
+            device_of(devices, if is_on_gpu { &device_uuid } else { HOST })?.clone();
         let mut regions: Vec<Arc<dyn DeviceRegion>> = Vec::with_capacity(held.regions.len());
         for ((region_device, segments), size_bytes) in held.regions.into_iter().zip(region_bytes) {
-            let owner = device_of(devices, &region_device)?;
+            let (_, owner) = device_of(devices, &region_device)?;
             regions.push(owner.adopt(&id.label(), segments, size_bytes)?);
         }
-        let DeviceInfo { id: device, uuid: device_uuid, .. } = device.info();
         let key =
             ModelKey { url: manifest.url.clone(), revision: manifest.revision.clone(), selection, device, parallel };
         let entry =
@@ -166,13 +167,16 @@ impl Registry {
     }
 }
 
-fn device_of(devices: &Devices, name: &str) -> Result<Arc<dyn Device>> {
-    let is_it = |info: DeviceInfo| match name {
+/// A device and what it was when it was asked.
+type Found = (DeviceInfo, Arc<dyn Device>);
+
+fn device_of<'a>(devices: &'a [Found], name: &str) -> Result<&'a Found> {
+    let is_it = |info: &DeviceInfo| match name {
         HOST => info.id.kind() == DeviceKind::Host,
         uuid => info.uuid.eq_ignore_ascii_case(uuid),
     };
-    let found = devices.all().iter().find(|device| is_it(device.info()));
-    found.cloned().ok_or_else(|| Error::new(Code::Unsupported, format!("its device {name} is not used by this loader")))
+    let found = devices.iter().find(|(info, _)| is_it(info));
+    found.ok_or_else(|| Error::new(Code::Unsupported, format!("its device {name} is not used by this loader")))
 }
 
 impl Unknown {
