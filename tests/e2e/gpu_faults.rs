@@ -193,14 +193,14 @@ fn every_call_of_a_start_fails() {
     let cards = FakeCudaOptions { devices: 1, memory_mib: 128, ..FakeCudaOptions::default() };
     let spec = NodeSpec::new().cards(cards).env("LONGSHORE_LOADER_PINNED_MEMORY", "96MiB");
     let mut node = Node::start(spec.envs(origin.client_env()));
-    node.loader.kill();
+    stop(&mut node);
     node.cuda.reset_calls();
     node.loader.start_again();
     let calls = [Role::Loader, Role::Copier].map(|role| (role, node.cuda.calls(role)));
     let (mut runs, mut fired) = (0, 0);
     for (role, names) in calls {
         for name in names.into_keys() {
-            node.loader.kill();
+            stop(&mut node);
             node.cuda.reset_calls();
             node.cuda.arm(&format!("{}/{name}@1=9999", role.name()));
             let began = Instant::now();
@@ -224,6 +224,12 @@ fn every_call_of_a_start_fails() {
     node.loader.start_again();
     node.load_and_check("s3://bucket/m", "cuda:0", &model);
     assert!(runs >= 8 && fired == runs, "{fired} of {runs} calls failed");
+}
+
+/// Ends the loader; its copiers give back what they have when they see that.
+fn stop(node: &mut Node) {
+    node.loader.kill();
+    wait_until("the end of the copiers", || node.copiers().is_empty());
 }
 
 fn is_ready(node: &Node) -> bool {
