@@ -44,9 +44,15 @@ fn pinned(pinned: &v1::PinnedStatus) -> Value {
 }
 
 fn holder(holder: &v1::HolderStatus) -> Value {
+    let unknown = |model: &v1::UnknownModel| {
+        object!({
+            "model_id": model.model_id, "reason": model.reason, "bytes": model.size_bytes, "leases": model.leases,
+        })
+    };
     object!({
         "process": holder.process, "pid": holder.pid, "uptime_seconds": holder.uptime_seconds,
         "models_adopted": holder.models_adopted,
+        "unknown": holder.unknown.iter().map(unknown).collect::<Vec<_>>(),
     })
 }
 
@@ -73,6 +79,11 @@ pub(super) fn write_text(text: &mut String, address: &str, status: &v1::LoaderSt
         let _ = writeln!(text, "  holder  process {}, up {up}, {adopted} models taken over from it", holder.pid);
     } else if status.holder.is_some() {
         text.push_str("  holder  none of its own: models end with the loader\n");
+    }
+    for model in status.holder.iter().flat_map(|holder| &holder.unknown) {
+        let v1::UnknownModel { model_id, reason, size_bytes, leases } = model;
+        let size = format_bytes(*size_bytes);
+        let _ = writeln!(text, "  held, unknown: model {model_id}, {size}, {leases} leases: {reason}");
     }
     if let Some(v1::PinnedStatus { capacity_bytes, staging_bytes, cached_bytes, pages }) = &status.pinned {
         let [capacity, staging, cached] =
@@ -142,7 +153,12 @@ mod tests {
                 pid: 7,
                 uptime_seconds: 5.0,
                 models_adopted: 3,
-                ..Default::default()
+                unknown: vec![v1::UnknownModel {
+                    model_id: "m9".into(),
+                    reason: "its device is not here".into(),
+                    size_bytes: 6_000_000,
+                    leases: 2,
+                }],
             }),
             ..Default::default()
         }
@@ -154,6 +170,7 @@ mod tests {
         write_text(&mut text, "unix:///s", &status());
         for part in [
             "holder  process 7, up 5.0 s, 3 models",
+            "held, unknown: model m9, 6.0 MB, 2 leases: its device is not here",
             "pinned  3.0 MB staging and 5.0 MB cached of 9.0 MB, pages hugetlb 2 MiB",
             "cuda:0  1.0 MB of 4.0 MB, 2.0 MB free, the copier of cuda:0 ended, its copier was restarted 2 times; Card",
             "cuda:0  1.0 MB  1 lease",
@@ -172,6 +189,7 @@ mod tests {
             (&2.into(), &2_000_000.into())
         );
         assert_eq!((&value["holder"]["process"], &value["holder"]["models_adopted"]), (&true.into(), &3.into()));
+        assert_eq!(value["holder"]["unknown"][0]["leases"], 2);
         assert_eq!(to_json("a", &v1::LoaderStatus::default())["pinned"], Value::Null);
     }
 }
