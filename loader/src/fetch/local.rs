@@ -60,12 +60,6 @@ impl Ways {
     }
 }
 
-impl Default for LocalFiles {
-    fn default() -> LocalFiles {
-        LocalFiles::new(DirectIo::Auto)
-    }
-}
-
 impl LocalFiles {
     pub(super) fn new(direct_io: DirectIo) -> LocalFiles {
         LocalFiles { direct_io, open: Mutex::default(), ways: Mutex::default() }

@@ -123,7 +123,7 @@ fn what_is_cached_is_copied_from_there_and_the_rest_is_read_from_the_disk() {
     let key = model.key(0);
     let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES };
     let read = || {
-        let (files, mut landing) = (LocalFiles::default(), buffer(CHUNK_BYTES as usize));
+        let (files, mut landing) = (LocalFiles::new(DirectIo::Auto), buffer(CHUNK_BYTES as usize));
         model.read(&files, &wanted, &mut landing).unwrap();
         assert!(landing.into_buffers()[0][..] == *model.bytes(&wanted));
         files.ways()
@@ -198,7 +198,7 @@ fn a_load_that_is_given_up_reads_nothing_more() {
     let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES };
     let token = CancellationToken::new();
     token.cancel();
-    let files = LocalFiles::default();
+    let files = LocalFiles::new(DirectIo::Auto);
     let error = files.read(&model.path, &wanted, &mut buffer(CHUNK_BYTES as usize), &token).unwrap_err();
     assert_eq!((error.code(), files.ways()), (Code::Cancelled, Ways::default()));
     let missing = files.read(Path::new("/none"), &wanted, &mut buffer(5), &CancellationToken::new());
