@@ -144,6 +144,16 @@ class Longshore(Holding):
             self._node = self._longshore.connect(self._socket)
         return self._node
 
+    def use(self, socket: str) -> dict[str, Any]:
+        """From now on another loader."""
+        self.disconnect()
+        self._socket = socket
+        return {}
+
+    def devices(self) -> dict[str, Any]:
+        """Bytes that models take of each device, as the loader counts them."""
+        return {each.device: each.used_bytes for each in self._connect().status().devices}
+
     def disconnect(self) -> dict[str, Any]:
         """After the loader was started again."""
         node, self._node = self._node, None
@@ -209,10 +219,10 @@ class Longshore(Holding):
         done = self._connect().unload(uri)
         return {"models": done.models, "freed": done.bytes_freed, "leased": done.bytes_leased}
 
-    def wait_for_model(self, model_id: str, seconds: float) -> dict[str, Any]:
+    def wait_for_model(self, model_id: str, within: float) -> dict[str, Any]:
         """When the loader knows the model: on the clock that all processes share."""
         self.disconnect()
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + within
         last = "nothing listens"
         while time.monotonic() < deadline:
             try:
@@ -224,7 +234,7 @@ class Longshore(Holding):
                 last = str(error)
                 self.disconnect()
             time.sleep(0.002)
-        raise TimeoutError(f"the model is not back within {seconds:.0f} s: {last[:300]}")
+        raise TimeoutError(f"the model is not back within {within:.0f} s: {last[:300]}")
 
     def write(self, name: str) -> dict[str, Any]:
         """Adds one to a tensor in place and waits: what happens is the answer."""
@@ -311,13 +321,19 @@ def main() -> None:
     # What libraries print must not end up between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
+    # Made before anything is asked, so that several children import and make their contexts side by side.
     subject: Any = None
+    broken = ""
+    try:
+        subject = ROLES[sys.argv[1]](**json.loads(sys.argv[2]))
+    except Exception as error:  # noqa: BLE001 - it is the answer
+        traceback.print_exc()
+        broken = f"{type(error).__name__}: {str(error)[:600]}"
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if subject is None:
-                subject = ROLES[sys.argv[1]](**json.loads(sys.argv[2]))
-            answer = getattr(subject, request.pop("operation"))(**request)
+            operation = request.pop("operation")
+            answer = {"error": broken} if broken else getattr(subject, operation)(**request)
         except Exception as error:  # noqa: BLE001 - it is the answer
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {str(error)[:600]}"}

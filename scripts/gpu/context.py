@@ -77,12 +77,16 @@ class Context:
         ) as made:
             yield made
 
-    def agent(self, node: Any, name: str = LONGSHORE, environment: dict[str, str] | None = None) -> Agent:
-        """A client process of a node."""
-        socket = str(node.sockets / "loader.sock")
+    def agent(self, node: str, name: str = LONGSHORE, environment: dict[str, str] | None = None) -> Agent:
+        """A client process of a node, which may be started before the node: it connects when it is first asked."""
+        socket = self.socket(node)
         return Agent(
             "longshore", {**self.environment, **(environment or {})}, self.log(name), socket=socket, device=DEVICE
         )
+
+    def socket(self, node: str) -> str:
+        """Where the loader of a node of that name listens."""
+        return str(self.work / node / "run" / "loader.sock")
 
     def peer(self, name: str) -> Agent:
         """A process with another loader."""

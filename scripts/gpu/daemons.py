@@ -73,9 +73,11 @@ class Daemon:
         return self.process.pid
 
     def tail(self) -> str:
-        """The last words of its log."""
+        """The last words of its log: the error, when there is one."""
         with contextlib.suppress(OSError):
-            return self.log.read_text(errors="replace")[-600:].strip()
+            lines = self.log.read_text(errors="replace").strip().splitlines()
+            errors = [line for line in lines if line.startswith("error") or " ERROR " in line]
+            return (errors or lines or [""])[-1][-500:]
         return ""
 
     def wait_for(self, what: str, found: Any, seconds: float) -> None:

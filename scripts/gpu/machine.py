@@ -14,6 +14,7 @@ from typing import Any
 
 GIB = 1 << 30
 MIB = 1 << 20
+CHUNK = 16 * MIB
 #: As tensors: nine a layer and three more.
 TENSORS = 1000
 _QUERY = "name,uuid,driver_version,memory.total,pcie.link.gen.max,pcie.link.width.max,mig.mode.current"
@@ -88,6 +89,11 @@ def versions(longshore: Path, environment: dict[str, str], python: str) -> dict[
     return found
 
 
+def least_page_locked() -> int:
+    """What a loader needs of it: a chunk for each thread that fetches, as many that are copied, and some to spare."""
+    return (2 * min(max(len(os.sched_getaffinity(0)), 4), 32) + 4) * CHUNK
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything."""
@@ -116,9 +122,10 @@ class Sizes:
     def tiny() -> Sizes:
         """For the fake driver: everything runs, nothing takes long."""
         return Sizes(
-            model_bytes=40 * MIB, tensors=30, files=3, shared_files=2, disk_files=1, pinned_bytes=160 * MIB,
-            staging_bytes=96 * MIB, remote_bytes=20 * MIB, segment_bytes=(20 * MIB,), copy_bytes=4 * MIB, rounds=3,
-            attaches=10, new_processes=3, kills=3,
+            model_bytes=40 * MIB, tensors=30, files=3, shared_files=2, disk_files=1,
+            pinned_bytes=least_page_locked() + 64 * MIB,
+            staging_bytes=least_page_locked(), remote_bytes=20 * MIB, segment_bytes=(20 * MIB,), copy_bytes=4 * MIB,
+            rounds=3, attaches=10, new_processes=3, kills=3,
         )  # fmt: skip
 
     @staticmethod

@@ -30,7 +30,7 @@ def make_model(ctx: Context) -> None:
     folder = ctx.memory_folder / "model"
     sizes = ctx.sizes
     made = ctx.bench("model", folder, "--size", sizes.model_bytes, "--tensors", sizes.tensors, "--files", sizes.files)
-    ctx.model = {"folder": folder, "files": files_of(folder), **json.loads(made)}
+    ctx.model = {**json.loads(made), "folder": folder, "files": files_of(folder)}
     described = (
         f"{ctx.model['bytes'] / 1e9:.2f} GB of BF16 safetensors, {ctx.model['tensors']} tensors in {sizes.files} files"
     )
@@ -44,9 +44,12 @@ def limit(agent: Agent, size: int, operation: str = "to_device") -> Measured:
     return found["bytes"], found["seconds"], found["cpu_seconds"]
 
 
-def pinned(ctx: Context, node: Node, agent: Agent, limits: Agent) -> LongshoreLoad:
-    """Page-locked tier to device; leaves the model loaded."""
-    load = LongshoreLoad(node, agent, str(ctx.model["folder"]))
+def pinned(ctx: Context, node: Node, agent: Agent, limits: Agent, other: str) -> LongshoreLoad:
+    """Page-locked tier to device; leaves the model loaded.
+
+    Another model needs its room each time, so that it is evicted: unloaded by name it would leave the tier too.
+    """
+    load = LongshoreLoad(node, agent, str(ctx.model["folder"]), evicted_by=other)
     found = load.first(ctx.model["files"])
     note = f"{found['tensors']} tensors, {found['bytes'] / 1e9:.2f} GB equal to the files"
     ctx.passed("check/large-model", LONGSHORE, note, found["tensors"], "tensors")
@@ -197,7 +200,8 @@ def drop_from_cache(file: str) -> None:
 
 def read_limits(ctx: Context, files: list[str], direct: bool) -> dict[str, object]:
     """The disk by fio where it is installed, and by our own reader."""
-    size = sum(os.path.getsize(file) for file in files)
+    smallest = min(os.path.getsize(file) for file in files)
+    block = "16M" if smallest >= 64 * MIB else "1M"
 
     def own() -> Measured:
         for file in files:
@@ -207,7 +211,7 @@ def read_limits(ctx: Context, files: list[str], direct: bool) -> dict[str, objec
 
     def fio() -> Measured:
         command = [
-            "fio", "--name=limit", f"--filename={':'.join(files)}", "--rw=read", "--bs=16M", "--iodepth=16",
+            "fio", "--name=limit", f"--filename={':'.join(files)}", "--rw=read", f"--bs={block}", "--iodepth=16",
             "--ioengine=libaio", f"--direct={int(direct)}", "--readonly", "--output-format=json",
             "--file_service_type=sequential",
         ]  # fmt: skip
@@ -225,8 +229,6 @@ def read_limits(ctx: Context, files: list[str], direct: bool) -> dict[str, objec
     else:
         found["fio"] = fio
     found["gpu-bench read"] = own
-    if size == 0:
-        raise Failed("the files are empty")
     return found
 
 
@@ -256,26 +258,36 @@ def disk(ctx: Context, node: Node, agent: Agent) -> None:
 
 
 def large(ctx: Context) -> None:
-    """The stage with a whole model in page-locked memory."""
+    """The stage with a whole model in page-locked memory, and room for one model on the GPU."""
     from attaching import attach
 
-    memory = ctx.sizes.pinned_bytes + BESIDE_BYTES
+    # The other model does not fit beside the large one.
+    gap = 24 * MIB if ctx.fake else 1 * GIB
+    options = {
+        "memory": ctx.sizes.pinned_bytes + 2 * gap + BESIDE_BYTES,
+        "pinned_memory": ctx.sizes.pinned_bytes + 2 * gap,
+        "gpu_memory": ctx.model["bytes"] + gap,
+    }
+    other = ctx.memory_folder / "other"
+    ctx.bench("model", other, "--size", gap + gap // 4, "--tensors", 30, "--files", 1, "--seed", 30)
     begun = time.monotonic()
-    with ctx.node("large", memory=memory, pinned_memory=ctx.sizes.pinned_bytes) as node:
-        ctx.report.facts["page_locked_start_seconds"] = time.monotonic() - begun
-        print(
-            f"  {ctx.sizes.pinned_bytes / 1e9:.1f} GB page-locked, ready in {time.monotonic() - begun:.1f} s",
-            flush=True,
-        )
-        with ctx.agent(node) as agent, ctx.limits() as limits, ctx.agent(node, "second") as second:
-            kept: list[LongshoreLoad] = []
-            cases = ["check/large-model", "limit/pinned-copy", "gpu/pinned-to-device"]
-            ctx.step(cases, 150, lambda: kept.append(pinned(ctx, node, agent, limits)))
-            if not kept:
-                return
-            cases = ["gpu/attach", "gpu/attach-bytes"]
-            ctx.step(cases, 80, lambda: attach(ctx, node, second, kept[0]))
-            ctx.step(["limit/device-copy", "gpu/writable-copy"], 40, lambda: writable(ctx, second, limits, kept[0]))
+    with (
+        ctx.agent("large") as agent,
+        ctx.agent("large", "second") as second,
+        ctx.limits() as limits,
+        ctx.node("large", **options) as node,
+    ):
+        took = time.monotonic() - begun
+        ctx.report.facts["page_locked_start_seconds"] = took
+        print(f"  {options['pinned_memory'] / 1e9:.1f} GB page-locked, ready in {took:.1f} s", flush=True)
+        kept: list[LongshoreLoad] = []
+        cases = ["check/large-model", "limit/pinned-copy", "gpu/pinned-to-device"]
+        ctx.step(cases, 150, lambda: kept.append(pinned(ctx, node, agent, limits, str(other))))
+        if not kept:
+            return
+        cases = ["gpu/attach", "gpu/attach-bytes"]
+        ctx.step(cases, 80, lambda: attach(ctx, node, second, kept[0]))
+        ctx.step(["limit/device-copy", "gpu/writable-copy"], 40, lambda: writable(ctx, second, limits, kept[0]))
 
 
 def small(ctx: Context) -> None:
@@ -285,9 +297,9 @@ def small(ctx: Context) -> None:
     ctx.peers = find_peers(ctx.bundle, ctx.work, ctx.environment)
     print(f"  other loaders here: {', '.join(ctx.peers) or 'none'}", flush=True)
     memory = ctx.sizes.staging_bytes + BESIDE_BYTES
-    with ctx.node("small", memory=memory, pinned_memory=ctx.sizes.staging_bytes) as node:
-        with ctx.agent(node) as agent, ctx.limits() as limits:
+    with ctx.agent("small") as agent, ctx.node("small", memory=memory, pinned_memory=ctx.sizes.staging_bytes) as node:
+        with ctx.limits() as limits:
             ctx.step(["gpu/resident-to-device"], 160, lambda: resident(ctx, node, agent, limits))
-        ctx.step(["gpu/kill-9"], 120, lambda: kills(ctx, node))
-        with ctx.agent(node) as agent:
-            ctx.step(["limit/disk", "gpu/local-cold", "gpu/page-cache-to-device"], 220, lambda: disk(ctx, node, agent))
+        ctx.step(["gpu/kill-9"], 130, lambda: kills(ctx, node))
+        agent.call("disconnect")
+        ctx.step(["limit/disk", "gpu/local-cold", "gpu/page-cache-to-device"], 220, lambda: disk(ctx, node, agent))

@@ -10,6 +10,7 @@ from cases import RANKS
 from checks import files_of
 from context import Context, remove
 from daemons import Failed, Node, fetch, store, store_environment
+from machine import least_page_locked
 from report import MEASURED, Row, Samples
 from rounds import LongshoreLoad, alternate
 
@@ -17,8 +18,6 @@ GIB = 1 << 30
 MIB = 1 << 20
 BUCKET = "models"
 URI = f"s3://{BUCKET}"
-#: Least page-locked memory of a daemon.
-STAGING_MIN_BYTES = 96 * MIB
 
 
 def served_bytes(url: str) -> int:
@@ -48,39 +47,44 @@ def ranks(ctx: Context, folder: Path, url: str, environment: dict[str, str], siz
     """All ranks of a node at once, each time with an empty page-locked tier."""
     long = json.loads((folder / "config.json").read_text())["hidden_size"] * 7 // 2
     whole = sum(Path(file).stat().st_size for file in files_of(folder))
-    pinned = max(size + size // 4 + 256 * MIB, STAGING_MIN_BYTES)
+    pinned = max(size + size // 4 + 256 * MIB, least_page_locked())
     options = {"memory": pinned + GIB, "pinned_memory": pinned}
-    for number, count in enumerate(RANKS):
-        # A loader of its own: what the one before kept page-locked must not help.
-        with (
-            ctx.node(f"ranks-{number}", environment, **options) as node,
-            ctx.agent(node, environment=environment) as agent,
-        ):
-            before = served_bytes(url)
-            done = agent.call("load_ranks", uri=URI, world=count, long=long, seconds=60)
-            served = served_bytes(url) - before
-            found = agent.call("rank_slices", files=files_of(folder), world=count, seconds=60)
-        if found["wrong_count"]:
-            raise Failed(f"{count} ranks: {found['wrong_count']} slices differ: {'; '.join(found['wrong'])}")
-        note = (
-            f"{served} bytes served for a checkpoint of {whole} bytes; all ranks at once in {done['seconds']:.2f} s, "
-            "slices compared with the files"
+    with ctx.agent("ranks") as agent:
+        for number, count in enumerate(RANKS):
+            # A loader of its own each time: what the one before kept page-locked must not help.
+            with ctx.node(f"ranks-{number}", environment, **options) as node:
+                agent.call("use", socket=str(node.sockets / "loader.sock"))
+                before = served_bytes(url)
+                done = agent.call("load_ranks", uri=URI, world=count, long=long, seconds=60)
+                served = served_bytes(url) - before
+                found = agent.call("rank_slices", files=files_of(folder), world=count, seconds=60)
+                agent.call("drop")
+            ranks_row(ctx, count, {**done, **found, "served": served}, whole)
+
+
+def ranks_row(ctx: Context, count: int, done: dict[str, Any], whole: int) -> None:
+    """The row of so many ranks."""
+    if done["wrong_count"]:
+        raise Failed(f"{count} ranks: {done['wrong_count']} slices differ: {'; '.join(done['wrong'])}")
+    note = (
+        f"{done['served']} bytes served for a checkpoint of {whole} bytes; all ranks at once: {done['seconds']:.2f} s; "
+        "slices compared with the files"
+    )
+    ctx.report.add(
+        Row(
+            "gpu/tensor-parallel-bytes",
+            f"{count} ranks",
+            MEASURED,
+            value=done["served"] / whole,
+            unit="x checkpoint",
+            limit=1.0,
+            ratio_to_limit=done["served"] / whole,
+            runs=1,
+            cache_state="nothing cached on the node",
+            command=ctx.command,
+            note=note,
         )
-        ctx.report.add(
-            Row(
-                "gpu/tensor-parallel-bytes",
-                f"{count} ranks",
-                MEASURED,
-                value=served / whole,
-                unit="x checkpoint",
-                limit=1.0,
-                ratio_to_limit=served / whole,
-                runs=1,
-                cache_state="nothing cached on the node",
-                command=ctx.command,
-                note=note,
-            )
-        )
+    )
 
 
 def checksums(ctx: Context, folder: Path, environment: dict[str, str], size: int) -> None:
@@ -97,7 +101,7 @@ def checksums(ctx: Context, folder: Path, environment: dict[str, str], size: int
         rates[subject] = samples
         ctx.samples("gpu/checksum", f"CRC-64/NVME, {subject}", samples, cache_state="memory")
     # Less than the model: the tier must not answer instead of the file or the worker.
-    pinned = max(min(size // 3, ctx.sizes.staging_bytes), STAGING_MIN_BYTES)
+    pinned = max(min(size // 3, ctx.sizes.staging_bytes), least_page_locked())
     options = {"memory": pinned + GIB, "pinned_memory": pinned}
     with ctx.node("checksum", environment, **options) as node:
         address = node.start_worker(size + size // 4 + 512 * MIB)
@@ -110,7 +114,7 @@ def checksums(ctx: Context, folder: Path, environment: dict[str, str], size: int
 def through_worker(ctx: Context, node: Node, other: Node, folder: Path, rates: dict[str, Samples]) -> None:
     """Two loaders in alternation: one reads the file, one asks a worker that holds the same bytes in memory."""
     files = files_of(folder)
-    with ctx.agent(node) as plain_agent, ctx.agent(other, "second") as checked_agent:
+    with ctx.agent("checksum") as plain_agent, ctx.agent("checksum-worker", "second") as checked_agent:
         plain = LongshoreLoad(node, plain_agent, str(folder))
         checked = LongshoreLoad(other, checked_agent, URI)
         plain.first(files)

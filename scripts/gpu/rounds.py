@@ -45,7 +45,8 @@ def alternate(subjects: dict[str, Callable[[], Measured]], rounds: int, seconds:
 class LongshoreLoad:
     """One model through a node, from nothing on the device to usable tensors."""
 
-    def __init__(self, node: Node, agent: Agent, uri: str) -> None:
+    def __init__(self, node: Node, agent: Agent, uri: str, evicted_by: str = "") -> None:
+        self._evicted_by = evicted_by
         self._node = node
         self._agent = agent
         self.uri = uri
@@ -62,8 +63,13 @@ class LongshoreLoad:
         return found
 
     def forget(self) -> None:
-        """The model leaves the device; what the page-locked tier holds of it stays there."""
-        self._agent.call("unload", uri=self.uri)
+        """The model leaves the device: by name, or because another one needs the room."""
+        if not self._evicted_by:
+            self._agent.call("unload", uri=self.uri)
+            return
+        self._agent.call("drop")
+        self._agent.call("load", uri=self._evicted_by, seconds=CALL_SECONDS)
+        self._agent.call("drop")
 
     def measured(self) -> Measured:
         """Evicts, loads, checks."""

@@ -18,7 +18,7 @@ CASE = "gpu/kill-9"
 
 def kills(ctx: Context, node: Node) -> None:
     """Each time: kill -9, start, and wait until the loader knows the model again."""
-    with ctx.agent(node) as client, ctx.agent(node, "control") as control:
+    with ctx.agent("small", "client") as client, ctx.agent("small", "control") as control:
         load = LongshoreLoad(node, client, str(ctx.model["folder"]))
         load.first(ctx.model["files"])
         model_id = load.last["model_id"]
@@ -32,7 +32,7 @@ def kills(ctx: Context, node: Node) -> None:
             node.loader.kill()
             start = time.monotonic()
             node.start_loader(wait=False)
-            back = control.call("wait_for_model", model_id=model_id, seconds=20)["at"]
+            back = control.call("wait_for_model", model_id=model_id, within=20)["at"]
             seconds.append(back - start)
             late += back - start > 1
             moved += _moved(node)
