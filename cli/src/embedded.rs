@@ -175,6 +175,8 @@ pub async fn open_loader(
     cluster: Arc<dyn Cluster>,
     origins: Origins,
 ) -> Result<(Arc<Loader>, Vec<String>)> {
+    let brief = devices::brief_pinned_memory(&options);
+    let options = LoaderOptions { pinned_memory: options.pinned_memory.or(Some(brief)), ..options };
     let holder = HolderHandle::local();
     let (with, keeper) = (options.clone(), holder.clone());
     let opening = tokio::task::spawn_blocking(move || {

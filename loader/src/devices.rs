@@ -11,7 +11,7 @@ use std::sync::Arc;
 use longshore_device::cuda::{CopierStart, CopierState, CudaDevice, CudaOptions, GpuInfo};
 use longshore_device::{Device, DeviceId, DeviceInfo, Devices, HostDevice, MemoryKeeper};
 use longshore_memory::{Arena, PinnedArena};
-use longshore_types::{Code, Error, Result, format_bytes};
+use longshore_types::{ByteSize, Code, Error, Result, format_bytes};
 
 use crate::options::{Gpus, LoaderOptions};
 
@@ -19,6 +19,8 @@ use crate::options::{Gpus, LoaderOptions};
 const COPY_SLOTS: u64 = 4;
 /// Without the option, page-locked memory is the memory budget divided by this.
 const PINNED_DIVISOR: u64 = 4;
+/// Most of it for a loader that does not live long.
+const BRIEF_PINNED_BYTES: u64 = 1 << 30;
 
 /// What a loader works on.
 pub struct NodeDevices {
@@ -160,11 +162,22 @@ fn open_pinned(options: &LoaderOptions, arena: &Arena) -> Result<PinnedArena> {
     PinnedArena::create(bytes, reservation)
 }
 
+/// Page-locked memory for a loader that does not live long: staging, and little that is kept. Allocating and locking the
+/// default would take longer than what such a loader is for.
+pub fn brief_pinned_memory(options: &LoaderOptions) -> ByteSize {
+    let least_bytes = least_pinned_bytes(options);
+    ByteSize((options.memory_bytes() / PINNED_DIVISOR).min(BRIEF_PINNED_BYTES).max(least_bytes))
+}
+
+fn least_pinned_bytes(options: &LoaderOptions) -> u64 {
+    (options.fetch_threads() as u64 + COPY_SLOTS) * PinnedArena::SLOT_BYTES
+}
+
 /// Bytes of page-locked memory, in whole slots: what was asked for, or the default, but never less than keeps all fetch
 /// threads and the link busy.
 fn pinned_bytes(options: &LoaderOptions, budget_bytes: u64) -> Result<u64> {
     let threads = options.fetch_threads() as u64;
-    let least_bytes = (threads + COPY_SLOTS) * PinnedArena::SLOT_BYTES;
+    let least_bytes = least_pinned_bytes(options);
     let wanted_bytes = match options.pinned_memory {
         Some(size) if size.0 < least_bytes => {
             let message = format!(
@@ -192,8 +205,6 @@ fn pinned_bytes(options: &LoaderOptions, budget_bytes: u64) -> Result<u64> {
 
 #[cfg(test)]
 mod tests {
-    use longshore_types::ByteSize;
-
     use super::*;
 
     fn options(fetches: usize, pinned: Option<u64>) -> LoaderOptions {
@@ -208,6 +219,10 @@ mod tests {
         assert_eq!(pinned_bytes(&options(4, None), 400 * SLOT + 5).unwrap(), 100 * SLOT);
         assert_eq!(pinned_bytes(&options(4, None), 16 * SLOT).unwrap(), 8 * SLOT);
         assert_eq!(pinned_bytes(&options(4, Some(9 * SLOT + 1)), 16 * SLOT).unwrap(), 9 * SLOT);
+        let brief = |memory: u64| LoaderOptions { memory: Some(ByteSize(memory)), ..options(4, None) };
+        assert_eq!(brief_pinned_memory(&brief(1 << 40)).0, 1 << 30);
+        assert_eq!(brief_pinned_memory(&brief(40 * SLOT)).0, 10 * SLOT);
+        assert_eq!(brief_pinned_memory(&brief(20 * SLOT)).0, 8 * SLOT);
     }
 
     #[test]

@@ -17,7 +17,8 @@ fn assert_clean(fixture: &Fixture) {
     assert!(fixture.loader.list().is_empty());
     let status = fixture.loader.status();
     assert_eq!(status.devices[1].info.used_bytes, 0);
-    assert_eq!(status.pinned.unwrap().staging_bytes, 0);
+    let pinned = status.pinned.unwrap();
+    assert_eq!((pinned.staging_bytes, pinned.capacity_bytes), (0, fixture.arena.leased_bytes()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
