@@ -86,17 +86,24 @@ impl Link {
             sending: Mutex::new(()),
             table: Mutex::new(Table::default()),
         });
-        let running = Running::start(start, OwnedFd::from(theirs)).map_err(|error| error.context(name))?;
-        let pid = running.pid();
+        // Before the copier: whoever reaps it must be there.
+        let (give, take) = sync_channel::<Running>(1);
         let reader = {
             let shared = Arc::clone(&shared);
-            thread::Builder::new().name("copier-link".into()).spawn(move || read(&shared, running, &status))
+            let work = move || {
+                if let Ok(running) = take.recv() {
+                    read(&shared, running, &status);
+                }
+            };
+            thread::Builder::new().name("copier-link".into()).spawn(work)
         };
         let reader = reader.map_err(|error| {
-            // The copier sees its socket closed and ends.
             Error::new(Code::Exhausted, format!("{name}: cannot start a thread: {error}")).with_source(error)
         })?;
-        let link = Arc::new(Link { shared, reader: Some(reader), pid });
+        let running = Running::start(start, OwnedFd::from(theirs)).map_err(|error| error.context(name))?;
+        let link = Arc::new(Link { shared, reader: Some(reader), pid: running.pid() });
+        // The thread takes it before anything else.
+        let _ = give.send(running);
         link.call_within(START_TIME_MAX, pinned, |id| Request::Start { id, gpu: gpu.into() })?;
         Ok(link)
     }
