@@ -69,25 +69,24 @@ class _Held:
             return
         if self.context is not None:
             pushed = self.gpu.attempt("cuCtxPushCurrent_v2", self.context) == _cuda.SUCCESS
-            if self._undo and self.gpu.attempt("cuCtxSynchronize") in _cuda.CAPTURE_ERRORS:
-                _waiting.append(self)
-            else:
-                self._give_back()
+            must_wait = bool(self._undo) and self.gpu.attempt("cuCtxSynchronize") in _cuda.CAPTURE_ERRORS
+            while self._undo and not must_wait:
+                self._give_back(*self._undo.pop())
             if pushed:
                 self.gpu.attempt("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
-            if self._undo:
+            if must_wait:
+                # From here on another thread may release it.
+                _waiting.append(self)
                 return
-            self.gpu.attempt("cuDevicePrimaryCtxRelease_v2", self.gpu.device)
+            self._give_back("cuDevicePrimaryCtxRelease_v2", self.gpu.device)
             self.context = None
         self._end_lease()
 
-    def _give_back(self) -> None:
-        while self._undo:
-            name, *arguments = self._undo.pop()
-            number = self.gpu.attempt(name, *arguments)
-            if number != _cuda.SUCCESS:
-                # Most often a context that a fault has ended: its memory goes with the process.
-                _log.debug("giving back memory of %s: %s", self.gpu, self.gpu.driver.describe(name, number))
+    def _give_back(self, name: str, *arguments: Any) -> None:
+        """Most often this fails because a fault has ended the context: then its memory goes with the process."""
+        number = self.gpu.attempt(name, *arguments)
+        if number != _cuda.SUCCESS and len(_failures) < _FAILURES_MAX:
+            _failures.append(f"{self.gpu}: {self.gpu.driver.describe(name, number)}")
 
     def _end_lease(self) -> None:
         lease, self.lease = self.lease, None
@@ -97,6 +96,16 @@ class _Held:
 
 #: Regions that could not be given back because a CUDA graph was being captured.
 _waiting: list[_Held] = []
+
+#: What failed in finalizers, which log nothing, because logging takes locks: the next load tells.
+_failures: list[str] = []
+_FAILURES_MAX = 100
+
+
+def _tell_failures() -> None:
+    told, _failures[:] = list(_failures), []
+    for failure in told:
+        _log.warning("GPU memory that was not given back, until this process ends: %s", failure)
 
 
 def _release_waiting() -> None:
@@ -177,6 +186,7 @@ def map_region(gpu: Gpu, fds: Sequence[int], lengths: Sequence[int], size: int, 
     if not 0 < size <= total <= REGION_BYTES_MAX or total - lengths[-1] >= size:
         raise Corrupt(f"attach: the segments of a region of {size} bytes on {gpu} have {total} bytes")
     _release_waiting()
+    _tell_failures()
     held = _Held(gpu)
     try:
         with gpu.current(held.retain_context()):
