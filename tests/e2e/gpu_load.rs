@@ -81,7 +81,7 @@ fn tensors_are_on_the_card_and_files_beside_them_in_host_memory() {
     assert!(loaded.model.tensors.iter().all(|tensor| tensor.region == 0 && tensor.offset_bytes % 256 == 0));
     assert!(loaded.model.files.iter().all(|file| file.region == 1));
     let granules = node.cuda.used_bytes(0);
-    assert!(granules % (2 * MIB) == 0 && granules >= loaded.model.regions[0].size_bytes, "{granules}");
+    assert!(granules.is_multiple_of(2 * MIB) && granules >= loaded.model.regions[0].size_bytes, "{granules}");
     assert_eq!(node.card(0).used_bytes, granules);
 }
 

@@ -31,6 +31,8 @@ pub use longshore_fakecuda::usage::Usage;
 const LIBRARY: &str = "liblongshore_fakecuda.so";
 /// Where device memory lies when there is room: it is written at the rate of memory, and no disk is.
 const SHARED_MEMORY: &str = "/dev/shm";
+/// Names of folders go on with the process that made them.
+const PREFIX: &str = "longshore-fake-cuda-";
 /// How often what other processes hold is asked for.
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
@@ -69,13 +71,13 @@ impl FakeCuda {
     /// When the library was not built, or the folder cannot be made.
     pub fn install(options: FakeCudaOptions) -> FakeCuda {
         let needed_bytes = u64::from(options.devices) * (options.memory_mib << 20);
-        let mut builder = tempfile::Builder::new();
-        let builder = builder.prefix("longshore-fake-cuda-");
-        let temporary = match free_bytes(Path::new(SHARED_MEMORY)) > needed_bytes {
-            true => builder.tempdir_in(SHARED_MEMORY),
-            false => builder.tempdir(),
+        let parent = match free_bytes(Path::new(SHARED_MEMORY)) > needed_bytes {
+            true => PathBuf::from(SHARED_MEMORY),
+            false => std::env::temp_dir(),
         };
-        let temporary = temporary.expect("a temporary folder");
+        remove_abandoned(&parent);
+        let prefix = format!("{PREFIX}{}-", std::process::id());
+        let temporary = tempfile::Builder::new().prefix(&prefix).tempdir_in(parent).expect("a temporary folder");
         let mut cuda = FakeCuda::install_at(options, temporary.path());
         cuda._temporary = Some(temporary);
         cuda
@@ -238,6 +240,19 @@ fn library() -> PathBuf {
     found.find(|path| path.is_file()).unwrap_or_else(|| panic!("no {LIBRARY} in the deps beside {}", exe.display()))
 }
 
+/// Removes folders of processes that are gone: those that were killed, and those that loaded the driver themselves, which
+/// have it until their end.
+fn remove_abandoned(parent: &Path) {
+    for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.split('-').next()?.parse::<u32>().ok());
+        if owner.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            // Another test may be doing the same.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
 fn free_bytes(path: &Path) -> u64 {
     rustix::fs::statvfs(path).map_or(0, |stat| stat.f_bavail.saturating_mul(stat.f_frsize))
 }
@@ -259,6 +274,17 @@ mod tests {
         assert_eq!((cuda.used_bytes(0), cuda.live_allocations().len(), cuda.calls_of_any(Role::All)), (0, 0, 0));
         assert!(cuda.fired().is_empty() && cuda.processes().is_empty());
         cuda.wait_used_bytes(1, 0);
+    }
+
+    #[test]
+    fn folders_of_processes_that_are_gone_are_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        child.wait().unwrap();
+        let names = [format!("{PREFIX}{}-a", child.id()), format!("{PREFIX}{}-b", std::process::id()), "x".to_owned()];
+        names.iter().for_each(|name| std::fs::create_dir(folder.path().join(name)).unwrap());
+        remove_abandoned(folder.path());
+        assert_eq!(names.map(|name| folder.path().join(name).exists()), [false, true, true]);
     }
 
     #[test]
