@@ -54,6 +54,12 @@ pub enum Command {
     /// Run the node's loader
     Loader(Box<LoaderArgs>),
     /// Keep the memory of loaded models for a loader that may end, and serve who attaches
+    ///
+    /// Start it before the loader, with the same socket folder. It makes GPU memory without a CUDA context, keeps every
+    /// loaded model of the node, on GPUs and in host memory, and counts who is attached. The loader may end, crash or be
+    /// upgraded: the next one takes over what the holder keeps, and attached programs notice nothing. When the holder
+    /// itself ends, its models are gone, except for programs that are attached to them; the loader waits for it to come
+    /// back.
     Holder(HolderArgs),
     /// Copy to one GPU, for the loader that starts this and speaks to it over standard input
     #[command(hide = true)]
@@ -230,11 +236,6 @@ pub struct LoaderArgs {
 }
 
 /// `holder`.
-///
-/// Start it before the loader, with the same socket folder. It makes GPU memory without a CUDA context, keeps every loaded
-/// model of the node, on GPUs and in host memory, and counts who is attached. The loader may end, crash or be upgraded: the
-/// next one takes over what the holder keeps, and attached programs notice nothing. When the holder itself ends, its models
-/// are gone, except for programs that are attached to them.
 #[derive(Debug, Args)]
 pub struct HolderArgs {
     #[command(flatten)]
