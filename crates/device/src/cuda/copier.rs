@@ -4,6 +4,7 @@
 //! makes all calls that start work; one thread for each stream ([`lanes`]) waits until work is done and says so. An
 //! error that loses the context is reported, then everything ends: the daemon starts another copier.
 
+mod check;
 mod lanes;
 mod pack;
 mod worker;

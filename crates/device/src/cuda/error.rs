@@ -39,8 +39,8 @@ impl CudaError {
             2 => ErrorClass::OutOfMemory,
             600 => ErrorClass::NotReady,
             100 | 101 => ErrorClass::NoDevice,
-            // Not supported; the driver's parts do not match (803), or not on this card (804).
-            36 | 801 | 803 | 804 => ErrorClass::Unsupported,
+            // A library for linking only (34), too old, not supported; parts that do not match (803), or not this card (804).
+            34 | 36 | 801 | 803 | 804 => ErrorClass::Unsupported,
             // Wrong arguments, handles and states, host memory that is (not) registered, calls of the system.
             1
             | 3
@@ -69,6 +69,9 @@ impl CudaError {
     /// As an error of the project, about `subject` ("cuda:0").
     pub(super) fn about(self, subject: impl fmt::Display) -> Error {
         let (code, advice) = match self.class() {
+            ErrorClass::OutOfMemory if self.call == "cuMemHostRegister_v2" => {
+                (Code::Exhausted, "; give less page-locked memory, or raise the limit of it (ulimit -l)")
+            }
             ErrorClass::OutOfMemory => (Code::Exhausted, "; unload something, or give less GPU memory to be used"),
             ErrorClass::NoDevice => (Code::Unsupported, "; see which GPUs nvidia-smi shows here"),
             ErrorClass::Unsupported => (Code::Unsupported, ""),
@@ -167,7 +170,13 @@ mod tests {
             assert_eq!(error(code).class(), ErrorClass::ContextLost, "{code}");
             assert_eq!(error(code).about("cuda:0").code(), Code::Unavailable);
         }
-        let others = [(2, Code::Exhausted), (100, Code::Unsupported), (801, Code::Unsupported), (1, Code::Internal)];
+        let others = [
+            (2, Code::Exhausted),
+            (100, Code::Unsupported),
+            (34, Code::Unsupported),
+            (801, Code::Unsupported),
+            (1, Code::Internal),
+        ];
         for (number, code) in others {
             assert_eq!(error(number).about("cuda:0").code(), code, "{number}");
         }

@@ -1,5 +1,5 @@
 //! The conformance suite on the fake driver, with the copier as a thread and as a process. What goes wrong is in
-//! `tests/cuda_faults.rs`, where no other test is in the way.
+//! `tests/cuda/`, where no other test is in the way.
 
 use std::ffi::OsString;
 use std::fs::File;

@@ -12,14 +12,14 @@ use memmap2::{Advice, MmapOptions};
 
 use super::lanes::Lane;
 use super::pack::{self, PackBuffers};
-use super::{Command, Replies};
+use super::{Command, Replies, check};
 use crate::cuda::context::{Context, Rows};
 use crate::cuda::driver::driver;
 use crate::cuda::error::CudaError;
 use crate::cuda::memory::{Mapping, PhysicalMemory, Registration};
 use crate::cuda::probe;
 use crate::cuda::protocol::{Answer, RUNS_MAX, Request};
-use crate::cuda::steps::{Run, Step};
+use crate::cuda::steps::Step;
 
 /// One copies while the next one's descriptors are prepared.
 const LANES: usize = 2;
@@ -187,7 +187,9 @@ impl Worker {
         let lane = self.lane();
         let mapping = self.region(region)?;
         let piece = self.piece(piece)?;
-        check_steps(steps, piece.len_bytes(), mapping.len_bytes())?;
+        if !check::are_within(steps, piece.len_bytes(), mapping.len_bytes()) {
+            return wrong("copies that are not within the page-locked piece and the region");
+        }
         let lane = &self.lanes[lane];
         let submitted = self.submit(lane, &mapping, piece.start(), steps);
         finish(lane, submitted, id, &mapping)
@@ -281,23 +283,4 @@ fn page_lock(context: &Arc<Context>, segment: &OwnedSegment, gpu: &str) -> Resul
     // Keeps model bytes out of core dumps; a kernel that does not know this is no trouble.
     let _ = memory.advise(Advice::DontDump);
     Registration::create(context, memory).map_err(|error| error.about(gpu))
-}
-
-/// Whether all steps stay within the piece and the region.
-fn check_steps(steps: &[Step], piece_bytes: u64, region_bytes: u64) -> Result<(), Refusal> {
-    let is_run = |run: &Run| {
-        let from = run.source_end().is_some_and(|end| end <= piece_bytes);
-        let len = run.row_bytes.checked_mul(run.rows).filter(|len| *len > 0 && run.row_bytes <= run.pitch_bytes);
-        let to = len.and_then(|len| run.to.checked_add(len)).is_some_and(|end| end <= region_bytes);
-        from && to
-    };
-    let is_step = |step: &Step| match step {
-        Step::Copy(run) => is_run(run),
-        Step::Pack(runs) => runs.iter().all(is_run) && pack::len_bytes(runs).is_some(),
-    };
-    let runs: usize = steps.iter().map(|step| step.runs().len()).sum();
-    if runs > RUNS_MAX || !steps.iter().all(is_step) {
-        return wrong("copies that are not within the page-locked piece and the region");
-    }
-    Ok(())
 }
