@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use longshore_loader::{FallbackKind, SourceTier};
 use longshore_testkit::modelgen::ModelSpec;
@@ -112,4 +113,50 @@ async fn a_load_that_is_given_up_hands_its_claims_to_the_one_that_waits() {
     let loaded = second.await.unwrap().unwrap();
     assert_on_card(&loaded, &model);
     eventually("the memory of the first is free", || fixture.loader.status().devices[1].info.used_bytes == 0).await;
+}
+
+/// Loads of the same models onto two cards, over fewer slots than threads, given up at any moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn loads_that_come_and_go_never_block_each_other() {
+    let cards = vec![256 * MIB; 2];
+    let fixture = Arc::new(Fixture::new(Setup { cards, slots: 3, fetches: 4, ..Setup::default() }));
+    let models: Vec<_> = (1..4).map(|seed| ModelSpec::sized(seed, 50 * MIB, 7).build()).collect();
+    let requests: Vec<_> =
+        (0..).zip(&models).map(|(i, model): (u32, _)| fixture.put(&format!("m{i}"), model)).collect();
+    let mut random = 1u64;
+    let mut below = |bound: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % bound
+    };
+    for _ in 0..8 {
+        let loads: Vec<_> = (0..6)
+            .map(|_| {
+                let (request, card) = (requests[below(3) as usize].clone(), format!("cuda:{}", below(2)));
+                let (fixture, patience) = (fixture.clone(), Duration::from_millis(below(300)));
+                tokio::spawn(async move {
+                    let request = on(&request, &card);
+                    let loaded = tokio::time::timeout(patience, fixture.load(&request)).await;
+                    loaded.ok().map(|loaded| loaded.unwrap().id.clone())
+                })
+            })
+            .collect();
+        for load in loads {
+            if let Some(id) = load.await.unwrap() {
+                // Another one of these may have been faster.
+                let _ = fixture.loader.unload(&id).await;
+            }
+        }
+    }
+    for card in ["cuda:0", "cuda:1"] {
+        for (request, model) in requests.iter().zip(&models) {
+            let loaded = fixture.load(&on(request, card)).await.unwrap();
+            assert_on_card(&loaded, model);
+            fixture.loader.unload(&loaded.id).await.unwrap();
+        }
+    }
+    eventually("nothing is left of loads that were given up", || {
+        let status = fixture.loader.status();
+        status.pinned.unwrap().staging_bytes == 0 && status.devices[1..].iter().all(|card| card.info.used_bytes == 0)
+    })
+    .await;
 }
