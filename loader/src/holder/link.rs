@@ -96,12 +96,14 @@ impl Link {
         let clones = [&session, &watcher].map(|talk| talk.stream.try_clone());
         let clones = clones.into_iter().collect::<std::io::Result<Vec<_>>>().map_err(left)?;
         let epoch = self.shared.state.borrow().epoch + 1;
-        *self.shared.sockets.lock() = clones;
         *self.shared.seen.lock() = (epoch, Arc::new(uses));
         *self.shared.welcome.lock() = (welcome, Instant::now());
         session.epoch = epoch;
         *talk = Some(session);
+        let mut sockets = self.shared.sockets.lock();
+        *sockets = clones;
         self.shared.state.send_replace(LinkState { epoch, is_up: true });
+        drop(sockets);
         let shared = self.shared.clone();
         let listen = move || shared.listen(watcher, epoch);
         let thread = std::thread::Builder::new().name("longshore-holder".into()).spawn(listen);
@@ -291,13 +293,15 @@ impl Shared {
     }
 
     fn down(&self, epoch: u64) {
+        // Held over both, so that the sockets of a connection that is just made are never those that are shut down.
+        let mut sockets = self.sockets.lock();
         let was_up = self.state.send_if_modified(|state| {
             let is_this = *state == LinkState { epoch, is_up: true };
             state.is_up &= !is_this;
             is_this
         });
         if was_up {
-            for socket in self.sockets.lock().drain(..) {
+            for socket in sockets.drain(..) {
                 // It may be closed already.
                 let _ = socket.shutdown(Shutdown::Both);
             }

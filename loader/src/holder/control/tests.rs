@@ -158,8 +158,10 @@ async fn a_second_loader_is_refused_and_the_end_of_the_holder_is_noticed() {
     let again = handle.clone();
     blocking(move || again.link().unwrap().connect().unwrap()).await;
     assert!(state.borrow().is_up && state.borrow().epoch == 2);
-    blocking(move || handle.create("l", CARD, 400).unwrap()).await;
+    let asked = handle.clone();
+    blocking(move || asked.create("l", CARD, 400).unwrap()).await;
     assert_eq!(fixture.holder.used_bytes(CARD), 400);
+    drop(handle);
 }
 
 /// Sends bytes, and gives what comes back before the connection is closed.
@@ -243,8 +245,10 @@ async fn nonsense_ends_its_connection_and_nothing_else() {
     .await;
     assert!(fixture.holder.list().is_empty());
     let handle = fixture.connect().await;
-    blocking(move || handle.create("l", CARD, 400).unwrap()).await;
+    let asked = handle.clone();
+    blocking(move || asked.create("l", CARD, 400).unwrap()).await;
     assert_eq!(fixture.holder.used_bytes(CARD), 400);
+    drop(handle);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -256,7 +260,8 @@ async fn silent_connections_do_not_keep_a_loader_out() {
         blocking(move || (0..CONNECTIONS_MAX - 2).map(|_| Stream::connect(&path).unwrap()).collect::<Vec<_>>());
     let silent = silent.await;
     let handle = fixture.connect().await;
-    blocking(move || handle.create("l", CARD, 400).unwrap()).await;
+    let asked = handle.clone();
+    blocking(move || asked.create("l", CARD, 400).unwrap()).await;
     drop(silent);
 }
 
