@@ -21,7 +21,9 @@ from context import Context
 from report import FAILED, FAKE, Report, page
 
 HERE = Path(__file__).resolve().parent
-SECONDS = 540.0
+#: Not /tmp, which often is in memory.
+DISK_FOLDER = "/var/tmp"
+SECONDS = 525.0
 #: On the fake driver: enough for everything tiny, little enough that budgets are met.
 FAKE_MEMORY_MIB = 1024
 
@@ -34,7 +36,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--driver-folder", type=Path, help="folder with another libcuda.so.1: the fake driver's")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after so long, what is left is not measured")
     parser.add_argument("--memory-folder", type=Path, help="a tmpfs for models [default: /dev/shm]")
-    parser.add_argument("--disk-folder", type=Path, help="a folder on a local disk [default: the temporary folder]")
+    parser.add_argument("--disk-folder", type=Path, help="a folder on a local disk [default: /var/tmp]")
     parser.add_argument("--page", type=Path, nargs="*", metavar="JSON", help="only print the page of these results")
     chosen = parser.parse_args()
     if chosen.page is None and (chosen.bundle is None or chosen.out is None):
@@ -112,7 +114,8 @@ def main() -> int:
     chosen.out.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="longshore-gpu-"))
     memory = Path(tempfile.mkdtemp(prefix="longshore-gpu-", dir=chosen.memory_folder or "/dev/shm"))
-    disk = Path(tempfile.mkdtemp(prefix="longshore-gpu-", dir=chosen.disk_folder))
+    mounted = not chosen.quick and machine.mount_tmpfs(memory)
+    disk = Path(tempfile.mkdtemp(prefix="longshore-gpu-", dir=chosen.disk_folder or DISK_FOLDER))
     (work / "logs").mkdir()
     bundle = chosen.bundle.resolve()
     fake = chosen.driver_folder is not None
@@ -144,6 +147,8 @@ def main() -> int:
         report.complete("out of time" if ctx.left() < 30 else "the step before it failed")
         logs(work, chosen.out)
     finally:
+        if mounted:
+            machine.unmount(memory)
         for folder in (work, memory, disk):
             shutil.rmtree(folder, ignore_errors=True)
     failed = [row for row in report.rows if row.status == FAILED]

@@ -24,6 +24,8 @@ PUBLISHED = {
     "of its own.",
 }
 RANKS = (2, 4, 8)
+READOPTED = "time until re-adopted"
+READOPTED_LARGE = "time until re-adopted, much page-locked"
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,8 @@ MEASURES = (
     Case("gpu/attach-bytes", (LONGSHORE,), "bytes that the loader moved during all those attaches", "0"),
     Case(
         "gpu/kill-9",
-        ("time until re-adopted", "wrong or failed reads of clients", "bytes moved"),
-        "the daemon is killed under an attached client and started again, 100 times",
+        (READOPTED, READOPTED_LARGE, "wrong or failed reads of clients", "bytes moved"),
+        "the daemon is killed under an attached client and started again, 100 times; once with much page-locked memory",
         "<= 1 s, 0, 0",
     ),
     Case("limit/device-copy", ("cuMemcpyDtoDAsync",), "a plain copy on the device, bytes counted once"),

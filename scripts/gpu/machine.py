@@ -94,6 +94,26 @@ def least_page_locked() -> int:
     return (2 * min(max(len(os.sched_getaffinity(0)), 4), 32) + 4) * CHUNK
 
 
+def file_system(folder: Path) -> str:
+    """Its kind, for instance `tmpfs` or `ext2/ext3`."""
+    done = subprocess.run(["stat", "-f", "-c", "%T", folder], capture_output=True, text=True, timeout=20)
+    return done.stdout.strip() or "unknown"
+
+
+def mount_tmpfs(folder: Path) -> bool:
+    """A tmpfs of three fifths of the memory, on a folder with too little room; needs root. Whether it was made."""
+    memory = memory_bytes("MemTotal")
+    if shutil.disk_usage(folder).free >= memory * 0.45 or os.geteuid() != 0:
+        return False
+    command = ["mount", "-t", "tmpfs", "-o", f"size={memory // 5 * 3}", "longshore-gpu", str(folder)]
+    return subprocess.run(command, capture_output=True, timeout=30).returncode == 0
+
+
+def unmount(folder: Path) -> None:
+    """Takes it away, also when something still looks into it."""
+    subprocess.run(["umount", "--lazy", str(folder)], capture_output=True, timeout=30)
+
+
 @dataclass(frozen=True)
 class Sizes:
     """How much of everything."""
@@ -139,7 +159,7 @@ class Sizes:
         segments = tuple(size for size in (3 * GIB // 4, 5 * GIB // 2, 6 * GIB) if size < model)
         return Sizes(
             model_bytes=model, tensors=TENSORS, files=files, shared_files=4,
-            disk_files=int(max(1, min(3, disk * 0.4 // max(part, 1)))), pinned_bytes=model + 3 * GIB,
+            disk_files=int(max(1, min(2, disk * 0.4 // max(part, 1)))), pinned_bytes=model + 3 * GIB,
             staging_bytes=min(8 * GIB, room // 8), remote_bytes=remote, segment_bytes=segments, copy_bytes=256 * MIB,
             rounds=5, attaches=200, new_processes=100, kills=100,
         )  # fmt: skip

@@ -16,6 +16,7 @@ from cases import LONGSHORE, PEERS
 from checks import files_of
 from context import Context, find_peers, remove
 from daemons import Failed, Node
+from machine import file_system, least_page_locked
 from report import FAILED, NOT_MEASURED, Row, Samples
 from rounds import LongshoreLoad, Measured, PeerLoad, alternate
 
@@ -53,6 +54,7 @@ def pinned(ctx: Context, node: Node, agent: Agent, limits: Agent, other: str) ->
     found = load.first(ctx.model["files"])
     note = f"{found['tensors']} tensors, {found['bytes'] / 1e9:.2f} GB equal to the files"
     ctx.passed("check/large-model", LONGSHORE, note, found["tensors"], "tensors")
+    ctx.model["fingerprint"] = load.fingerprint
     made_by = limits.call("ready", seconds=120)["made_by"]
     load.measured()
     subjects = {"limit": lambda: limit(limits, ctx.model["bytes"]), LONGSHORE: load.measured}
@@ -238,6 +240,7 @@ def disk(ctx: Context, node: Node, agent: Agent) -> None:
     folder = shared_folder(ctx, "disk", ctx.sizes.disk_files, ctx.disk_folder)
     try:
         files = files_of(folder)
+        ctx.report.facts["disk"] = file_system(folder)
         print(f"  {ctx.sizes.disk_files} files copied to the disk in {time.monotonic() - begun:.1f} s", flush=True)
 
         def cold() -> None:
@@ -260,6 +263,7 @@ def disk(ctx: Context, node: Node, agent: Agent) -> None:
 def large(ctx: Context) -> None:
     """The stage with a whole model in page-locked memory, and room for one model on the GPU."""
     from attaching import attach
+    from surviving import once
 
     # The other model does not fit beside the large one.
     gap = 24 * MIB if ctx.fake else 1 * GIB
@@ -288,6 +292,7 @@ def large(ctx: Context) -> None:
         cases = ["gpu/attach", "gpu/attach-bytes"]
         ctx.step(cases, 80, lambda: attach(ctx, node, second, kept[0]))
         ctx.step(["limit/device-copy", "gpu/writable-copy"], 40, lambda: writable(ctx, second, limits, kept[0]))
+        ctx.guard(70, lambda: once(ctx, node, second, kept[0], options["pinned_memory"]))
 
 
 def small(ctx: Context) -> None:
@@ -296,10 +301,21 @@ def small(ctx: Context) -> None:
 
     ctx.peers = find_peers(ctx.bundle, ctx.work, ctx.environment)
     print(f"  other loaders here: {', '.join(ctx.peers) or 'none'}", flush=True)
-    memory = ctx.sizes.staging_bytes + BESIDE_BYTES
-    with ctx.agent("small") as agent, ctx.node("small", memory=memory, pinned_memory=ctx.sizes.staging_bytes) as node:
-        with ctx.limits() as limits:
-            ctx.step(["gpu/resident-to-device"], 160, lambda: resident(ctx, node, agent, limits))
-        ctx.step(["gpu/kill-9"], 130, lambda: kills(ctx, node))
-        agent.call("disconnect")
-        ctx.step(["limit/disk", "gpu/local-cold", "gpu/page-cache-to-device"], 220, lambda: disk(ctx, node, agent))
+    pinned_bytes = ctx.sizes.staging_bytes
+    options = {"memory": pinned_bytes + BESIDE_BYTES, "pinned_memory": pinned_bytes}
+    with ctx.agent("small") as agent, ctx.limits() as limits, ctx.node("small", **options) as node:
+        ctx.step(["gpu/resident-to-device"], 160, lambda: resident(ctx, node, agent, limits))
+
+    def killing() -> None:
+        least = least_page_locked()
+        with ctx.node("kills", memory=least + BESIDE_BYTES, pinned_memory=least) as node:
+            kills(ctx, node, least)
+
+    if "fingerprint" in ctx.model:
+        ctx.step(["gpu/kill-9"], 140, killing)
+
+    def reading() -> None:
+        with ctx.agent("disk") as agent, ctx.node("disk", **options) as node:
+            disk(ctx, node, agent)
+
+    ctx.step(["limit/disk", "gpu/local-cold", "gpu/page-cache-to-device"], 220, reading)

@@ -134,9 +134,9 @@ def test_the_same_script_over_the_fake_driver(bundle, fake_driver, tmp_path):
         "--driver-folder",
         fake_driver,
         "--seconds",
-        "400",
+        "700",
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=420)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=760)
     log = tmp_path / "log.txt"
     said = done.stdout[-6000:] + done.stderr[-2000:] + (log.read_text()[-3000:] if log.exists() else "")
     value = json.loads((tmp_path / "gpu.json").read_text())

@@ -89,6 +89,8 @@ pub fn write(folder: &Path, shape: &Shape, files: u64, seed: u64, threads: usize
         opened.push(file);
     }
     let count = weight_map.len();
+    // Writes to one file exclude each other: the files side by side.
+    pieces.sort_by_key(|(_, at, _)| *at);
     crate::deal(
         pieces,
         threads,
