@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import checks
@@ -17,7 +18,7 @@ import machine
 import measures
 import remote
 from cases import CHECKS
-from context import Context
+from context import Context, find_peers
 from report import FAILED, FAKE, Report, page
 
 HERE = Path(__file__).resolve().parent
@@ -35,6 +36,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes: says whether it works, not how fast")
     parser.add_argument("--driver-folder", type=Path, help="folder with another libcuda.so.1: the fake driver's")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after so long, what is left is not measured")
+    parser.add_argument(
+        "--stages", nargs="+", choices=list(STAGES), help="only these; results of several runs make one page"
+    )
     parser.add_argument("--memory-folder", type=Path, help="a tmpfs for models [default: /dev/shm]")
     parser.add_argument("--disk-folder", type=Path, help="a folder on a local disk [default: /var/tmp]")
     parser.add_argument("--page", type=Path, nargs="*", metavar="JSON", help="only print the page of these results")
@@ -75,23 +79,46 @@ def sizes(quick: bool, facts: dict[str, object], memory_folder: Path, disk_folde
     return machine.Sizes.fitting(machine.memory_bytes("MemAvailable"), gpu, tmpfs, disk)
 
 
-def stages(ctx: Context) -> None:
-    """In the order of what matters most: what comes late may find no time."""
-    every = [case.name for case in CHECKS]
-    ctx.step([name for name in every if name != "check/large-model"], 240, lambda: checks.run(ctx))
-    cases = ["check/large-model", "limit/pinned-copy", "gpu/pinned-to-device", "gpu/attach", "gpu/attach-bytes"]
-    cases += ["limit/device-copy", "gpu/writable-copy"]
+def large(ctx: Context) -> None:
+    """The model is made by whichever stage needs it first."""
+    with_model(ctx)
+    measures.large(ctx)
 
-    def large() -> None:
-        measures.make_model(ctx)
-        measures.large(ctx)
 
-    ctx.step(cases, 300, large)
+def with_model(ctx: Context) -> None:
     if not ctx.model:
-        return
-    cases = ["gpu/resident-to-device", "gpu/kill-9", "limit/disk", "gpu/local-cold", "gpu/page-cache-to-device"]
-    ctx.step(cases, 400, lambda: measures.small(ctx))
-    ctx.step(["gpu/tensor-parallel-bytes", "gpu/checksum"], 200, lambda: remote.run(ctx))
+        measures.make_model(ctx)
+
+
+def beside_peers(ctx: Context) -> None:
+    with_model(ctx)
+    ctx.peers = find_peers(ctx.bundle, ctx.work, ctx.environment)
+    print(f"  other loaders here: {', '.join(ctx.peers) or 'none'}", flush=True)
+    measures.beside_peers(ctx)
+
+
+def killing(ctx: Context) -> None:
+    with_model(ctx)
+    measures.killing(ctx)
+
+
+def from_disk(ctx: Context) -> None:
+    with_model(ctx)
+    ctx.peers = ctx.peers or find_peers(ctx.bundle, ctx.work, ctx.environment)
+    measures.from_disk(ctx)
+
+
+LARGE = ["check/large-model", "limit/pinned-copy", "gpu/pinned-to-device", "gpu/attach", "gpu/attach-bytes"]
+LARGE += ["limit/device-copy", "gpu/writable-copy"]
+#: In the order of what matters most: what comes late may find no time. Cases, seconds at most, and the work.
+STAGES: dict[str, tuple[list[str], float, Callable[[Context], None]]] = {
+    "checks": ([case.name for case in CHECKS if case.name != "check/large-model"], 240, checks.run),
+    "large": (LARGE, 300, large),
+    "peers": (["gpu/resident-to-device"], 180, beside_peers),
+    "kills": (["gpu/kill-9"], 140, killing),
+    "remote": (["gpu/tensor-parallel-bytes", "gpu/checksum"], 200, remote.run),
+    "disk": (["limit/disk", "gpu/local-cold", "gpu/page-cache-to-device"], 220, from_disk),
+}
 
 
 def logs(work: Path, out: Path) -> None:
@@ -121,7 +148,7 @@ def main() -> int:
     fake = chosen.driver_folder is not None
     values = environment(bundle, chosen.driver_folder, work)
     # What is written down names the script and its options, not this machine's folders.
-    options = [word for word in ("--quick",) if chosen.quick]
+    options = [*(["--quick"] if chosen.quick else []), *(["--stages", *chosen.stages] if chosen.stages else [])]
     command = shlex.join(["scripts/gpu.sh", "BUNDLE", "OUT", *options, *(["--driver-folder", "DIR"] if fake else [])])
     try:
         facts = machine.facts(bundle / "bin" / "longshore", values, sys.executable, command, fake)
@@ -142,9 +169,11 @@ def main() -> int:
             command=command,
         )
         report.write()
-        stages(ctx)
+        for name in chosen.stages or STAGES:
+            cases, seconds, work_of = STAGES[name]
+            ctx.step(cases, seconds, lambda work_of=work_of: work_of(ctx))
         report.facts["seconds"] = time.monotonic() - begun
-        report.complete("out of time" if ctx.left() < 30 else "the step before it failed")
+        report.complete("not asked for" if chosen.stages else "out of time")
         logs(work, chosen.out)
     finally:
         if mounted:

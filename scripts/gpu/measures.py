@@ -14,7 +14,7 @@ from pathlib import Path
 from agent import Agent
 from cases import LONGSHORE, PEERS
 from checks import files_of
-from context import Context, find_peers, remove
+from context import Context, remove
 from daemons import Failed, Node
 from machine import file_system, least_page_locked
 from report import FAILED, NOT_MEASURED, Row, Samples
@@ -295,27 +295,32 @@ def large(ctx: Context) -> None:
         ctx.guard(70, lambda: once(ctx, node, second, kept[0], options["pinned_memory"]))
 
 
-def small(ctx: Context) -> None:
-    """The stage with little page-locked memory: loads beside the peers, kills, the disk."""
+def few_page_locked(ctx: Context) -> dict[str, int]:
+    """Options of a node whose page-locked memory is for staging: less than the models that are loaded."""
+    pinned_bytes = ctx.sizes.staging_bytes
+    return {"memory": pinned_bytes + BESIDE_BYTES, "pinned_memory": pinned_bytes}
+
+
+def beside_peers(ctx: Context) -> None:
+    """Files in tmpfs through every loader."""
+    with (
+        ctx.agent("small") as agent,
+        ctx.limits() as limits,
+        ctx.node("small", **few_page_locked(ctx)) as node,
+    ):
+        resident(ctx, node, agent, limits)
+
+
+def killing(ctx: Context) -> None:
+    """The daemon of a node with as little page-locked memory as there can be is killed."""
     from surviving import kills
 
-    ctx.peers = find_peers(ctx.bundle, ctx.work, ctx.environment)
-    print(f"  other loaders here: {', '.join(ctx.peers) or 'none'}", flush=True)
-    pinned_bytes = ctx.sizes.staging_bytes
-    options = {"memory": pinned_bytes + BESIDE_BYTES, "pinned_memory": pinned_bytes}
-    with ctx.agent("small") as agent, ctx.limits() as limits, ctx.node("small", **options) as node:
-        ctx.step(["gpu/resident-to-device"], 160, lambda: resident(ctx, node, agent, limits))
+    least = least_page_locked()
+    with ctx.node("kills", memory=least + BESIDE_BYTES, pinned_memory=least) as node:
+        kills(ctx, node, least)
 
-    def killing() -> None:
-        least = least_page_locked()
-        with ctx.node("kills", memory=least + BESIDE_BYTES, pinned_memory=least) as node:
-            kills(ctx, node, least)
 
-    if "fingerprint" in ctx.model:
-        ctx.step(["gpu/kill-9"], 140, killing)
-
-    def reading() -> None:
-        with ctx.agent("disk") as agent, ctx.node("disk", **options) as node:
-            disk(ctx, node, agent)
-
-    ctx.step(["limit/disk", "gpu/local-cold", "gpu/page-cache-to-device"], 220, reading)
+def from_disk(ctx: Context) -> None:
+    """Files on a local disk through every loader."""
+    with ctx.agent("disk") as agent, ctx.node("disk", **few_page_locked(ctx)) as node:
+        disk(ctx, node, agent)

@@ -179,7 +179,7 @@ over all of their bytes afterwards. CPU seconds are those of all processes that 
 def page(results: list[dict[str, Any]]) -> str:
     """The page of all results: cards first, the fake driver last and without its speeds."""
     text = [INTRODUCTION]
-    cards = [result for result in results if result["card"] != FAKE]
+    cards = merged([result for result in results if result["card"] != FAKE])
     for result in cards:
         text.append(_section(result))
     if not cards:
@@ -188,6 +188,27 @@ def page(results: list[dict[str, Any]]) -> str:
         if result["card"] == FAKE:
             text.append(_fake(result))
     return "\n".join(text)
+
+
+def merged(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of some stages each, on one kind of card on one day, as one: of each row what says most."""
+    best = [MEASURED, PASSED, PUBLISHED_FIGURE, FAILED, NOT_MEASURED]
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for result in results:
+        key = (result["card"], result["date"])
+        if key not in found:
+            found[key] = {**result, "rows": list(result["rows"])}
+            continue
+        whole = found[key]
+        rows = {(row["case"], row["subject"]): row for row in whole["rows"]}
+        for row in result["rows"]:
+            name = (row["case"], row["subject"])
+            if name not in rows or best.index(row["status"]) < best.index(rows[name]["status"]):
+                rows[name] = row
+        whole["rows"] = list(rows.values())
+        whole["seconds"] = whole.get("seconds", 0) + result.get("seconds", 0)
+        whole["command"] = "`, `".join(dict.fromkeys([*whole["command"].split("`, `"), result["command"]]))
+    return list(found.values())
 
 
 def _section(result: dict[str, Any]) -> str:

@@ -22,7 +22,10 @@ def kills(ctx: Context, node: Node, page_locked: int) -> None:
     """Each time: kill -9, start, and wait until the loader knows the model again."""
     with ctx.agent("kills", "client") as client, ctx.agent("kills", "control") as control:
         load = LongshoreLoad(node, client, str(ctx.model["folder"]))
-        load.again(ctx.model["fingerprint"])
+        if "fingerprint" in ctx.model:
+            load.again(ctx.model["fingerprint"])
+        else:
+            load.first(ctx.model["files"])
         model_id = load.last["model_id"]
         control.call("ready", seconds=120)
         client.call("watch")

@@ -84,6 +84,27 @@ def test_a_run_that_ends_early_has_a_row_for_everything(tmp_path):
         report.add(Row("gpu/other", "x", MEASURED))
 
 
+def test_runs_of_some_stages_make_one_page():
+    row = {
+        "case": "gpu/attach",
+        "subject": "same process",
+        "unit": "ms (p99)",
+        "note": "",
+        "runs": 1,
+        "cache_state": "",
+    }
+    row |= dict.fromkeys(("min", "max", "limit", "ratio_to_limit", "cpu_s_per_gb"))
+    head = {"card": "Card", "date": "2026-01-02", "machine": "m", "driver": "1", "versions": {}}
+    first = {**head, "command": "one", "rows": [{**row, "status": NOT_MEASURED, "value": None}]}
+    second = {**head, "command": "two", "rows": [{**row, "status": MEASURED, "value": 3.0}]}
+    for runs in ([first, second], [second, first]):
+        text = page(runs)
+        assert text.count("| `gpu/attach` |") == 1
+        assert "3 ms (p99)" in text
+        assert "`one`" in text
+        assert "`two`" in text
+
+
 def test_the_committed_page_is_made_from_the_committed_results():
     wanted = page([json.loads(path.read_text()) for path in RESULTS])
     assert (ROOT / "docs" / "benchmarks-gpu.md").read_text() == wanted, "run: make gpu-page"
