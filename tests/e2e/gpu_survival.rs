@@ -135,7 +135,7 @@ fn an_upgrade_takes_over_what_is_there() {
     let copies_before = copies(&node);
     let ended = node.loader.terminate(Duration::from_secs(30)).expect("a loader that ends when asked");
     assert!(ended.success(), "{ended}");
-    assert!(node.copiers().is_empty(), "copiers end with their loader");
+    wait_until("the end of the copiers, which go with their loader", || node.copiers().is_empty());
     lease.check(&model).unwrap();
     node.loader.start_again();
     wait_for_models(&node, 1);
