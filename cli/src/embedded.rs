@@ -190,7 +190,7 @@ pub async fn open_loader(
 }
 
 /// The loader's options for a command: what its flags say, and the environment for the rest. GPUs are only looked for
-/// when the model may go to one: locking memory for them takes seconds.
+/// when the model may go to one: the driver takes its time to start.
 ///
 /// # Errors
 /// [`Code::InvalidArgument`] for a variable that holds no valid value.

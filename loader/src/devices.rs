@@ -1,16 +1,16 @@
 //! The devices of this node: host memory, and the GPUs with the page-locked memory that copies to them come from.
 //!
-//! Everything that takes long or can fail for good happens here, before a loader serves: GPUs are looked for, the
-//! page-locked arena is allocated, and a copier for each GPU locks it.
+//! [`open`] is quick: it looks for GPUs and sets budgets. What takes long, allocating page-locked memory and having a
+//! copier for each GPU lock it, is done by [`NodeDevices::start`] for all GPUs, or else by the first load for one.
 
 mod choice;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use longshore_device::cuda::{CopierStart, CopierState, CudaDevice, CudaOptions, GpuInfo};
+use longshore_device::cuda::{CopierStart, CopierState, CudaDevice, CudaOptions};
 use longshore_device::{Device, DeviceId, DeviceInfo, Devices, HostDevice, MemoryKeeper};
-use longshore_memory::{Arena, PinnedArena};
+use longshore_memory::{Arena, PinnedArena, PinnedSource};
 use longshore_types::{ByteSize, Code, Error, Result, format_bytes};
 
 use crate::options::{Gpus, LoaderOptions};
@@ -29,7 +29,9 @@ pub struct NodeDevices {
     /// Those that are GPUs, for what is asked of GPUs alone.
     pub gpus: BTreeMap<DeviceId, Arc<CudaDevice>>,
     /// Where bytes wait for their copy to a GPU; `None` without one.
-    pub pinned: Option<PinnedArena>,
+    pub pinned: Option<PinnedSource>,
+    /// Whether the options name the GPUs one by one: then each of them must work.
+    pub is_listed: bool,
     /// What a user should know.
     pub warnings: Vec<String>,
 }
@@ -48,7 +50,7 @@ pub struct DeviceStatus {
 impl From<Devices> for NodeDevices {
     /// Devices that bytes land on without a copy.
     fn from(devices: Devices) -> Self {
-        NodeDevices { devices, gpus: BTreeMap::new(), pinned: None, warnings: Vec::new() }
+        NodeDevices { devices, gpus: BTreeMap::new(), pinned: None, is_listed: false, warnings: Vec::new() }
     }
 }
 
@@ -61,6 +63,53 @@ impl NodeDevices {
             DeviceStatus { info, state, restarts: gpu.map_or(0, |gpu| gpu.restarts()) }
         };
         self.devices.all().iter().map(|device| state_of(device.info())).collect()
+    }
+
+    /// Allocates page-locked memory and starts the copiers of all GPUs, which lock it. Blocks: about a second for every few
+    /// GiB. Gives what a user should know.
+    ///
+    /// # Errors
+    /// [`Code::Exhausted`] when the system does not give the memory; what the copier of a GPU says that the options
+    /// list, or when no GPU at all can be used. Others stay, and are tried again when a load asks for them.
+    pub fn start(&self) -> Result<Vec<String>> {
+        let Some(pinned) = &self.pinned else { return Ok(Vec::new()) };
+        let stats = pinned.get()?.stats();
+        let results = self.start_copiers();
+        let mut warnings = Vec::new();
+        for (id, result) in &results {
+            match result {
+                Ok(()) => {}
+                // A node of GPUs none of which works is no node of host memory.
+                Err(error) if self.is_listed || results.iter().all(|(_, result)| result.is_err()) => {
+                    return Err(error.clone());
+                }
+                Err(error) => warnings.push(format!("{id} cannot be used at present: {error}")),
+            }
+        }
+        for warning in &warnings {
+            tracing::warn!(warning, "not every GPU is used");
+        }
+        tracing::info!(
+            gpus = results.len() - warnings.len(),
+            pinned = format_bytes(stats.capacity_bytes),
+            pages = %stats.pages,
+            nodes = stats.nodes,
+            "GPUs are ready"
+        );
+        Ok(warnings)
+    }
+
+    /// All at once: each copier locks all of the memory.
+    fn start_copiers(&self) -> Vec<(DeviceId, Result<()>)> {
+        std::thread::scope(|scope| {
+            let start = |gpu: &Arc<CudaDevice>| {
+                let gpu = gpu.clone();
+                scope.spawn(move || gpu.start())
+            };
+            let threads: Vec<_> = self.gpus.iter().map(|(id, gpu)| (*id, start(gpu))).collect();
+            let panicked = |_| Err(Error::new(Code::Internal, "starting a GPU panicked"));
+            threads.into_iter().map(|(id, thread)| (id, thread.join().unwrap_or_else(panicked))).collect()
+        })
     }
 }
 
@@ -76,12 +125,12 @@ pub fn copier_process() -> Result<CopierStart> {
     Ok(CopierStart::Process { program, args: vec!["copier".into()] })
 }
 
-/// Opens host memory, which `arena` pays for, and the GPUs of the options, whose memory `keeper` makes. Blocks: locking
-/// memory takes about a second for every few GiB.
+/// Opens host memory, which `arena` pays for, and the GPUs of the options, whose memory `keeper` makes. Blocks for as long
+/// as the driver takes to start.
 ///
 /// # Errors
 /// [`Code::Unsupported`] for a GPU that is listed and not there; [`Code::InvalidArgument`] and [`Code::Exhausted`] for
-/// page-locked memory that is too little, or that there is no room for; what the copiers say when no GPU can be used.
+/// page-locked memory that is too little, or that the budget has no room for.
 pub fn open(
     options: &LoaderOptions,
     arena: &Arena,
@@ -89,64 +138,26 @@ pub fn open(
     copier: CopierStart,
 ) -> Result<NodeDevices> {
     let host: Arc<dyn Device> = Arc::new(HostDevice::new(arena.clone()));
-    let choice::Choice { gpus, mut warnings } = choice::choose(&options.gpus)?;
+    let choice::Choice { gpus, warnings } = choice::choose(&options.gpus)?;
     if gpus.is_empty() {
         return Ok(NodeDevices { warnings, ..NodeDevices::from(Devices::new(vec![host])) });
     }
-    let pinned = open_pinned(options, arena)?;
-    let open = |gpu: GpuInfo| {
-        let options = CudaOptions { budget_bytes: options.gpu_memory.of(gpu.total_bytes), gpu, start: copier.clone() };
-        CudaDevice::open(options, keeper.clone(), pinned.clone())
-    };
-    let is_listed = matches!(options.gpus, Gpus::Listed(_));
+    let pinned = pinned_source(options, arena)?;
     let mut opened = BTreeMap::new();
     let mut devices = vec![host];
-    let mut failed = None;
-    for (gpu, result) in open_all(gpus, open) {
-        match result {
-            Ok(device) => {
-                devices.push(device.clone());
-                opened.insert(DeviceId::cuda(gpu.ordinal), device);
-            }
-            Err(error) if is_listed => return Err(error),
-            Err(error) => {
-                warnings.push(format!("cuda:{} is not used: {error}", gpu.ordinal));
-                failed = Some(error);
-            }
-        }
+    for gpu in gpus {
+        let ordinal = gpu.ordinal;
+        let options = CudaOptions { budget_bytes: options.gpu_memory.of(gpu.total_bytes), gpu, start: copier.clone() };
+        let device = CudaDevice::open(options, keeper.clone(), pinned.clone())?;
+        devices.push(device.clone());
+        opened.insert(DeviceId::cuda(ordinal), device);
     }
-    // A node of GPUs none of which works is no node of host memory.
-    if let (Some(error), true) = (failed, opened.is_empty()) {
-        return Err(error);
-    }
-    for warning in &warnings {
-        tracing::warn!(warning, "not every GPU is used");
-    }
-    let stats = pinned.stats();
-    tracing::info!(
-        gpus = opened.len(),
-        pinned = format_bytes(stats.capacity_bytes),
-        pages = %stats.pages,
-        nodes = stats.nodes,
-        "GPUs are ready"
-    );
-    Ok(NodeDevices { devices: Devices::new(devices), gpus: opened, pinned: Some(pinned), warnings })
+    let is_listed = matches!(options.gpus, Gpus::Listed(_));
+    Ok(NodeDevices { devices: Devices::new(devices), gpus: opened, pinned: Some(pinned), is_listed, warnings })
 }
 
-/// All at once: each copier locks the whole arena.
-fn open_all<T: Send>(gpus: Vec<GpuInfo>, open: impl Fn(GpuInfo) -> Result<T> + Sync) -> Vec<(GpuInfo, Result<T>)> {
-    std::thread::scope(|scope| {
-        let open = &open;
-        let threads: Vec<_> = gpus.into_iter().map(|gpu| (gpu.clone(), scope.spawn(move || open(gpu)))).collect();
-        let join = |(gpu, thread): (GpuInfo, std::thread::ScopedJoinHandle<'_, Result<T>>)| {
-            let result = thread.join();
-            (gpu, result.unwrap_or_else(|_| Err(Error::new(Code::Internal, "opening a GPU panicked"))))
-        };
-        threads.into_iter().map(join).collect()
-    })
-}
-
-fn open_pinned(options: &LoaderOptions, arena: &Arena) -> Result<PinnedArena> {
+/// Page-locked memory that is paid for now and allocated when it is needed.
+fn pinned_source(options: &LoaderOptions, arena: &Arena) -> Result<PinnedSource> {
     let bytes = pinned_bytes(options, arena.capacity_bytes())?;
     let reservation = arena.try_reserve(bytes).ok_or_else(|| {
         let stats = arena.stats();
@@ -159,7 +170,7 @@ fn open_pinned(options: &LoaderOptions, arena: &Arena) -> Result<PinnedArena> {
         );
         Error::new(Code::Exhausted, message)
     })?;
-    PinnedArena::create(bytes, reservation)
+    Ok(PinnedSource::new(bytes, move || PinnedArena::create(bytes, reservation)))
 }
 
 /// Page-locked memory for a loader that does not live long: staging, and little that is kept. Allocating and locking the

@@ -79,6 +79,16 @@ impl Loader {
         Ok(Arc::new(Loader { shared }))
     }
 
+    /// Does now what the first load onto each GPU would have to wait for, see [`NodeDevices::start`]. Gives what a user
+    /// should know.
+    ///
+    /// # Errors
+    /// As [`NodeDevices::start`].
+    pub async fn start_devices(&self) -> Result<Vec<String>> {
+        let shared = self.shared.clone();
+        crate::load::blocking(move || shared.node.start()).await
+    }
+
     /// Loads a model, joins the load of it that runs, or attaches to the one in memory. Dropping the future leaves the
     /// load; it goes on as long as another caller waits for it.
     ///

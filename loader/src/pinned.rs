@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use longshore_memory::{PageKind, PinnedArena, PinnedChunk, PinnedStats};
+use longshore_memory::{PageKind, PinnedArena, PinnedChunk, PinnedSource, PinnedStats};
 use longshore_types::{ChunkKey, Code, Error, Result, format_bytes};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ const FILL_LOOK_AGAIN: Duration = Duration::from_millis(50);
 
 /// See the module.
 pub(crate) struct PinnedTier {
-    arena: PinnedArena,
+    source: PinnedSource,
     state: Mutex<State>,
     /// Signalled when a lease ends.
     released: Condvar,
@@ -51,8 +51,8 @@ pub struct PinnedUse {
     pub staging_bytes: u64,
     /// Slots of chunks that are kept, and go when the room is needed.
     pub cached_bytes: u64,
-    /// The kind of its pages.
-    pub pages: PageKind,
+    /// The kind of its pages; `None` before it is allocated.
+    pub pages: Option<PageKind>,
 }
 
 /// A chunk in a slot. It keeps its place in the tier while this lives.
@@ -63,9 +63,9 @@ pub(crate) struct PinnedLease {
 }
 
 impl PinnedTier {
-    /// An empty tier over all slots of `arena`.
-    pub(crate) fn new(arena: PinnedArena) -> Arc<PinnedTier> {
-        Arc::new(PinnedTier { arena, state: Mutex::default(), released: Condvar::new() })
+    /// An empty tier over all slots of `source`.
+    pub(crate) fn new(source: impl Into<PinnedSource>) -> Arc<PinnedTier> {
+        Arc::new(PinnedTier { source: source.into(), state: Mutex::default(), released: Condvar::new() })
     }
 
     /// The chunk, with whatever blocks of it are there already; else an empty slot for it, on the NUMA node `near` when
@@ -79,12 +79,13 @@ impl PinnedTier {
         near: Option<u32>,
         token: &CancellationToken,
     ) -> Result<PinnedLease> {
+        let arena = self.source.get()?;
         let mut state = self.state.lock();
-        let chunk = match self.try_get(&mut state, key, near) {
+        let chunk = match try_get(&arena, &mut state, key, near) {
             Some(chunk) => chunk,
             None => {
                 state.waiting += 1;
-                let chunk = self.wait_for(&mut state, key, near, token);
+                let chunk = self.wait_for(&arena, &mut state, key, near, token);
                 state.waiting -= 1;
                 chunk?
             }
@@ -92,17 +93,9 @@ impl PinnedTier {
         Ok(PinnedLease { tier: self.clone(), key: key.clone(), chunk })
     }
 
-    fn try_get(&self, state: &mut State, key: &ChunkKey, near: Option<u32>) -> Option<PinnedChunk> {
-        if let Some(chunk) = state.shelf.lease(key) {
-            return Some(chunk);
-        }
-        let chunk = self.arena.try_chunk(key.len_bytes(), near)?;
-        state.shelf.put(key.clone(), chunk.clone());
-        Some(chunk)
-    }
-
     fn wait_for(
         &self,
+        arena: &PinnedArena,
         state: &mut MutexGuard<'_, State>,
         key: &ChunkKey,
         near: Option<u32>,
@@ -110,12 +103,12 @@ impl PinnedTier {
     ) -> Result<PinnedChunk> {
         let deadline = Instant::now() + SLOT_WAIT;
         loop {
-            if let Some(chunk) = self.try_get(state, key, near) {
+            if let Some(chunk) = try_get(arena, state, key, near) {
                 return Ok(chunk);
             }
             // A chunk that made room may still be read by a copy: its slot comes by itself. Only who has no such slot
             // to wait for sends another chunk away.
-            if self.leaving(state) < state.waiting
+            if leaving(arena, state) < state.waiting
                 && let Some(evicted) = state.shelf.take_oldest()
             {
                 drop(evicted);
@@ -131,18 +124,11 @@ impl PinnedTier {
         }
     }
 
-    /// Slots whose chunk is not here any more and which something still holds.
-    fn leaving(&self, state: &State) -> u64 {
-        let used = self.arena.stats().used_bytes / PinnedArena::SLOT_BYTES;
-        used.saturating_sub(state.shelf.len() as u64)
-    }
-
     fn stuck(&self) -> Error {
-        let PinnedStats { capacity_bytes, .. } = self.arena.stats();
         let message = format!(
             "all of the {} of page-locked memory was in use by fetches and copies for {SLOT_WAIT:?}; raise the pinned memory, or \
              look why they do not end",
-            format_bytes(capacity_bytes)
+            format_bytes(self.source.capacity_bytes())
         );
         Error::new(Code::Exhausted, message)
     }
@@ -165,10 +151,32 @@ impl PinnedTier {
     /// What the slots are used for.
     pub(crate) fn usage(&self) -> PinnedUse {
         let state = self.state.lock();
-        let PinnedStats { capacity_bytes, used_bytes, pages, .. } = self.arena.stats();
+        let stats = self.source.stats();
+        let used_bytes = stats.map_or(0, |PinnedStats { used_bytes, .. }| used_bytes);
         let cached_bytes = state.shelf.unused() as u64 * PinnedArena::SLOT_BYTES;
-        PinnedUse { capacity_bytes, staging_bytes: used_bytes.saturating_sub(cached_bytes), cached_bytes, pages }
+        PinnedUse {
+            capacity_bytes: self.source.capacity_bytes(),
+            staging_bytes: used_bytes.saturating_sub(cached_bytes),
+            cached_bytes,
+            pages: stats.map(|stats| stats.pages),
+        }
     }
+}
+
+/// The chunk on the shelf, or a free slot for it.
+fn try_get(arena: &PinnedArena, state: &mut State, key: &ChunkKey, near: Option<u32>) -> Option<PinnedChunk> {
+    if let Some(chunk) = state.shelf.lease(key) {
+        return Some(chunk);
+    }
+    let chunk = arena.try_chunk(key.len_bytes(), near)?;
+    state.shelf.put(key.clone(), chunk.clone());
+    Some(chunk)
+}
+
+/// Slots whose chunk is not on the shelf any more and which something still holds.
+fn leaving(arena: &PinnedArena, state: &State) -> u64 {
+    let used = arena.stats().used_bytes / PinnedArena::SLOT_BYTES;
+    used.saturating_sub(state.shelf.len() as u64)
 }
 
 impl PinnedLease {

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use longshore_cluster::membership::PROBE_TIMEOUT;
@@ -43,14 +44,26 @@ pub async fn serve(options: LoaderOptions, token: CancellationToken) -> Result<(
     let holder = HolderHandle::find(&options).await?;
     let listeners = Listeners::bind_held(&options, &holder).await?;
     let loader = open(&options, holder, &token).await?;
-    serve_with(listeners, loader, token).await
+    serve_and_start(listeners, loader, token, true).await
 }
 
-/// As [`serve`], over a loader that was opened before, for instance over a cache inside this process.
+/// As [`serve`], over a loader that was opened before, for instance over a cache inside this process. GPUs are started
+/// by the first load for each.
 ///
 /// # Errors
 /// When a server ends on its own.
 pub async fn serve_with(listeners: Listeners, loader: Arc<Loader>, token: CancellationToken) -> Result<()> {
+    serve_and_start(listeners, loader, token, false).await
+}
+
+/// Models that were taken over are served at once. Locking memory for GPUs takes seconds, so it is done meanwhile; loads
+/// onto a GPU wait for it, and the daemon is ready after it.
+async fn serve_and_start(
+    listeners: Listeners,
+    loader: Arc<Loader>,
+    token: CancellationToken,
+    start_devices: bool,
+) -> Result<()> {
     let attach_path: Arc<Path> = Arc::from(listeners.attach_socket());
     let Listeners { grpc, attach, tcp, ops } = listeners;
     let BoundSocket { listener: grpc, guard: grpc_file } = grpc;
@@ -71,8 +84,9 @@ pub async fn serve_with(listeners: Listeners, loader: Arc<Loader>, token: Cancel
     // Pages go last: while the loader drains, they say so.
     let closing = CancellationToken::new();
     let _close_pages = closing.clone().drop_guard();
+    let is_started = Arc::new(AtomicBool::new(!start_devices));
     if let Some(listener) = ops {
-        tokio::spawn(pages::serve(listener, ops_pages(loader.clone(), token.clone()), closing));
+        tokio::spawn(pages::serve(listener, ops_pages(loader.clone(), token.clone(), is_started.clone()), closing));
     }
     let _attach_file = match attach {
         Attach::Here(BoundSocket { listener, guard }) => {
@@ -94,11 +108,19 @@ pub async fn serve_with(listeners: Listeners, loader: Arc<Loader>, token: Cancel
         "loader is ready"
     );
 
+    let starting = async {
+        if start_devices {
+            loader.start_devices().await?;
+            is_started.store(true, Ordering::Relaxed);
+        }
+        std::future::pending::<Result<()>>().await
+    };
     tokio::select! {
         // Once cancelled, servers end one by one: that is the drain, not their failure.
         biased;
         () = token.cancelled() => {}
         ended = tasks.join_next() => return served(ended),
+        failed = starting => return failed,
     }
     health.set_not_serving::<LoaderServer<Grpc>>().await;
     loader.drain(Duration::from_millis(options.drain_timeout_ms)).await;
@@ -196,7 +218,7 @@ impl Listeners {
 async fn open(options: &LoaderOptions, holder: HolderHandle, token: &CancellationToken) -> Result<Arc<Loader>> {
     let origins = Origins::new(options.origin.clone())?;
     let (with, keeper) = (options.clone(), holder.clone());
-    // Locking memory for GPUs takes seconds.
+    // The driver takes its time to start.
     let devices = crate::load::blocking(move || {
         let arena = Arena::new(with.memory_bytes());
         devices::open(&with, &arena, Arc::new(keeper), devices::copier_process()?)
@@ -255,12 +277,13 @@ fn server() -> Server {
         .http2_keepalive_interval(Some(Duration::from_secs(30)))
 }
 
-/// Ready as long as it does not drain: without workers it reads origins directly.
-fn ops_pages(loader: Arc<Loader>, token: CancellationToken) -> pages::Handler {
+/// Ready from when its GPUs are until it drains: without workers it reads origins directly.
+fn ops_pages(loader: Arc<Loader>, token: CancellationToken, is_started: Arc<AtomicBool>) -> pages::Handler {
     let registry = loader.metrics().registry().clone();
-    let ready: pages::Ready = Arc::new(move || match token.is_cancelled() {
-        true => Err("shutting down".to_owned()),
-        false => Ok(()),
+    let ready: pages::Ready = Arc::new(move || match (token.is_cancelled(), is_started.load(Ordering::Relaxed)) {
+        (true, _) => Err("shutting down".to_owned()),
+        (false, false) => Err("locking memory for GPUs".to_owned()),
+        (false, true) => Ok(()),
     });
     let standard = pages::standard(registry, ready);
     Arc::new(move |path: &str| -> Option<Page> {

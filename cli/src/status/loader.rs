@@ -88,7 +88,8 @@ pub(super) fn write_text(text: &mut String, address: &str, status: &v1::LoaderSt
     if let Some(v1::PinnedStatus { capacity_bytes, staging_bytes, cached_bytes, pages }) = &status.pinned {
         let [capacity, staging, cached] =
             [capacity_bytes, staging_bytes, cached_bytes].map(|bytes| format_bytes(*bytes));
-        let _ = writeln!(text, "  pinned  {staging} staging and {cached} cached of {capacity}, pages {pages}");
+        let pages = if pages.is_empty() { "not allocated yet".to_owned() } else { format!("pages {pages}") };
+        let _ = writeln!(text, "  pinned  {staging} staging and {cached} cached of {capacity}, {pages}");
     }
     for gpu in status.devices.iter().filter(|device| device.device != HOST) {
         write_gpu(text, gpu);

@@ -31,6 +31,7 @@ mod ranges;
 mod read_back;
 mod region;
 mod steps;
+mod storage;
 #[cfg(test)]
 mod tests;
 

@@ -158,7 +158,36 @@ pub trait Upload: Send + Sync {
 
     /// The NUMA node that the device is next to, where the machine says.
     fn node(&self) -> Option<u32>;
+
+    /// The second way for bytes that are in a file of this machine, when the device has one.
+    fn storage(&self) -> Option<&dyn FromStorage> {
+        None
+    }
 }
+
+/// A region that the device can bring files to by itself, without host memory in between. Everything here may be
+/// `Unsupported`: then the bytes can be uploaded as others are.
+pub trait FromStorage: Send + Sync {
+    /// Makes a file known to the region. It must be opened past the page cache.
+    ///
+    /// # Errors
+    /// `Unsupported` when the device, this machine or the file's file system cannot do that; `Unavailable` when the device
+    /// failed in a way that repeating the load may cure.
+    fn open(&self, file: BorrowedFd<'_>) -> Result<StorageFile>;
+
+    /// Reads `len_bytes` of a file, from `file_offset_bytes` on, to the region's bytes from `offset_bytes` on. Blocks until
+    /// they are there. Best in multiples of 4 KiB of the file, and large.
+    ///
+    /// # Errors
+    /// As [`FromStorage::open`]; after `Unsupported` some of the bytes may have been written, and all of them can be
+    /// uploaded. `InvalidArgument` when the bytes are not within the region, `Internal` when something was sent there
+    /// before.
+    fn read(&self, file: StorageFile, file_offset_bytes: u64, len_bytes: u64, offset_bytes: u64) -> Result<()>;
+}
+
+/// A file that a region knows, for as long as it is filled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct StorageFile(pub(crate) u64);
 
 /// A finished region: it never changes again. Its memory is freed with the last reference.
 pub trait DeviceRegion: Send + Sync {

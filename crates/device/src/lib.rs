@@ -19,7 +19,9 @@ mod host;
 mod id;
 mod keeper;
 
-pub use device::{Device, DeviceInfo, DeviceRegion, Intake, Land, Part, RegionBuilder, Segment, Upload};
+pub use device::{
+    Device, DeviceInfo, DeviceRegion, FromStorage, Intake, Land, Part, RegionBuilder, Segment, StorageFile, Upload,
+};
 pub use devices::Devices;
 pub use host::HostDevice;
 pub use id::{DeviceId, DeviceKind, DeviceRequest};

@@ -282,7 +282,7 @@ fn pinned(pinned: &PinnedUse) -> v1::PinnedStatus {
         capacity_bytes: pinned.capacity_bytes,
         staging_bytes: pinned.staging_bytes,
         cached_bytes: pinned.cached_bytes,
-        pages: pinned.pages.to_string(),
+        pages: pinned.pages.map_or_else(String::new, |pages| pages.to_string()),
     }
 }
 

@@ -155,5 +155,5 @@ fn what_is_forgotten_goes_at_once_or_with_its_last_lease() {
     assert_eq!(tier.forget(|url| url == "s3://bucket/model/file"), CHUNK_BYTES);
     assert_eq!(tier.usage(), PinnedUse { staging_bytes: CHUNK_BYTES, cached_bytes: 0, ..tier.usage() });
     drop(held);
-    assert_eq!(tier.arena.stats().used_bytes, 0);
+    assert_eq!(tier.source.get().unwrap().stats().used_bytes, 0);
 }

@@ -1,7 +1,9 @@
 //! A region on a GPU that is being filled.
 
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use longshore_memory::{OwnedSegment, PinnedChunk};
 use longshore_types::{BLOCK_BYTES, Code, Error, Result};
@@ -14,7 +16,7 @@ use super::protocol::{RUNS_MAX, Request};
 use super::ranges::Ranges;
 use super::region::CudaRegion;
 use super::steps::{self, Step};
-use crate::device::{DeviceRegion, Intake, Part, RegionBuilder, Upload};
+use crate::device::{DeviceRegion, FromStorage, Intake, Part, RegionBuilder, StorageFile, Upload};
 
 /// Takes uploads until it is finished. Belongs to one copier: when that ends, so does this.
 pub(super) struct CudaBuilder {
@@ -27,6 +29,8 @@ pub(super) struct CudaBuilder {
     mapped: Option<u64>,
     progress: Arc<Progress>,
     sent: Mutex<Sent>,
+    /// The number of the next file that the copier is shown.
+    next_file: AtomicU64,
     /// The memory is somebody else's now.
     finished: bool,
 }
@@ -56,6 +60,7 @@ impl CudaBuilder {
             mapped: None,
             progress: Arc::default(),
             sent: Mutex::default(),
+            next_file: AtomicU64::new(1),
             finished: false,
         }
     }
@@ -159,6 +164,46 @@ impl Upload for CudaBuilder {
 
     fn node(&self) -> Option<u32> {
         self.shared.gpu.node
+    }
+
+    fn storage(&self) -> Option<&dyn FromStorage> {
+        Some(self)
+    }
+}
+
+impl FromStorage for CudaBuilder {
+    fn open(&self, file: BorrowedFd<'_>) -> Result<StorageFile> {
+        self.progress.check()?;
+        let Some(region) = self.mapped else {
+            return Err(Error::new(Code::InvalidArgument, "files do not go to an empty region"));
+        };
+        let number = self.next_file.fetch_add(1, Ordering::Relaxed);
+        self.link.call(vec![(file, 1)], |id| Request::OpenFile { id, region, file: number })?;
+        Ok(StorageFile(number))
+    }
+
+    fn read(&self, file: StorageFile, file_offset_bytes: u64, len_bytes: u64, offset_bytes: u64) -> Result<()> {
+        self.progress.check()?;
+        let end = offset_bytes.checked_add(len_bytes).filter(|end| *end <= self.size_bytes && len_bytes > 0);
+        let (Some(end), Some(region)) = (end, self.mapped) else {
+            let message = format!("{len_bytes} bytes at {offset_bytes} are not within a region of {}", self.size_bytes);
+            return Err(Error::new(Code::InvalidArgument, message));
+        };
+        let range = offset_bytes..end;
+        {
+            let mut sent = self.sent.lock();
+            if sent.claim(std::slice::from_ref(&range))? {
+                // As for uploads: the zeros there must not come after the bytes.
+                self.wait_idle()?;
+            }
+        }
+        let (file, from, to) = (file.0, file_offset_bytes, offset_bytes);
+        let read = self.link.call(Vec::new(), |id| Request::ReadFile { id, region, file, from, len_bytes, to });
+        read.map(drop).inspect_err(|error| {
+            if error.code() == Code::Unsupported {
+                self.sent.lock().bytes.remove(&range);
+            }
+        })
     }
 }
 

@@ -1,12 +1,14 @@
 //! The copier's side of a [`super::CudaDevice`]: the only process with a CUDA context.
 //!
 //! Three kinds of threads: this one listens to the daemon and fills a bounded queue; one device thread ([`worker`])
-//! makes all calls that start work; one thread for each stream ([`lanes`]) waits until work is done and says so. An
+//! makes all calls that start work; one thread for each stream ([`lanes`]) waits until work is done and says so. Where
+//! the card reads files by itself, a few more do nothing else ([`storage`]). An
 //! error that loses the context is reported, then everything ends: the daemon starts another copier.
 
 mod check;
 mod lanes;
 mod pack;
+mod storage;
 mod worker;
 
 use std::net::Shutdown;
@@ -83,7 +85,7 @@ fn listen(receiver: &mut Receiver<&UnixStream>, queue: &SyncSender<Command>) -> 
                 pending.extend(segments.map(|(fd, &len_bytes)| OwnedSegment { fd, len_bytes }));
                 continue;
             }
-            Request::Start { .. } | Request::Map { .. } => std::mem::take(&mut pending),
+            Request::Start { .. } | Request::Map { .. } | Request::OpenFile { .. } => std::mem::take(&mut pending),
             _ => Vec::new(),
         };
         if queue.send(Command { request, segments }).is_err() {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use longshore_memory::{OwnedSegment, PinnedArena};
+use longshore_memory::{OwnedSegment, PinnedSource};
 use longshore_types::{Code, Error, Result, format_bytes};
 use parking_lot::Mutex;
 
@@ -54,15 +54,18 @@ pub(super) struct Shared {
 }
 
 impl CudaDevice {
-    /// Starts the copier, which page-locks `pinned`: about a second for every few GiB.
+    /// A GPU without a copier yet: [`CudaDevice::start`], or the first use, starts it.
     ///
     /// # Errors
-    /// What the copier reports, or why it cannot be started: `Unsupported` when there is no such GPU or its driver is too
-    /// old, `Unavailable` when the GPU failed in a way that another try may cure.
-    pub fn open(options: CudaOptions, keeper: Arc<dyn MemoryKeeper>, pinned: PinnedArena) -> Result<Arc<CudaDevice>> {
+    /// `Exhausted` when there is no memory to read regions back to.
+    pub fn open(
+        options: CudaOptions,
+        keeper: Arc<dyn MemoryKeeper>,
+        pinned: impl Into<PinnedSource>,
+    ) -> Result<Arc<CudaDevice>> {
         let CudaOptions { gpu, budget_bytes, start } = options;
         let id = DeviceId::cuda(gpu.ordinal);
-        let supervisor = Supervisor::new(start, id.to_string(), gpu.uuid.clone(), pinned);
+        let supervisor = Supervisor::new(start, id.to_string(), gpu.uuid.clone(), pinned.into());
         let shared = Shared {
             id,
             gpu,
@@ -73,8 +76,17 @@ impl CudaDevice {
             next_region: AtomicU64::new(1),
             reserving: Mutex::new(()),
         };
-        shared.link()?;
         Ok(Arc::new(CudaDevice { shared: Arc::new(shared) }))
+    }
+
+    /// Starts the copier if there is none, which page-locks the memory: about a second for every few GiB.
+    ///
+    /// # Errors
+    /// What the copier reports, or why it cannot be started: `Unsupported` when there is no such GPU or its driver is too
+    /// old, `Exhausted` when there is no page-locked memory, `Unavailable` when the GPU failed in a way that another try
+    /// may cure.
+    pub fn start(&self) -> Result<()> {
+        self.shared.link().map(drop)
     }
 
     /// What the copier is doing.
@@ -159,6 +171,7 @@ impl Device for CudaDevice {
         let link = shared.supervisor.idle_link();
         let card = match link.and_then(|link| link.ask(INFO_TIME_MAX, |id| Request::Info { id })) {
             Some(Answer::Memory { free_bytes, .. }) => free_bytes,
+            _ if matches!(self.state(), CopierState::Failed(_)) => 0,
             // A copier that is starting, gone or busy: the budget is what is known.
             _ => u64::MAX,
         };

@@ -143,6 +143,15 @@ impl Mapping {
         self.len_bytes
     }
 
+    /// Start in the mapping and length of each physical memory.
+    pub(super) fn parts(&self) -> impl Iterator<Item = (u64, u64)> {
+        let mut at = 0;
+        self.mapped.iter().map(move |len| {
+            at += len;
+            (at - len, *len)
+        })
+    }
+
     /// Unmaps it, and says whether that worked.
     pub(super) fn release(mut self) -> Result<(), CudaError> {
         self.unmap()

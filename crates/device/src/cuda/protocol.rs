@@ -2,7 +2,7 @@
 //!
 //! A message is its length (u32, little-endian) and a `postcard` encoding. Every request has a number, and gets one
 //! [`Reply`] with that number, in no particular order. Descriptors travel with [`Request::Segments`] and belong to the
-//! next [`Request::Start`] or [`Request::Map`]. A message that makes no sense ends the conversation.
+//! next [`Request::Start`], [`Request::Map`] or [`Request::OpenFile`]. A message that makes no sense ends the conversation.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -40,6 +40,12 @@ pub(super) enum Request {
     Unmap { id: u64, region: u64 },
     /// Asks for the memory of the GPU.
     Info { id: u64 },
+    /// Asks whether the GPU can read files by itself.
+    Storage { id: u64 },
+    /// Makes one file, opened past the page cache, known by a number until the region is unmapped.
+    OpenFile { id: u64, region: u64, file: u64 },
+    /// Lets the GPU read a part of a file, from this offset on, to this place of the region.
+    ReadFile { id: u64, region: u64, file: u64, from: u64, len_bytes: u64, to: u64 },
 }
 
 /// From the copier.

@@ -55,6 +55,8 @@ fn bench_of(budget_bytes: u64, start: CopierStart, keeper: Arc<dyn MemoryKeeper>
     let gpu = probe().unwrap().swap_remove(0);
     let options = CudaOptions { gpu, budget_bytes, start };
     let device = CudaDevice::open(options, keeper, pinned.clone()).unwrap();
+    assert_eq!((device.state(), device.restarts()), (CopierState::Starting, 0));
+    device.start().unwrap();
     assert_eq!((device.state(), device.restarts()), (CopierState::Ready, 0));
     Bench { device, pinned: Some(pinned) }
 }

@@ -58,6 +58,7 @@ impl Bench {
         let gpu = probe()?.swap_remove(0);
         let options = CudaOptions { gpu, budget_bytes: 64 << 20, start };
         let device = CudaDevice::open(options, Arc::new(OwnMemory::new()), pinned.clone())?;
+        device.start()?;
         Ok(Bench { device, pinned })
     }
 

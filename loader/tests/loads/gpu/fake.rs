@@ -33,6 +33,7 @@ async fn open(options: &LoaderOptions) -> Result<(NodeDevices, HolderHandle, Are
     let opening = move || {
         let arena = Arena::new(options.memory_bytes());
         let node = devices::open(&options, &arena, Arc::new(holder.clone()), CopierStart::Thread)?;
+        node.start()?;
         Ok((node, holder, arena))
     };
     tokio::task::spawn_blocking(opening).await.unwrap()

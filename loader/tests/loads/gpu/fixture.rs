@@ -49,7 +49,7 @@ impl Fixture {
         let cards: Vec<Arc<Card>> = (0..).zip(setup.cards).map(|(ordinal, bytes)| Card::new(ordinal, bytes)).collect();
         let mut devices: Vec<Arc<dyn Device>> = vec![Arc::new(HostDevice::new(arena.clone()))];
         devices.extend(cards.iter().map(|card| card.clone() as Arc<dyn Device>));
-        let node = NodeDevices { pinned: Some(pinned), ..NodeDevices::from(Devices::new(devices)) };
+        let node = NodeDevices { pinned: Some(pinned.into()), ..NodeDevices::from(Devices::new(devices)) };
         let options = LoaderOptions { fetches_max: Some(setup.fetches), ..LoaderOptions::from_environment().unwrap() };
         let (origin, worker, loader) = open(options, node, HolderHandle::local());
         Fixture { origin, worker, cards, arena, loader }

@@ -13,6 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::cuda::copier::copier_main;
+use crate::cuda::storage;
 
 /// A copier gives everything back within this time, or is killed.
 const END_TIME_MAX: Duration = Duration::from_secs(10);
@@ -49,6 +50,8 @@ impl Running {
             CopierStart::Process { program, args } => {
                 let mut command = Command::new(program);
                 command.args(args).stdin(Stdio::from(socket)).stdout(Stdio::null());
+                let (name, value) = storage::STRICT;
+                command.env(name, value);
                 // SAFETY: the closure makes two system calls and allocates nothing, as is required after a fork.
                 unsafe { command.pre_exec(ignore_termination) };
                 command.spawn().map(Running::Process).map_err(|error| {

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use longshore_memory::PinnedArena;
+use longshore_memory::PinnedSource;
 use longshore_types::{Code, Error, Result};
 use parking_lot::Mutex;
 
@@ -44,7 +44,7 @@ pub(in crate::cuda) struct Supervisor {
     start: CopierStart,
     name: String,
     gpu: String,
-    pinned: PinnedArena,
+    pinned: PinnedSource,
     current: Mutex<Current>,
     status: Arc<Status>,
 }
@@ -55,7 +55,7 @@ struct Current {
 }
 
 impl Supervisor {
-    pub(in crate::cuda) fn new(start: CopierStart, name: String, gpu: String, pinned: PinnedArena) -> Supervisor {
+    pub(in crate::cuda) fn new(start: CopierStart, name: String, gpu: String, pinned: PinnedSource) -> Supervisor {
         let status = Arc::new(Status { state: Mutex::new(CopierState::Starting), starts: AtomicU64::new(0) });
         let current = Mutex::new(Current { link: None, starts: Limit::new() });
         Supervisor { start, name, gpu, pinned, current, status }
@@ -69,6 +69,7 @@ impl Supervisor {
         }
         // Whoever still holds the old one sees that it ended.
         current.link = None;
+        let pinned = self.pinned.get().inspect_err(|error| self.status.failed(error))?;
         current.starts.take(Instant::now()).map_err(|wait| {
             let reason = match self.state() {
                 CopierState::Failed(reason) => reason,
@@ -83,7 +84,7 @@ impl Supervisor {
         })?;
         self.status.starts.fetch_add(1, Ordering::Relaxed);
         self.status.set(CopierState::Starting);
-        let mut pieces: Vec<_> = self.pinned.pieces().iter().map(|piece| (piece.fd, piece.len_bytes)).collect();
+        let mut pieces: Vec<_> = pinned.pieces().iter().map(|piece| (piece.fd, piece.len_bytes)).collect();
         pieces.push((read_back.fd(), ReadBack::BYTES));
         let opened = Link::open(&self.start, &self.name, &self.gpu, pieces, Arc::clone(&self.status));
         let link = opened.inspect_err(|error| self.status.failed(error))?;
@@ -105,9 +106,9 @@ impl Supervisor {
         current.link.as_ref().filter(|link| link.is_alive()).map(Arc::clone)
     }
 
-    /// The number of the piece after the page-locked memory.
+    /// The number of the piece after the page-locked memory, for who has a link.
     pub(in crate::cuda) fn read_back_piece(&self) -> u32 {
-        self.pinned.pieces().len() as u32
+        self.pinned.peek().map_or(0, |pinned| pinned.pieces().len()) as u32
     }
 
     pub(in crate::cuda) fn state(&self) -> CopierState {

@@ -12,6 +12,7 @@ use memmap2::{Advice, MmapOptions};
 
 use super::lanes::Lane;
 use super::pack::{self, PackBuffers};
+use super::storage::{Storage, Work};
 use super::{Command, Replies, check};
 use crate::cuda::context::{Context, Rows};
 use crate::cuda::driver::driver;
@@ -83,6 +84,7 @@ fn open(gpu: &str) -> Result<Arc<Context>> {
 /// Everything the copier has on the card. Released from the first field to the last: work in flight ends before what
 /// it uses goes.
 struct Worker {
+    storage: Storage,
     lanes: Vec<Lane>,
     next_lane: usize,
     regions: HashMap<u64, Arc<Mapping>>,
@@ -98,8 +100,9 @@ impl Worker {
         let pieces = segments.iter().map(|segment| page_lock(context, segment, &gpu)).collect::<Result<Vec<_>>>()?;
         let packs = PackBuffers::create(context, &gpu)?;
         let lanes = (0..LANES).map(|_| Lane::start(context, replies, &gpu)).collect::<Result<Vec<_>>>()?;
+        let storage = Storage::new(context, replies, &gpu);
         let (context, replies) = (Arc::clone(context), Arc::clone(replies));
-        Ok(Worker { lanes, next_lane: 0, regions: HashMap::new(), packs, pieces, replies, gpu, context })
+        Ok(Worker { storage, lanes, next_lane: 0, regions: HashMap::new(), packs, pieces, replies, gpu, context })
     }
 
     fn serve(&mut self, Command { request, segments }: Command) {
@@ -112,6 +115,14 @@ impl Worker {
             Request::Zero { id, region, ranges } => (id, self.zero(id, region, &ranges).map(|()| None)),
             Request::Read { id, region, offset_bytes, len_bytes, piece } => {
                 (id, self.read(id, region, offset_bytes, len_bytes, piece).map(|()| None))
+            }
+            // The threads for files answer these.
+            Request::Storage { id } => (id, self.storage(id, Work::Offer).map(|()| None)),
+            Request::OpenFile { id, region, file } => (id, self.open_file(id, (region, file), segments).map(|()| None)),
+            Request::ReadFile { id, region, file, from, len_bytes, to } => {
+                let key = (region, file);
+                let read = |mapping| Work::Read { key, mapping, from, len_bytes, to };
+                (id, self.region(region).and_then(|mapping| self.storage(id, read(mapping))).map(|()| None))
             }
             Request::Start { id, .. } => (id, wrong("it was started already")),
             // The listener keeps these.
@@ -151,12 +162,27 @@ impl Worker {
         };
         match Arc::try_unwrap(mapping) {
             // Memory that stays mapped would stay taken, until this process ends.
-            Ok(mapping) => mapping.release().map(|()| Answer::Done).map_err(Refusal::Lost),
+            Ok(mapping) => {
+                self.storage.forget(region);
+                mapping.release().map(|()| Answer::Done).map_err(Refusal::Lost)
+            }
             Err(in_use) => {
                 self.regions.insert(region, in_use);
                 wrong(format!("region {region} is being copied to"))
             }
         }
+    }
+
+    fn storage(&mut self, id: u64, work: Work) -> Result<(), Refusal> {
+        self.storage.submit(id, work).map_err(Refusal::Wrong)
+    }
+
+    fn open_file(&mut self, id: u64, key: (u64, u64), segments: Vec<OwnedSegment>) -> Result<(), Refusal> {
+        // Its files are closed with the region.
+        self.region(key.0)?;
+        let [segment] = <[OwnedSegment; 1]>::try_from(segments)
+            .or_else(|all| wrong(format!("{} descriptors came for one file", all.len())))?;
+        self.storage(id, Work::Open { key, fd: segment.fd })
     }
 
     fn info(&self) -> Result<Answer, Refusal> {
