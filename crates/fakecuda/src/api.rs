@@ -2,6 +2,7 @@
 
 mod context;
 mod copies;
+mod cufile;
 mod device;
 mod error;
 mod legacy;
@@ -46,6 +47,7 @@ pub(crate) fn entries() -> impl Iterator<Item = Entry> {
     let files = [
         context::ENTRIES,
         copies::ENTRIES,
+        cufile::ENTRIES,
         device::ENTRIES,
         error::ENTRIES,
         legacy::ENTRIES,

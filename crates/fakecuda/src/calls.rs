@@ -1,7 +1,7 @@
 //! The names of all entry points, in an order that every process of a run agrees on: counters are kept by index.
 
 /// Every entry point, sorted.
-pub const NAMES: [&str; 76] = [
+pub const NAMES: [&str; 81] = [
     "cuCtxGetCurrent",
     "cuCtxGetDevice",
     "cuCtxGetStreamPriorityRange",
@@ -30,6 +30,11 @@ pub const NAMES: [&str; 76] = [
     "cuEventQuery",
     "cuEventRecord",
     "cuEventSynchronize",
+    "cuFileDriverGetProperties",
+    "cuFileDriverOpen",
+    "cuFileHandleDeregister",
+    "cuFileHandleRegister",
+    "cuFileRead",
     "cuGetErrorName",
     "cuGetErrorString",
     "cuGetProcAddress",

@@ -47,11 +47,13 @@ pub struct FakeCudaOptions {
     pub h2d_gbps: f64,
     /// What is to go wrong: `[role/]name@n=code`, `name~n=code` (sticky), `*@n=code`; separated by commas.
     pub faults: String,
+    /// Whether the kernel has `nvidia-fs`, so that cards read files by themselves.
+    pub nvfs: bool,
 }
 
 impl Default for FakeCudaOptions {
     fn default() -> FakeCudaOptions {
-        FakeCudaOptions { devices: 2, memory_mib: 1024, h2d_gbps: 0.0, faults: String::new() }
+        FakeCudaOptions { devices: 2, memory_mib: 1024, h2d_gbps: 0.0, faults: String::new(), nvfs: false }
     }
 }
 
@@ -94,6 +96,8 @@ impl FakeCuda {
         std::fs::copy(library(), library_folder.join("libcuda.so")).expect("a copy of the driver");
         let second = library_folder.join("libcuda.so.1");
         std::os::unix::fs::symlink("libcuda.so", second).expect("its second name");
+        let storage = library_folder.join("libcufile.so.0");
+        std::os::unix::fs::symlink("libcuda.so", storage).expect("its name for storage");
         FakeCuda::open_at(options, path)
     }
 
@@ -152,6 +156,7 @@ impl FakeCuda {
             ("FAKE_CUDA_DEVICES", self.options.devices.to_string()),
             ("FAKE_CUDA_MEM_MIB", self.options.memory_mib.to_string()),
             ("FAKE_CUDA_H2D_GBPS", self.options.h2d_gbps.to_string()),
+            ("FAKE_CUDA_NVFS", u8::from(self.options.nvfs).to_string()),
         ]
         .into_iter()
         .map(|(name, value)| (name.to_owned(), value))

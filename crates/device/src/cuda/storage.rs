@@ -18,8 +18,6 @@ pub(super) const STRICT: (&str, &str) = ("CUFILE_ALLOW_COMPAT_MODE", "false");
 
 /// Where the library is looked for.
 const NAMES: [&str; 3] = ["libcufile.so.0", "libcufile.so", "/usr/local/cuda/lib64/libcufile.so.0"];
-/// Offsets in the file and lengths are multiples of this: others are read more slowly.
-pub(super) const FILE_ALIGNMENT_BYTES: u64 = 4096;
 const HANDLE_TYPE_OPAQUE_FD: c_int = 1;
 /// `1 << CU_FILE_ALLOW_COMPAT_MODE`
 const ALLOWS_COMPAT: u32 = 1 << 1;

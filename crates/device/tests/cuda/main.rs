@@ -8,3 +8,4 @@ mod driver;
 mod ends;
 mod errors;
 mod every_call;
+mod storage;

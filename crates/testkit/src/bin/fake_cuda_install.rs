@@ -27,6 +27,9 @@ struct Args {
     /// What is to go wrong: `[role/]name@n=code`, separated by commas; also armed while processes run.
     #[arg(long, default_value = "")]
     faults: String,
+    /// Whether there is `nvidia-fs`, so that cards read files by themselves.
+    #[arg(long)]
+    nvfs: bool,
     /// Prints what is held, and how often each call was made.
     #[arg(long)]
     state: bool,
@@ -39,6 +42,7 @@ fn main() {
         memory_mib: args.memory_mib,
         h2d_gbps: args.h2d_gbps,
         faults: args.faults,
+        nvfs: args.nvfs,
     };
     let printed = match args.state {
         true => state(&FakeCuda::open_at(options, &args.folder), args.devices),
