@@ -24,6 +24,7 @@ from report import FAILED, FAKE, Report, page
 HERE = Path(__file__).resolve().parent
 #: Not /tmp, which often is in memory.
 DISK_FOLDER = "/var/tmp"
+MEMORY_FOLDER = "/dev/shm"
 SECONDS = 525.0
 #: On the fake driver: enough for everything tiny, little enough that budgets are met.
 FAKE_MEMORY_MIB = 1024
@@ -73,7 +74,9 @@ def sizes(quick: bool, facts: dict[str, object], memory_folder: Path, disk_folde
         return machine.Sizes.tiny()
     found = facts["cards"]
     if not isinstance(found, list) or not found:
-        sys.exit("nvidia-smi shows no GPU here: give --driver-folder and --quick to run over the fake driver")
+        sys.exit(
+            "neither nvidia-smi nor torch sees a GPU here: give --driver-folder and --quick to run over the fake driver"
+        )
     gpu = int(found[0]["memory.total"]) << 20
     tmpfs, disk = shutil.disk_usage(memory_folder).free, shutil.disk_usage(disk_folder).free
     return machine.Sizes.fitting(machine.memory_bytes("MemAvailable"), gpu, tmpfs, disk)
@@ -140,7 +143,7 @@ def main() -> int:
     begun = time.monotonic()
     chosen.out.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix="longshore-gpu-"))
-    memory = Path(tempfile.mkdtemp(prefix="longshore-gpu-", dir=chosen.memory_folder or "/dev/shm"))
+    memory = Path(tempfile.mkdtemp(prefix="longshore-gpu-", dir=chosen.memory_folder or MEMORY_FOLDER))
     mounted = not chosen.quick and machine.mount_tmpfs(memory)
     disk = Path(tempfile.mkdtemp(prefix="longshore-gpu-", dir=chosen.disk_folder or DISK_FOLDER))
     (work / "logs").mkdir()

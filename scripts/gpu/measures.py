@@ -22,6 +22,7 @@ from rounds import LongshoreLoad, Measured, PeerLoad, alternate
 
 GIB = 1 << 30
 MIB = 1 << 20
+DISK_READ_SECONDS, DISK_WRITE_SECONDS = 1.5, 25.0
 #: Host memory of a daemon beside its page-locked part: side files, descriptions, bytes in flight.
 BESIDE_BYTES = 1 * GIB
 
@@ -88,18 +89,12 @@ def writable(ctx: Context, agent: Agent, limits: Agent, load: LongshoreLoad) -> 
     )
 
 
-def shared_folder(ctx: Context, name: str, files: int, base: Path) -> Path:
-    """A model of some of the files: links where they are on one file system, else copies."""
-    folder = base / name
-    folder.mkdir(parents=True)
-    for file in ctx.model["files"][:files]:
-        target = folder / Path(file).name
-        try:
-            os.link(file, target)
-        except OSError:
-            shutil.copyfile(file, target)
-            with target.open("rb") as copied:
-                os.fsync(copied.fileno())
+def some_files(ctx: Context) -> Path:
+    """A model of some of the large one's files, by links."""
+    folder = ctx.memory_folder / "part"
+    folder.mkdir()
+    for file in ctx.model["files"][: ctx.sizes.shared_files]:
+        os.link(file, folder / Path(file).name)
     return folder
 
 
@@ -181,7 +176,7 @@ def side_by_side(
 
 def resident(ctx: Context, node: Node, agent: Agent, limits: Agent) -> None:
     """tmpfs to device."""
-    folder = shared_folder(ctx, "part", ctx.sizes.shared_files, ctx.memory_folder)
+    folder = some_files(ctx)
     try:
         size = sum(os.path.getsize(file) for file in files_of(folder))
         plain: dict[str, object] = {"limit": lambda: limit(limits, size)}
@@ -234,14 +229,30 @@ def read_limits(ctx: Context, files: list[str], direct: bool) -> dict[str, objec
     return found
 
 
+def disk_model(ctx: Context) -> Path:
+    """A model on the disk that takes it a second or two to read, so that every loader can read it three times."""
+    folder, probe_bytes = ctx.disk_folder / "disk", 12 * MIB if ctx.fake else GIB
+    begun = time.monotonic()
+    ctx.bench("model", folder, "--size", probe_bytes, "--tensors", 30, "--files", 1, "--seed", 40)
+    for file in files_of(folder):
+        drop_from_cache(file)
+    written = probe_bytes / (time.monotonic() - begun)
+    found = json.loads(ctx.bench("read", "--direct", *files_of(folder)))
+    read = found["bytes"] / found["seconds"]
+    size = 0 if ctx.fake else int(min(read * DISK_READ_SECONDS, written * DISK_WRITE_SECONDS, ctx.sizes.disk_bytes))
+    if size > 2 * probe_bytes:
+        remove(folder)
+        ctx.bench("model", folder, "--size", size, "--tensors", 300, "--files", 2, "--seed", 41)
+    ctx.report.facts["disk"] = file_system(folder)
+    print(f"  disk: writes {written / 1e9:.2f} GB/s, reads {read / 1e9:.2f} GB/s", flush=True)
+    return folder
+
+
 def disk(ctx: Context, node: Node, agent: Agent) -> None:
     """A local disk to device: cold, then out of the page cache."""
-    begun = time.monotonic()
-    folder = shared_folder(ctx, "disk", ctx.sizes.disk_files, ctx.disk_folder)
+    folder = disk_model(ctx)
     try:
         files = files_of(folder)
-        ctx.report.facts["disk"] = file_system(folder)
-        print(f"  {ctx.sizes.disk_files} files copied to the disk in {time.monotonic() - begun:.1f} s", flush=True)
 
         def cold() -> None:
             plain = read_limits(ctx, files, direct=True)

@@ -40,13 +40,11 @@ def safetensors_prefetch(files: list[str], device: str, _resident: bool) -> Load
     return tensors, loaders
 
 
-def fastsafetensors(files: list[str], device: str, resident: bool) -> Loaded:
-    """Bounce buffers (GPUDirect Storage needs its kernel module), one thread a core; its own files' cache is kept."""
+def fastsafetensors(files: list[str], device: str, _resident: bool) -> Loaded:
+    """Its own bounce buffers, one thread a core; GPUDirect Storage would need its kernel module."""
     from fastsafetensors import SafeTensorsFileLoader
 
-    loader = SafeTensorsFileLoader(
-        None, device, nogds=True, max_threads=len(os.sched_getaffinity(0)), disable_cache=not resident
-    )
+    loader = SafeTensorsFileLoader(None, device, nogds=True, max_threads=len(os.sched_getaffinity(0)))
     loader.add_filenames({0: files})
     buffers = loader.copy_files_to_device()
     tensors = {name: buffers.get_tensor(name) for name in loader.get_keys()}
