@@ -112,6 +112,11 @@ impl Flights {
         Ok(Boarding::Seat(Box::new(seat), Some(pilot)))
     }
 
+    /// Whether the model is in memory or on its way there.
+    pub(crate) fn knows(&self, key: &ModelKey) -> bool {
+        self.running.lock().contains_key(key) || self.registry.find(key).is_some()
+    }
+
     /// Loads that run or wait.
     pub(crate) fn count(&self) -> usize {
         self.running.lock().len()

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_device::DeviceRequest;
+use longshore_device::{Device, DeviceRequest};
 use longshore_origin::Origins;
 use longshore_types::{Code, Error, Manifest, Result, Selection, redact_url};
 use tokio::net::UnixListener;
@@ -98,18 +98,27 @@ impl Loader {
     pub async fn load(&self, request: LoadRequest, progress: Option<ProgressSender>) -> Result<Arc<LoadedModel>> {
         let shared = &self.shared;
         let recorder = Arc::new(Recorder::new(request.trace, shared.metrics.clone()));
-        let device = shared.node.devices.choose(&request.device)?;
+        let candidates = self.candidates(request.device).await?;
         let url = shared.origins.canonical_url(&request.uri)?;
         let selection = Selection::new(request.include)?;
-        let wanted =
-            ModelKey { url, revision: String::new(), selection, device: device.info().id, parallel: request.parallel };
-        let resolved = self.resolve(&recorder, &wanted, request.revalidate).await?;
+        let keys = candidates.iter().map(|device| ModelKey {
+            url: url.clone(),
+            revision: String::new(),
+            selection: selection.clone(),
+            device: device.id(),
+            parallel: request.parallel.clone(),
+        });
+        let mut keys: Vec<ModelKey> = keys.collect();
+        let resolved = self.resolve(&recorder, &keys, request.revalidate).await?;
         let manifest = match resolved {
             Resolution::Described(manifest) => manifest,
             Resolution::Kept(lease) => return Ok(self.reattach(lease, &recorder)),
         };
-        check_schemes(&manifest, &wanted.url)?;
-        let key = ModelKey { revision: manifest.revision.clone(), ..wanted };
+        check_schemes(&manifest, &url)?;
+        keys.iter_mut().for_each(|key| key.revision.clone_from(&manifest.revision));
+        // Where it is already, or on its way; else on the best device.
+        let place = keys.iter().position(|key| shared.flights.knows(key)).unwrap_or(0);
+        let (device, key) = (candidates[place].clone(), keys.swap_remove(place));
         let flights_max = shared.options.loads_max.saturating_mul(1 + WAITING_PER_LOAD).max(1);
         match shared.flights.board(&key, flights_max)? {
             Boarding::Loaded(lease) => Ok(self.reattach(lease, &recorder)),
@@ -125,8 +134,20 @@ impl Loader {
         }
     }
 
-    /// The manifest, or, when nobody can be asked, the model in memory.
-    async fn resolve(&self, recorder: &Recorder, wanted: &ModelKey, revalidate: bool) -> Result<Resolution> {
+    /// The devices that a request can mean, the best first; at least one.
+    async fn candidates(&self, request: DeviceRequest) -> Result<Vec<Arc<dyn Device>>> {
+        let devices = self.shared.node.devices.clone();
+        match request {
+            // How full GPUs are is asked of them.
+            DeviceRequest::Auto => crate::load::blocking(move || devices.candidates(&request)).await,
+            _ => devices.candidates(&request),
+        }
+    }
+
+    /// The manifest, or, when nobody can be asked, the model in memory on one of the devices of `keys`, which differ in
+    /// nothing else.
+    async fn resolve(&self, recorder: &Recorder, keys: &[ModelKey], revalidate: bool) -> Result<Resolution> {
+        let Some(wanted) = keys.first() else { return Err(Error::new(Code::Internal, "a load onto no device")) };
         let timer = recorder.begin(Step::Resolve);
         let described = self.shared.cluster().describe(&wanted.url, &wanted.selection, revalidate).await;
         recorder.end(timer, 0, 0, "");
@@ -138,7 +159,7 @@ impl Loader {
                 Ok(Resolution::Described(described.manifest))
             }
             Err(error) if matches!(error.code(), Code::Unavailable | Code::Timeout) => {
-                let kept = self.shared.registry.newest(wanted).ok_or(error.clone())?;
+                let kept = keys.iter().find_map(|key| self.shared.registry.newest(key)).ok_or(error.clone())?;
                 let (revision, url) = (&kept.model().key.revision, redact_url(&wanted.url));
                 let detail = format!("{url} at {revision} is served from memory without asking: {error}");
                 recorder.add_fallback(FallbackKind::NotRevalidated, detail);

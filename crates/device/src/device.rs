@@ -27,7 +27,13 @@ pub struct DeviceInfo {
 
 /// Somewhere a model can live. Methods may block: call them off the async runtime.
 pub trait Device: Send + Sync {
-    /// What it is and how full it is now.
+    /// Its name in requests. Never waits.
+    fn id(&self) -> DeviceId;
+
+    /// The same in every process of this machine, whatever the ordinals there. Never waits.
+    fn uuid(&self) -> &str;
+
+    /// What it is and how full it is now. May ask the device.
     fn info(&self) -> DeviceInfo;
 
     /// Tensors are placed at multiples of this many bytes.

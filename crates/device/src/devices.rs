@@ -1,5 +1,6 @@
 //! The devices of a node, and the choice among them.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use longshore_types::{Code, Error, Result};
@@ -24,27 +25,35 @@ impl Devices {
         &self.all
     }
 
-    /// The device that was asked for. `auto` takes the GPU with the most free memory, or else the host.
+    /// The devices that a request can mean, the best first: `auto` means every GPU, the one with the most free memory
+    /// first, or the host when there is no GPU; a name means one device. May ask the devices how full they are.
     ///
     /// # Errors
     /// [`Code::Unsupported`] when there is no such device here; the message names those there are.
-    pub fn choose(&self, request: &DeviceRequest) -> Result<Arc<dyn Device>> {
-        let found = match request {
-            DeviceRequest::Auto => self.all.iter().max_by_key(|device| {
-                let info = device.info();
-                (info.id.kind() == DeviceKind::Cuda, info.free_bytes)
-            }),
-            DeviceRequest::Id(id) => self.all.iter().find(|device| device.info().id == *id),
-            DeviceRequest::Uuid(uuid) => self.all.iter().find(|device| is_same(&device.info().uuid, uuid)),
+    pub fn candidates(&self, request: &DeviceRequest) -> Result<Vec<Arc<dyn Device>>> {
+        let is_meant = |device: &&Arc<dyn Device>| match request {
+            DeviceRequest::Auto => device.id().kind() == self.best_kind(),
+            DeviceRequest::Id(id) => device.id() == *id,
+            DeviceRequest::Uuid(uuid) => is_same(device.uuid(), uuid),
         };
-        found.cloned().ok_or_else(|| {
+        let mut found: Vec<Arc<dyn Device>> = self.all.iter().filter(is_meant).cloned().collect();
+        if found.len() > 1 {
+            found.sort_by_cached_key(|device| (Reverse(device.info().free_bytes), device.id()));
+        }
+        if found.is_empty() {
             let message = format!("there is no device {request} here; {}", self.describe());
-            Error::new(Code::Unsupported, message)
-        })
+            return Err(Error::new(Code::Unsupported, message));
+        }
+        Ok(found)
+    }
+
+    fn best_kind(&self) -> DeviceKind {
+        let has_gpu = self.all.iter().any(|device| device.id().kind() == DeviceKind::Cuda);
+        if has_gpu { DeviceKind::Cuda } else { DeviceKind::Host }
     }
 
     fn describe(&self) -> String {
-        let names: Vec<String> = self.all.iter().map(|device| device.info().id.to_string()).collect();
+        let names: Vec<String> = self.all.iter().map(|device| device.id().to_string()).collect();
         if names.is_empty() { "there is none at all".into() } else { format!("there is {}", names.join(", ")) }
     }
 }
@@ -71,14 +80,27 @@ mod tests {
     use crate::id::DeviceId;
 
     /// A card as far as choosing goes.
-    struct Card(u32, u64);
+    struct Card(u32, u64, String);
+
+    impl Card {
+        fn of(ordinal: u32, used_bytes: u64) -> Arc<Card> {
+            Arc::new(Card(ordinal, used_bytes, format!("GPU-{ordinal}")))
+        }
+    }
 
     impl Device for Card {
+        fn id(&self) -> DeviceId {
+            DeviceId::cuda(self.0)
+        }
+
+        fn uuid(&self) -> &str {
+            &self.2
+        }
+
         fn info(&self) -> DeviceInfo {
-            let uuid = format!("GPU-{}", self.0);
             DeviceInfo {
-                id: DeviceId::cuda(self.0),
-                uuid,
+                id: self.id(),
+                uuid: self.2.clone(),
                 name: "card".into(),
                 capacity_bytes: 100,
                 used_bytes: self.1,
@@ -100,7 +122,7 @@ mod tests {
     }
 
     fn chosen(devices: &Devices, request: &str) -> Result<String> {
-        devices.choose(&request.parse()?).map(|device| device.info().id.to_string())
+        devices.candidates(&request.parse()?).map(|found| found[0].id().to_string())
     }
 
     #[test]
@@ -116,11 +138,12 @@ mod tests {
     #[test]
     fn the_emptiest_card_comes_before_the_host() {
         let host = Arc::new(HostDevice::new(Arena::new(1 << 40)));
-        let devices = Devices::new(vec![host, Arc::new(Card(0, 90)), Arc::new(Card(1, 10))]);
+        let devices = Devices::new(vec![host, Card::of(0, 90), Card::of(1, 10), Card::of(2, 10)]);
         assert_eq!(chosen(&devices, "auto").unwrap(), "cuda:1");
         assert_eq!(chosen(&devices, "cuda:0").unwrap(), "cuda:0");
         assert_eq!(chosen(&devices, "host").unwrap(), "host");
-        assert_eq!(devices.all().len(), 3);
+        assert_eq!(chosen(&devices, "GPU-2").unwrap(), "cuda:2");
+        assert_eq!(devices.candidates(&DeviceRequest::Auto).unwrap().len(), 3);
     }
 
     #[test]

@@ -45,6 +45,14 @@ impl HostDevice {
 }
 
 impl Device for HostDevice {
+    fn id(&self) -> DeviceId {
+        DeviceId::HOST
+    }
+
+    fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
     fn info(&self) -> DeviceInfo {
         let stats = self.arena.stats();
         DeviceInfo {

@@ -42,7 +42,7 @@ impl Reservation {
         let mut side_files = SideFiles::WithTensors;
         if attempt.key.device.kind() != DeviceKind::Host {
             side_files = SideFiles::Apart;
-            let is_host = |device: &&Arc<dyn Device>| device.info().id.kind() == DeviceKind::Host;
+            let is_host = |device: &&Arc<dyn Device>| device.id().kind() == DeviceKind::Host;
             let host = attempt.shared.node.devices.all().iter().find(is_host);
             let host = host.ok_or_else(|| Error::new(Code::Unsupported, "there is no host memory for plain files"))?;
             devices.push((host.clone(), format!("{label}-files")));
@@ -77,7 +77,7 @@ impl Reservation {
         };
         let builders = regions.into_iter().map(reserve).collect::<Result<Vec<_>>>()?;
         self.recorder.end(timer, 0, 0, "");
-        let device_uuid = self.devices[0].0.info().uuid;
+        let device_uuid = self.devices[0].0.uuid().to_owned();
         Ok(Reserved { plan, builders, device_uuid })
     }
 }

@@ -164,6 +164,14 @@ fn check(label: &str, segments: &[OwnedSegment], size_bytes: u64) -> Result<()> 
 }
 
 impl Device for CudaDevice {
+    fn id(&self) -> DeviceId {
+        self.shared.id
+    }
+
+    fn uuid(&self) -> &str {
+        &self.shared.gpu.uuid
+    }
+
     fn info(&self) -> DeviceInfo {
         let shared = &self.shared;
         let used_bytes = shared.keeper.used_bytes(&shared.gpu.uuid);

@@ -41,19 +41,28 @@ impl Orders {
 pub struct Card {
     memory: HostDevice,
     ordinal: u32,
+    uuid: String,
     pub orders: Arc<Orders>,
 }
 
 impl Card {
     pub fn new(ordinal: u32, memory_bytes: u64) -> Arc<Card> {
-        Arc::new(Card { memory: HostDevice::new(Arena::new(memory_bytes)), ordinal, orders: Arc::default() })
+        let (memory, uuid) = (HostDevice::new(Arena::new(memory_bytes)), format!("GPU-{ordinal}"));
+        Arc::new(Card { memory, ordinal, uuid, orders: Arc::default() })
     }
 }
 
 impl Device for Card {
+    fn id(&self) -> DeviceId {
+        DeviceId::cuda(self.ordinal)
+    }
+
+    fn uuid(&self) -> &str {
+        &self.uuid
+    }
+
     fn info(&self) -> DeviceInfo {
-        let (id, uuid) = (DeviceId::cuda(self.ordinal), format!("GPU-{}", self.ordinal));
-        DeviceInfo { id, uuid, name: "card".into(), ..self.memory.info() }
+        DeviceInfo { id: self.id(), uuid: self.uuid.clone(), name: "card".into(), ..self.memory.info() }
     }
 
     fn alignment_bytes(&self) -> u64 {

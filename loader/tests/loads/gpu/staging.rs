@@ -169,3 +169,18 @@ async fn what_fits_nowhere_is_said() {
     let missing = fixture.load(&on(&request, "cuda:7")).await.unwrap_err();
     assert_eq!(missing.code(), Code::Unsupported);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn auto_finds_a_model_on_whichever_card_it_is() {
+    let fixture = Fixture::new(Setup { cards: vec![100 * MIB, 200 * MIB], ..Setup::default() });
+    let model = ModelSpec::sized(1, 50 * MIB, 9).build();
+    let request = fixture.put("m", &model);
+    let there = fixture.load(&on(&request, "cuda:0")).await.unwrap();
+    // The other card has more room.
+    let again = fixture.load(&on(&request, "auto")).await.unwrap();
+    assert!(again.is_reattached() && again.id == there.id, "{:?}", again.key.device);
+    let other = fixture.put("other", &ModelSpec::sized(2, 50 * MIB, 9).build());
+    assert_eq!(fixture.load(&on(&other, "auto")).await.unwrap().key.device.to_string(), "cuda:1");
+    let named = fixture.load(&on(&request, "cuda:1")).await.unwrap();
+    assert!(!named.is_reattached(), "a card that is named is meant");
+}
