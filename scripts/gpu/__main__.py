@@ -40,6 +40,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--stages", nargs="+", choices=list(STAGES), help="only these; results of several runs make one page"
     )
+    parser.add_argument("--huge-pages", action="store_true", help="reserve huge pages meanwhile (root)")
     parser.add_argument("--memory-folder", type=Path, help="a tmpfs for models [default: /dev/shm]")
     parser.add_argument("--disk-folder", type=Path, help="a folder on a local disk [default: /var/tmp]")
     parser.add_argument("--page", type=Path, nargs="*", metavar="JSON", help="only print the page of these results")
@@ -151,7 +152,11 @@ def main() -> int:
     fake = chosen.driver_folder is not None
     values = environment(bundle, chosen.driver_folder, work)
     # What is written down names the script and its options, not this machine's folders.
-    options = [*(["--quick"] if chosen.quick else []), *(["--stages", *chosen.stages] if chosen.stages else [])]
+    options = [
+        *(["--quick"] if chosen.quick else []),
+        *(["--huge-pages"] if chosen.huge_pages else []),
+        *(["--stages", *chosen.stages] if chosen.stages else []),
+    ]
     command = shlex.join(["scripts/gpu.sh", "BUNDLE", "OUT", *options, *(["--driver-folder", "DIR"] if fake else [])])
     try:
         facts = machine.facts(bundle / "bin" / "longshore", values, sys.executable, command, fake)
@@ -170,6 +175,7 @@ def main() -> int:
             report=report,
             deadline=begun + chosen.seconds,
             command=command,
+            huge_pages=chosen.huge_pages,
         )
         report.write()
         for name in chosen.stages or STAGES:

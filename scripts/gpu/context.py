@@ -49,6 +49,7 @@ class Context:
     report: Report
     deadline: float
     command: str
+    huge_pages: bool = False
     peers: dict[str, dict[str, str]] = field(default_factory=dict)
     #: Folder, files and bytes of the model that is measured.
     model: dict[str, Any] = field(default_factory=dict)

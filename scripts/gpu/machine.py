@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from typing import Any
 GIB = 1 << 30
 MIB = 1 << 20
 CHUNK = 16 * MIB
+NR_HUGEPAGES = Path("/proc/sys/vm/nr_hugepages")
 #: As tensors: nine a layer and three more.
 TENSORS = 1000
 _QUERY = "name,uuid,driver_version,memory.total,pcie.link.gen.max,pcie.link.width.max,mig.mode.current"
@@ -106,6 +109,17 @@ def versions(longshore: Path, environment: dict[str, str], python: str) -> dict[
 def least_page_locked() -> int:
     """What a loader needs of it: a chunk for each thread that fetches, as many that are copied, and some to spare."""
     return (2 * min(max(len(os.sched_getaffinity(0)), 4), 32) + 4) * CHUNK
+
+
+@contextlib.contextmanager
+def huge_pages(wanted_bytes: int, setting: Path = NR_HUGEPAGES) -> Iterator[int]:
+    """Reserves huge pages of 2 MiB for a while, as deploy/ tells nodes with GPUs to; gives their number. Needs root."""
+    before = setting.read_text().strip()
+    setting.write_text(f"{-(-wanted_bytes // (2 * MIB))}\n")
+    try:
+        yield int(setting.read_text())
+    finally:
+        setting.write_text(before + "\n")
 
 
 def file_system(folder: Path) -> str:

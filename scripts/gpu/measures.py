@@ -16,7 +16,7 @@ from cases import LONGSHORE, PEERS
 from checks import files_of
 from context import Context, remove
 from daemons import Failed, Node
-from machine import file_system, least_page_locked
+from machine import file_system, huge_pages, least_page_locked
 from report import FAILED, NOT_MEASURED, Row, Samples
 from rounds import LongshoreLoad, Measured, PeerLoad, alternate
 
@@ -271,6 +271,11 @@ def disk(ctx: Context, node: Node, agent: Agent) -> None:
         remove(folder)
 
 
+def page_kind(node: Node) -> str:
+    """What page-locked memory is made of, as the loader says."""
+    return str(node.command("status")["loader"]["pinned"]["pages"])
+
+
 def large(ctx: Context) -> None:
     """The stage with a whole model in page-locked memory, and room for one model on the GPU."""
     from attaching import attach
@@ -287,14 +292,16 @@ def large(ctx: Context) -> None:
     ctx.bench("model", other, "--size", gap + gap // 4, "--tensors", 30, "--files", 1, "--seed", 30)
     begun = time.monotonic()
     with (
+        huge_pages(options["pinned_memory"]) if ctx.huge_pages else contextlib.nullcontext(),
         ctx.agent("large") as agent,
         ctx.agent("large", "second") as second,
         ctx.limits() as limits,
         ctx.node("large", **options) as node,
     ):
         took = time.monotonic() - begun
-        ctx.report.facts["page_locked_start_seconds"] = took
-        print(f"  {options['pinned_memory'] / 1e9:.1f} GB page-locked, ready in {took:.1f} s", flush=True)
+        pages = page_kind(node)
+        ctx.report.facts["page_locked"] = {"bytes": options["pinned_memory"], "pages": pages, "start_seconds": took}
+        print(f"  {options['pinned_memory'] / 1e9:.1f} GB page-locked ({pages}), ready in {took:.1f} s", flush=True)
         kept: list[LongshoreLoad] = []
         cases = ["check/large-model", "limit/pinned-copy", "gpu/pinned-to-device"]
         ctx.step(cases, 150, lambda: kept.append(pinned(ctx, node, agent, limits, str(other))))

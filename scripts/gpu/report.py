@@ -132,6 +132,7 @@ class Report:
         if self.facts["card"] == FAKE:
             # Nobody shall read a speed out of a run that has none.
             self.facts["seconds"] = 0
+            self.facts.pop("page_locked", None)
             values = [value | dict.fromkeys(SPEEDS, None) | {"note": ""} for value in values]
         return {**self.facts, "rows": values}
 
@@ -218,11 +219,23 @@ def _section(result: dict[str, Any]) -> str:
         f"## {result['card']}, {result['date']}\n",
         f"{result['machine']}. Driver {result['driver']}. {versions}.",
         f"Model: {result.get('model', '')}.\n" if result.get("model") else "",
+        _page_locked(result),
         *_checks(result["rows"]),
         *_measures(result["rows"]),
         f"\nCommand: `{result['command']}`. It took {result.get('seconds', 0):.0f} s.\n",
     ]
     return "\n".join(lines)
+
+
+def _page_locked(result: dict[str, Any]) -> str:
+    """How long the daemon of the large model took to start, and the disk that files were read from."""
+    found = []
+    if locked := result.get("page_locked"):
+        size, seconds = locked["bytes"] / 1e9, locked["start_seconds"]
+        found.append(f"{size:.1f} GB of page-locked memory ({locked['pages']}) were ready in {seconds:.1f} s.")
+    if disk := result.get("disk"):
+        found.append(f"Files on a disk: {disk}.")
+    return " ".join(found) + "\n" if found else ""
 
 
 def _checks(rows: list[dict[str, Any]]) -> list[str]:

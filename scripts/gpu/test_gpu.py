@@ -16,7 +16,7 @@ ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 
 from cases import BY_NAME, CASES, PUBLISHED  # noqa: E402
-from machine import Sizes  # noqa: E402
+from machine import Sizes, huge_pages  # noqa: E402
 from report import FAILED, MEASURED, NOT_MEASURED, PASSED, PUBLISHED_FIGURE, Report, Row, Samples, page  # noqa: E402
 from report import percentile as percentile_of  # noqa: E402
 
@@ -53,6 +53,14 @@ def test_a_card_of_140_gb_beside_128_gib_is_measured_with_40_gb():
     assert len(sizes.segment_bytes) >= 3
 
 
+def test_huge_pages_are_given_back(tmp_path):
+    setting = tmp_path / "nr_hugepages"
+    setting.write_text("7\n")
+    with huge_pages(5 << 20, setting) as count:
+        assert count == 3
+    assert setting.read_text() == "7\n"
+
+
 def test_small_machines_get_small_models():
     sizes = Sizes.fitting(memory=24 * GIB, gpu=8 * GIB, tmpfs=12 * GIB, disk=10 * GIB)
     assert sizes.model_bytes + sizes.pinned_bytes < 24 * GIB
@@ -77,7 +85,8 @@ def test_a_run_that_ends_early_has_a_row_for_everything(tmp_path):
     found = {(row["case"], row["subject"]): row["status"] for row in value["rows"]}
     assert found.keys() == {(case.name, subject) for case in CASES for subject in case.subjects}
     assert set(found.values()) == {MEASURED, NOT_MEASURED, PUBLISHED_FIGURE}
-    text = page([value])
+    text = page([value | {"page_locked": {"bytes": 10**9, "pages": "hugetlb 2 MiB", "start_seconds": 2}}])
+    assert "1.0 GB of page-locked memory (hugetlb 2 MiB) were ready in 2.0 s" in text
     assert "1.25 ms (p99)" in text
     assert "not measured: out of time" in text
     with pytest.raises(ValueError, match="not listed"):
