@@ -10,6 +10,7 @@ mod local;
 mod pace;
 mod reader;
 mod stage;
+mod storage;
 
 use std::collections::VecDeque;
 use std::sync::Arc;

@@ -100,6 +100,11 @@ pub struct LoaderOptions {
     #[arg(id = "loader_pinned_memory", long = "pinned-memory", env = env::LOADER_PINNED_MEMORY, value_name = "SIZE", help_heading = "GPUs")]
     pub pinned_memory: Option<ByteSize>,
 
+    /// Let GPUs read large tensors of local files by themselves (cuFile and the kernel module nvidia-fs), past host memory;
+    /// what they cannot read goes through page-locked memory, and is counted
+    #[arg(id = "loader_gpudirect_storage", long = "gpudirect-storage", env = env::LOADER_GPUDIRECT_STORAGE, help_heading = "GPUs")]
+    pub gpudirect_storage: bool,
+
     /// Read local files past the page cache: "auto" for what is not in it, "always" or "never"
     #[arg(id = "loader_direct_io", long = "direct-io", env = env::LOADER_DIRECT_IO, value_name = "WHEN", default_value = "auto")]
     pub direct_io: DirectIo,

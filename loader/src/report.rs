@@ -138,11 +138,13 @@ pub enum FallbackKind {
     DeviceRestarted,
     /// Local files were to be read past the page cache, and their file system cannot do that.
     DirectReadDeclined,
+    /// GPUs were to read local files by themselves, and did not, or not all of them.
+    StorageNotDirect,
 }
 
 impl FallbackKind {
     /// All of them; the labels of the metric.
-    pub const ALL: [FallbackKind; 13] = [
+    pub const ALL: [FallbackKind; 14] = [
         FallbackKind::WorkerUnreachable,
         FallbackKind::WorkerStalled,
         FallbackKind::WorkerFailed,
@@ -156,6 +158,7 @@ impl FallbackKind {
         FallbackKind::NotRevalidated,
         FallbackKind::DeviceRestarted,
         FallbackKind::DirectReadDeclined,
+        FallbackKind::StorageNotDirect,
     ];
 
     /// The stable name, for instance `worker_unreachable`.
@@ -174,6 +177,7 @@ impl FallbackKind {
             FallbackKind::NotRevalidated => "not_revalidated",
             FallbackKind::DeviceRestarted => "device_restarted",
             FallbackKind::DirectReadDeclined => "direct_read_declined",
+            FallbackKind::StorageNotDirect => "storage_not_direct",
         }
     }
 }

@@ -95,6 +95,8 @@ variables! {
     LOADER_GPU_MEMORY;
     /// Page-locked host memory of a loader.
     LOADER_PINNED_MEMORY;
+    /// Whether GPUs read local files by themselves, where they can.
+    LOADER_GPUDIRECT_STORAGE;
     /// When a loader reads local files past the page cache: `auto`, `always` or `never`.
     LOADER_DIRECT_IO;
     /// Socket of the holder that keeps models when a loader ends.

@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::reader::{ChunkReader, Wanted};
 use super::stage::{self, Stage};
+use super::storage::{Failure, Storage};
 use crate::load::ProgressSender;
 use crate::pinned::PinnedTier;
 use crate::plan::{ChunkPlan, Layout, Plan};
@@ -27,6 +28,8 @@ pub(crate) struct Job {
     reader: ChunkReader,
     /// Where bytes wait for their copy, when a region takes copies.
     pinned: Option<Arc<PinnedTier>>,
+    /// The device's own way to local files, when it is to be used.
+    storage: Option<Storage>,
     progress: ProgressSender,
     counts: Mutex<Counts>,
     /// When the first bytes were handed to a copier, and how many there were in all.
@@ -72,6 +75,7 @@ impl Job {
             chunks,
             layout: Mutex::new(Some(plan.layout)),
             builders: RwLock::new(Some(builders)),
+            storage: reader.gpudirect_storage().then(Storage::default),
             reader,
             pinned,
             progress,
@@ -178,28 +182,50 @@ impl Job {
         Ok(())
     }
 
-    /// Into a page-locked slot, and from there on to the device. The copy may still run when this returns. `false` when
-    /// the chunk was left for later.
+    /// To a device that is copied to. `false` when the chunk was left for later.
     fn upload(&self, upload: &dyn Upload, turn: Turn, thread: u32) -> Result<bool> {
         let chunk = &self.chunks[turn.index];
+        let Some(storage) = self.storage.as_ref().filter(|_| !self.is_there(turn.index)) else {
+            return self.stage(upload, chunk, || self.defer(turn), thread);
+        };
+        let rest = storage.bring(upload, chunk, &self.reader, thread).map_err(|failure| match failure {
+            Failure::Load(error) => error,
+            Failure::Device(error) => self.note_device(error),
+        })?;
+        match rest {
+            None => self.stage(upload, chunk, || self.defer(turn), thread),
+            // No part of it may be left for later: the others are there.
+            Some(rest) => {
+                rest.iter().try_for_each(|part| self.stage(upload, part, || false, thread).map(drop)).map(|()| true)
+            }
+        }
+    }
+
+    /// Into a page-locked slot, and from there on to the device. The copy may still run when this returns. `false` when
+    /// the chunk was left for later.
+    fn stage(&self, upload: &dyn Upload, chunk: &ChunkPlan, defer: impl Fn() -> bool, thread: u32) -> Result<bool> {
         let tier = self
             .pinned
             .as_ref()
             .ok_or_else(|| Error::new(Code::Internal, "a device that is copied to came without page-locked memory"))?;
         let stage = Stage { tier, reader: &self.reader, near: upload.node(), thread };
-        let Some(staged) = stage.bring(chunk, || self.defer(turn))? else { return Ok(false) };
+        let Some(staged) = stage.bring(chunk, defer)? else { return Ok(false) };
         let recorder = self.reader.recorder();
         let timer = recorder.begin(Step::Upload);
         self.uploading_since.get_or_init(Instant::now);
-        upload.upload(staged.chunk(), chunk.range.start, &chunk.parts).inspect_err(|error| {
-            if error.code() == Code::Unavailable {
-                self.device_failed.store(true, Ordering::Relaxed);
-            }
-        })?;
+        upload.upload(staged.chunk(), chunk.range.start, &chunk.parts).map_err(|error| self.note_device(error))?;
         let placed_bytes = chunk.parts.iter().map(placed_bytes).sum();
         recorder.end(timer, thread, placed_bytes, "");
         self.uploaded_bytes.fetch_add(placed_bytes, Ordering::Relaxed);
         Ok(true)
+    }
+
+    /// Remembers whether repeating the load may cure what a device says.
+    fn note_device(&self, error: Error) -> Error {
+        if error.code() == Code::Unavailable {
+            self.device_failed.store(true, Ordering::Relaxed);
+        }
+        error
     }
 
     /// No further chunk is handed out.

@@ -10,6 +10,7 @@ mod file;
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -46,6 +47,8 @@ pub(crate) struct Ways {
     pub direct_uring_bytes: u64,
     /// Read past it, one after the other: io_uring is not to be had.
     pub direct_bytes: u64,
+    /// Read by a GPU itself.
+    pub gpudirect_bytes: u64,
     /// Of those out of the page cache: they were to be read past it, and could not.
     pub declined_bytes: u64,
 }
@@ -104,6 +107,34 @@ impl LocalFiles {
             at = part.end;
         }
         file.check_version(path)
+    }
+
+    /// Counts what a GPU read by itself.
+    pub(super) fn count_gpudirect(&self, bytes: u64) {
+        self.ways.lock().gpudirect_bytes += bytes;
+    }
+
+    /// Does something with a file that is open past the page cache, at its version; `None` when its file system has no
+    /// such reads.
+    ///
+    /// # Errors
+    /// As [`LocalFiles::read`].
+    pub(super) fn with_direct<T>(
+        &self,
+        path: &Path,
+        artifact: &Arc<Artifact>,
+        act: impl FnOnce(BorrowedFd<'_>) -> T,
+    ) -> Result<Option<T>> {
+        let file = self.open(path, artifact)?;
+        Ok(file.direct(path)?.map(|direct| act(direct.file().as_fd())))
+    }
+
+    /// Compares one file with its version.
+    ///
+    /// # Errors
+    /// [`Code::FailedPrecondition`] when it changed.
+    pub(super) fn check_version(&self, path: &Path, artifact: &Arc<Artifact>) -> Result<()> {
+        self.open(path, artifact)?.check_version(path)
     }
 
     /// Compares every open file with its version, for the last time.

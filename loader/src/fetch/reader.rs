@@ -40,6 +40,8 @@ pub(crate) struct Readers {
     pub runtime: tokio::runtime::Handle,
     /// How local files are read.
     pub direct_io: DirectIo,
+    /// Whether GPUs are to read local files by themselves.
+    pub gpudirect_storage: bool,
 }
 
 /// When a silent worker is left for another one.
@@ -102,6 +104,15 @@ impl ChunkReader {
 
     pub(super) fn recorder(&self) -> &Recorder {
         &self.recorder
+    }
+
+    pub(super) fn local(&self) -> &LocalFiles {
+        &self.local
+    }
+
+    /// Whether GPUs are to read local files by themselves.
+    pub(super) fn gpudirect_storage(&self) -> bool {
+        self.readers.gpudirect_storage
     }
 
     pub(super) fn span(&self) -> &tracing::Span {

@@ -58,6 +58,7 @@ impl Shared {
             hedging: hedging(&options, threads),
             runtime,
             direct_io: options.direct_io,
+            gpudirect_storage: options.gpudirect_storage,
         };
         Ok(Shared {
             pinned: node.pinned.clone().map(PinnedTier::new),

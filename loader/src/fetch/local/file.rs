@@ -87,7 +87,11 @@ impl OpenFile {
         }
     }
 
-    fn direct(&self, path: &Path) -> Result<Option<&DirectFile>> {
+    /// The file, open past the page cache; `None` when that is not to be had.
+    ///
+    /// # Errors
+    /// [`Code::FailedPrecondition`] when it is another one by now.
+    pub(super) fn direct(&self, path: &Path) -> Result<Option<&DirectFile>> {
         if self.is_declined.load(Ordering::Relaxed) {
             return Ok(None);
         }
