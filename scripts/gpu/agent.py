@@ -60,7 +60,12 @@ class Agent:
 
     def receive(self, seconds: float) -> dict[str, Any]:
         """The answer to the request before."""
-        line = self._line(seconds)
+        try:
+            line = self._line(seconds)
+        except BaseException:
+            # An answer that nobody waited for would be taken for the next one's.
+            self.process.kill()
+            raise
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise Failed(f"{self.role}: {answer['error']}")

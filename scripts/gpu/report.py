@@ -167,13 +167,13 @@ def _number(value: float | None, form: str) -> str:
 
 INTRODUCTION = """# Benchmarks on a GPU
 
-Written by `make gpu` from the files of `benches/results/gpu*`; no number here is edited by hand. How it is measured:
-the binaries, the Python client and the other loaders' wheels are carried to the machine with the card as one folder
-(`make gpu-bundle`, `scripts/gpu-wheels.sh`); `scripts/gpu.sh FOLDER OUT` then checks correctness, measures, and
-writes one JSON and one page. Everything is timed from the call to usable torch tensors on the GPU, in one run, in
-alternation with its limit; rates are medians over the rounds, *of limit* is the median of the ratios within each
-round. After each load the tensors are compared: byte for byte with the file on the CPU the first time, by two sums
-over all of their bytes afterwards. CPU seconds are those of all processes that took part.
+Written by `make gpu-page` from the files of `benches/results/gpu*`; no number here is edited by hand. How it is
+measured: the binaries, the Python client and the other loaders' wheels are carried to the machine with the card as
+one folder (`make gpu-bundle`, `scripts/gpu-wheels.sh`); `scripts/gpu.sh FOLDER OUT` then checks correctness,
+measures, and writes one JSON and one page. Everything is timed from the call to usable torch tensors on the GPU, in
+one run, in alternation with its limit; rates are medians over the rounds, *of limit* is the median of the ratios
+within each round. After each load the tensors are compared: byte for byte with the file on the CPU the first time, by
+two sums over all of their bytes afterwards. CPU seconds are those of all processes that took part.
 """
 
 

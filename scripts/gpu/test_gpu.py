@@ -15,7 +15,10 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 
+from agent import Agent  # noqa: E402
 from cases import BY_NAME, CASES, PUBLISHED  # noqa: E402
+from context import OutOfTime, alarm  # noqa: E402
+from daemons import Failed  # noqa: E402
 from machine import Sizes, huge_pages  # noqa: E402
 from report import FAILED, MEASURED, NOT_MEASURED, PASSED, PUBLISHED_FIGURE, Report, Row, Samples, page  # noqa: E402
 from report import percentile as percentile_of  # noqa: E402
@@ -51,6 +54,15 @@ def test_a_card_of_140_gb_beside_128_gib_is_measured_with_40_gb():
     # The loads beside the peers must not come out of the page-locked tier.
     assert sizes.staging_bytes < sizes.model_bytes * sizes.shared_files / sizes.files
     assert len(sizes.segment_bytes) >= 3
+
+
+def test_a_step_that_is_late_leaves_no_answer_to_be_taken_for_another(tmp_path):
+    agent = Agent("limits", {**os.environ, "PYTHONPATH": ""}, tmp_path / "log", buffer_bytes=1, piece_bytes=1)
+    with pytest.raises(OutOfTime), alarm(0.01):
+        agent.call("ready", seconds=30)
+    with pytest.raises(Failed, match="ended"):
+        agent.call("ready", seconds=30)
+    agent.end()
 
 
 def test_huge_pages_are_given_back(tmp_path):
