@@ -99,6 +99,18 @@ impl NodeDevices {
         Ok(warnings)
     }
 
+    /// What a user should know who wants GPUs to read local files by themselves. Blocks while they try.
+    pub fn storage_warnings(&self) -> Vec<String> {
+        let checked = self.gpus.iter().filter_map(|(id, gpu)| Some((id, gpu.check_storage().err()?)));
+        let warnings: Vec<String> = checked
+            .map(|(id, error)| format!("{id} reads no local files by itself, page-locked memory is used: {error}"))
+            .collect();
+        for warning in &warnings {
+            tracing::warn!(warning, "no GPUDirect Storage");
+        }
+        warnings
+    }
+
     /// All at once: each copier locks all of the memory.
     fn start_copiers(&self) -> Vec<(DeviceId, Result<()>)> {
         std::thread::scope(|scope| {

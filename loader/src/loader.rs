@@ -86,7 +86,14 @@ impl Loader {
     /// As [`NodeDevices::start`].
     pub async fn start_devices(&self) -> Result<Vec<String>> {
         let shared = self.shared.clone();
-        crate::load::blocking(move || shared.node.start()).await
+        let start = move || {
+            let mut warnings = shared.node.start()?;
+            if shared.options.gpudirect_storage {
+                warnings.extend(shared.node.storage_warnings());
+            }
+            Ok(warnings)
+        };
+        crate::load::blocking(start).await
     }
 
     /// Loads a model, joins the load of it that runs, or attaches to the one in memory. Dropping the future leaves the

@@ -89,6 +89,14 @@ impl CudaDevice {
         self.shared.link().map(drop)
     }
 
+    /// Whether it can read files of this machine by itself. Asks the copier, and starts it if there is none.
+    ///
+    /// # Errors
+    /// `Unsupported` with what is missing; otherwise as [`CudaDevice::start`].
+    pub fn check_storage(&self) -> Result<()> {
+        self.shared.link()?.call(Vec::new(), |id| Request::Storage { id }).map(drop)
+    }
+
     /// What the copier is doing.
     pub fn state(&self) -> CopierState {
         self.shared.supervisor.state()
@@ -179,7 +187,8 @@ impl Device for CudaDevice {
         let link = shared.supervisor.idle_link();
         let card = match link.and_then(|link| link.ask(INFO_TIME_MAX, |id| Request::Info { id })) {
             Some(Answer::Memory { free_bytes, .. }) => free_bytes,
-            _ if matches!(self.state(), CopierState::Failed(_)) => 0,
+            // A card that no copier could be started for gives nothing, as far as is known.
+            _ if shared.supervisor.start_failed() => 0,
             // A copier that is starting, gone or busy: the budget is what is known.
             _ => u64::MAX,
         };

@@ -56,6 +56,7 @@ fn storage(builder: &dyn RegionBuilder) -> &dyn FromStorage {
 fn the_card_reads_files_beside_what_is_uploaded() {
     let driver = Driver::alone();
     let bench = Bench::open_as(copier(true)).unwrap();
+    bench.device.check_storage().unwrap();
     let files = [Stored::new((2 << 20) + 123), Stored::new(1 << 20)];
     let builder = bench.device.reserve("model", SIZE).unwrap();
     // Zeros between the two small parts are sent along; the card writes to some of them later.
@@ -104,6 +105,8 @@ fn machines_where_it_is_not_offered() {
         driver.cuda.reset_calls();
         driver.cuda.arm(fault);
         let bench = Bench::open_as(copier(nvfs)).unwrap();
+        let error = bench.device.check_storage().unwrap_err();
+        assert!(error.code() == Code::Unsupported && error.message().contains(reason), "{error}");
         let builder = bench.device.reserve("model", SIZE).unwrap();
         // Asked for once, however often it is tried.
         for _ in 0..2 {
