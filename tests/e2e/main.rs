@@ -13,6 +13,7 @@ mod failure;
 mod gpu;
 mod gpu_faults;
 mod gpu_load;
+mod gpu_storage;
 mod gpu_survival;
 mod layout;
 mod memory;
