@@ -113,13 +113,29 @@ def least_page_locked() -> int:
 
 @contextlib.contextmanager
 def huge_pages(wanted_bytes: int, setting: Path = NR_HUGEPAGES) -> Iterator[int]:
-    """Reserves huge pages of 2 MiB for a while, as deploy/ tells nodes with GPUs to; gives their number. Needs root."""
-    before = setting.read_text().strip()
-    setting.write_text(f"{-(-wanted_bytes // (2 * MIB))}\n")
+    """Reserves huge pages of 2 MiB for a while, as deploy/ tells nodes with GPUs to; gives their number.
+
+    Needs root. All or none: fewer than are needed would only be missing elsewhere. The results tell what memory is made
+    of in the end.
+    """
+    wanted = -(-wanted_bytes // (2 * MIB))
+    before = setting.read_text()
     try:
-        yield int(setting.read_text())
+        setting.write_text(f"{wanted}\n")
+        found = int(setting.read_text())
+        if found < wanted:
+            setting.write_text(before)
+    except OSError as error:
+        print(f"  huge pages cannot be reserved: {error}", flush=True)
+        found = 0
+    if found < wanted:
+        print(f"  no huge pages: {wanted} are needed, {found} could be had", flush=True)
+        yield 0
+        return
+    try:
+        yield found
     finally:
-        setting.write_text(before + "\n")
+        setting.write_text(before)
 
 
 def file_system(folder: Path) -> str:

@@ -71,6 +71,9 @@ def test_huge_pages_are_given_back(tmp_path):
     with huge_pages(5 << 20, setting) as count:
         assert count == 3
     assert setting.read_text() == "7\n"
+    with huge_pages(5 << 20, Path("/proc/sys/kernel/osrelease")) as count:
+        # Not a setting that anybody can change.
+        assert count == 0
 
 
 def test_small_machines_get_small_models():
