@@ -1,7 +1,7 @@
 //! Who has a copier, and starts another one when it ended: at most [`Limit::EVENTS`] a minute.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use longshore_memory::PinnedSource;
@@ -27,6 +27,8 @@ pub enum CopierState {
 pub(super) struct Status {
     state: Mutex<CopierState>,
     starts: AtomicU64,
+    /// Whether the last attempt to start one failed: nothing says that the next one will not.
+    start_failed: AtomicBool,
 }
 
 impl Status {
@@ -56,7 +58,11 @@ struct Current {
 
 impl Supervisor {
     pub(in crate::cuda) fn new(start: CopierStart, name: String, gpu: String, pinned: PinnedSource) -> Supervisor {
-        let status = Arc::new(Status { state: Mutex::new(CopierState::Starting), starts: AtomicU64::new(0) });
+        let status = Arc::new(Status {
+            state: Mutex::new(CopierState::Starting),
+            starts: AtomicU64::new(0),
+            start_failed: AtomicBool::new(false),
+        });
         let current = Mutex::new(Current { link: None, starts: Limit::new() });
         Supervisor { start, name, gpu, pinned, current, status }
     }
@@ -87,6 +93,7 @@ impl Supervisor {
         let mut pieces: Vec<_> = pinned.pieces().iter().map(|piece| (piece.fd, piece.len_bytes)).collect();
         pieces.push((read_back.fd(), ReadBack::BYTES));
         let opened = Link::open(&self.start, &self.name, &self.gpu, pieces, Arc::clone(&self.status));
+        self.status.start_failed.store(opened.is_err(), Ordering::Relaxed);
         let link = opened.inspect_err(|error| self.status.failed(error))?;
         self.status.set(CopierState::Ready);
         // It may have died while this was written.
@@ -113,6 +120,11 @@ impl Supervisor {
 
     pub(in crate::cuda) fn state(&self) -> CopierState {
         self.status.state.lock().clone()
+    }
+
+    /// Whether the last attempt to start a copier failed.
+    pub(in crate::cuda) fn start_failed(&self) -> bool {
+        self.status.start_failed.load(Ordering::Relaxed)
     }
 
     /// Copiers that were started.
