@@ -40,8 +40,11 @@ fn destinations(chunk: &ChunkPlan) -> BTreeMap<u64, u64> {
     all
 }
 
+/// Start, end and destination of an extent; start and end of what is left.
+type Apart = (Vec<(u64, u64, u64)>, Vec<(u64, u64)>);
+
 /// Takes a chunk apart and checks that nothing is lost and nothing comes twice; gives the extents and what is left.
-fn taken_apart(chunk: &ChunkPlan) -> (Vec<(u64, u64, u64)>, Vec<(u64, u64)>) {
+fn taken_apart(chunk: &ChunkPlan) -> Apart {
     let found = extents(chunk);
     // However many of them were read before a refusal.
     for done in 0..=found.len() {

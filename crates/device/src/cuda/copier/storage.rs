@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::thread::{self, JoinHandle};
 
+use longshore_memory::OwnedSegment;
 use longshore_types::{Code, Error, Result};
 use parking_lot::Mutex;
 
 use super::Replies;
 use crate::cuda::context::Context;
 use crate::cuda::memory::Mapping;
-use crate::cuda::protocol::Answer;
+use crate::cuda::protocol::{Answer, Request};
 use crate::cuda::storage::{StorageFile, cufile};
 
 /// Reads at once: as many as keep a few disks busy.
@@ -23,11 +24,11 @@ const QUEUE_MAX: usize = 1024;
 const FILES_MAX: usize = 1024;
 
 /// A file of a region: both numbers are the daemon's.
-pub(super) type FileKey = (u64, u64);
+type FileKey = (u64, u64);
 type Files = Arc<Mutex<HashMap<FileKey, Arc<StorageFile>>>>;
 
 /// What a thread is to do.
-pub(super) enum Work {
+enum Work {
     /// Say whether cards can read files here.
     Offer,
     /// Make a file known.
@@ -62,7 +63,35 @@ impl Storage {
     ///
     /// # Errors
     /// What the request is to be answered with instead.
-    pub(super) fn submit(&mut self, id: u64, work: Work) -> Result<()> {
+    pub(super) fn take(
+        &mut self,
+        request: Request,
+        segments: Vec<OwnedSegment>,
+        regions: &HashMap<u64, Arc<Mapping>>,
+    ) -> Result<()> {
+        let wrong = |message: String| Error::new(Code::InvalidArgument, message);
+        // Files are closed with their region.
+        let mapped = |region| {
+            let mapping = regions.get(&region).cloned();
+            mapping.ok_or_else(|| wrong(format!("region {region} is not mapped")))
+        };
+        match request {
+            Request::Storage { id } => self.submit(id, Work::Offer),
+            Request::OpenFile { id, region, file } => {
+                mapped(region)?;
+                let one = <[OwnedSegment; 1]>::try_from(segments);
+                let [segment] = one.map_err(|all| wrong(format!("{} descriptors came for one file", all.len())))?;
+                self.submit(id, Work::Open { key: (region, file), fd: segment.fd })
+            }
+            Request::ReadFile { id, region, file, from, len_bytes, to } => {
+                let mapping = mapped(region)?;
+                self.submit(id, Work::Read { key: (region, file), mapping, from, len_bytes, to })
+            }
+            _ => Err(Error::new(Code::Internal, "a request that has nothing to do with files")),
+        }
+    }
+
+    fn submit(&mut self, id: u64, work: Work) -> Result<()> {
         if self.queue.is_none() {
             self.start()?;
         }

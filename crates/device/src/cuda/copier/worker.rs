@@ -12,7 +12,7 @@ use memmap2::{Advice, MmapOptions};
 
 use super::lanes::Lane;
 use super::pack::{self, PackBuffers};
-use super::storage::{Storage, Work};
+use super::storage::Storage;
 use super::{Command, Replies, check};
 use crate::cuda::context::{Context, Rows};
 use crate::cuda::driver::driver;
@@ -117,12 +117,8 @@ impl Worker {
                 (id, self.read(id, region, offset_bytes, len_bytes, piece).map(|()| None))
             }
             // The threads for files answer these.
-            Request::Storage { id } => (id, self.storage(id, Work::Offer).map(|()| None)),
-            Request::OpenFile { id, region, file } => (id, self.open_file(id, (region, file), segments).map(|()| None)),
-            Request::ReadFile { id, region, file, from, len_bytes, to } => {
-                let key = (region, file);
-                let read = |mapping| Work::Read { key, mapping, from, len_bytes, to };
-                (id, self.region(region).and_then(|mapping| self.storage(id, read(mapping))).map(|()| None))
+            Request::Storage { id } | Request::OpenFile { id, .. } | Request::ReadFile { id, .. } => {
+                (id, self.storage.take(request, segments, &self.regions).map(|()| None).map_err(Refusal::Wrong))
             }
             Request::Start { id, .. } => (id, wrong("it was started already")),
             // The listener keeps these.
@@ -171,18 +167,6 @@ impl Worker {
                 wrong(format!("region {region} is being copied to"))
             }
         }
-    }
-
-    fn storage(&mut self, id: u64, work: Work) -> Result<(), Refusal> {
-        self.storage.submit(id, work).map_err(Refusal::Wrong)
-    }
-
-    fn open_file(&mut self, id: u64, key: (u64, u64), segments: Vec<OwnedSegment>) -> Result<(), Refusal> {
-        // Its files are closed with the region.
-        self.region(key.0)?;
-        let [segment] = <[OwnedSegment; 1]>::try_from(segments)
-            .or_else(|all| wrong(format!("{} descriptors came for one file", all.len())))?;
-        self.storage(id, Work::Open { key, fd: segment.fd })
     }
 
     fn info(&self) -> Result<Answer, Refusal> {
