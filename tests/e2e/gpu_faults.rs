@@ -206,7 +206,7 @@ fn every_call_of_a_start_fails() {
             let began = Instant::now();
             node.loader.spawn();
             let ended = || node.loader.exit_status().is_some();
-            wait_until("a start that ends well or badly", || ended() || is_ready(&node));
+            wait_until("a start that ends well or badly", || ended() || node.loader.is_ready());
             assert!(began.elapsed() < PATIENCE, "{name}: {:?}", began.elapsed());
             if !ended() {
                 // It goes on without what failed, or has tried again.
@@ -230,8 +230,4 @@ fn every_call_of_a_start_fails() {
 fn stop(node: &mut Node) {
     node.loader.kill();
     wait_until("the end of the copiers", || node.copiers().is_empty());
-}
-
-fn is_ready(node: &Node) -> bool {
-    longshore_tests::Client::connect(&node.socket()).is_ok_and(|mut client| client.status().is_ok())
 }

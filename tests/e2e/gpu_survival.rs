@@ -15,9 +15,9 @@ use longshore_tests::{Attached, Loaded};
 use crate::common::{check, wait_until};
 use crate::gpu::{MIB, Node, NodeSpec};
 
-/// From the start of a process to a loader that serves, in a debug build beside other tests; the goal, a second, is
-/// measured by the GPU report.
-const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(3);
+/// From the start of a process to a loader that answers for what its holder keeps, which does not wait for memory to be
+/// locked: the fastest of a few, in a debug build beside other tests.
+const TAKEN_OVER_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often the daemon is killed; `LONGSHORE_TEST_KILLS` makes it more.
 fn kills() -> u32 {

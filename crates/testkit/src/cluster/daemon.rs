@@ -133,6 +133,11 @@ impl Daemon {
         *self.child.lock() = Some(child.unwrap_or_else(|error| panic!("{} does not start: {error}", self.name)));
     }
 
+    /// Whether `/readyz` says 200.
+    pub fn is_ready(&self) -> bool {
+        matches!(http_get(&self.ops_address, "/readyz"), Ok((200, _)))
+    }
+
     /// Waits until `/readyz` says 200.
     ///
     /// # Panics
@@ -140,15 +145,14 @@ impl Daemon {
     pub fn wait_ready(&mut self) {
         let deadline = Instant::now() + READY_TIMEOUT;
         loop {
-            let answer = http_get(&self.ops_address, "/readyz");
-            if matches!(answer, Ok((200, _))) {
+            if self.is_ready() {
                 return;
             }
             if let Some(status) = self.exit_status() {
                 panic!("{} ended with {status} before it was ready:\n{}", self.name, self.log_tail(60));
             }
             if Instant::now() > deadline {
-                panic!("{} is not ready after {READY_TIMEOUT:?}: {answer:?}\n{}", self.name, self.log_tail(60));
+                panic!("{} is not ready after {READY_TIMEOUT:?}:\n{}", self.name, self.log_tail(60));
             }
             std::thread::sleep(ASK_EVERY);
         }
