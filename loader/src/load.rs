@@ -57,6 +57,7 @@ pub(crate) async fn fly(shared: Arc<Shared>, pilot: Pilot, what: Flightplan) {
         url = redact_url(&what.key.url),
         revision = what.key.revision,
         device = %what.key.device,
+        part = what.key.parallel.as_ref().map(tracing::field::display),
         bytes = what.manifest.size_bytes(),
     );
     let metrics = shared.metrics.clone();

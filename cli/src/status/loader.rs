@@ -58,6 +58,8 @@ fn holder(holder: &v1::HolderStatus) -> Value {
 
 fn model(model: &v1::LoadedModel) -> Value {
     object!({
+        "rank": model.parallel.as_ref().map(|parallel| parallel.rank),
+        "world_size": model.parallel.as_ref().map(|parallel| parallel.world_size),
         "model_id": model.model_id, "uri": redact_url(&model.uri), "revision": model.revision,
         "device": model.device, "bytes": model.size_bytes, "tensors": model.tensor_count,
         "leases": model.leases, "idle_seconds": model.idle_seconds,
@@ -114,7 +116,11 @@ fn model_row(model: &v1::LoadedModel) -> Vec<String> {
         1 => "1 lease".to_owned(),
         leases => format!("{leases} leases"),
     };
-    row([" ", &redact_url(&model.uri), &model.device, &format_bytes(model.size_bytes), &used])
+    let part = match &model.parallel {
+        Some(v1::Parallel { rank, world_size, .. }) => format!("rank {rank} of {world_size}"),
+        None => String::new(),
+    };
+    row([" ", &redact_url(&model.uri), &model.device, &format_bytes(model.size_bytes), &used, &part])
 }
 
 #[cfg(test)]
@@ -134,6 +140,7 @@ mod tests {
         };
         let model = |device: &str, leases| v1::LoadedModel {
             uri: "https://user:secret@host/m".into(),
+            parallel: (leases > 0).then(|| v1::Parallel { rank: 3, world_size: 8, rules: Vec::new() }),
             device: device.into(),
             size_bytes: 1_000_000,
             leases,
@@ -174,7 +181,7 @@ mod tests {
             "held, unknown: model m9, 6.0 MB, 2 leases: its device is not here",
             "pinned  3.0 MB staging and 5.0 MB cached of 9.0 MB, pages hugetlb 2 MiB",
             "cuda:0  1.0 MB of 4.0 MB, 2.0 MB free, the copier of cuda:0 ended, its copier was restarted 2 times; Card",
-            "cuda:0  1.0 MB  1 lease",
+            "cuda:0  1.0 MB  1 lease    rank 3 of 8",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
