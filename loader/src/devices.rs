@@ -150,9 +150,10 @@ pub fn open(
     copier: CopierStart,
 ) -> Result<NodeDevices> {
     let host: Arc<dyn Device> = Arc::new(HostDevice::new(arena.clone()));
-    let choice::Choice { gpus, warnings } = choice::choose(&options.gpus)?;
-    if gpus.is_empty() {
-        return Ok(NodeDevices { warnings, ..NodeDevices::from(Devices::new(vec![host])) });
+    let choice::Choice { gpus, reason, warnings } = choice::choose(&options.gpus)?;
+    if let Some(reason) = reason {
+        let devices = Devices::new(vec![host]).without_gpus(reason);
+        return Ok(NodeDevices { warnings, ..NodeDevices::from(devices) });
     }
     let pinned = pinned_source(options, arena)?;
     let mut opened = BTreeMap::new();

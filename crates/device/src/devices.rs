@@ -12,12 +12,19 @@ use crate::id::{DeviceKind, DeviceRequest};
 #[derive(Clone)]
 pub struct Devices {
     all: Vec<Arc<dyn Device>>,
+    without_gpus: Option<String>,
 }
 
 impl Devices {
     /// These devices.
     pub fn new(all: Vec<Arc<dyn Device>>) -> Devices {
-        Devices { all }
+        Devices { all, without_gpus: None }
+    }
+
+    /// The same, with the reason why there is no GPU among them, for who asks for one.
+    #[must_use]
+    pub fn without_gpus(self, reason: impl Into<String>) -> Devices {
+        Devices { without_gpus: Some(reason.into()), ..self }
     }
 
     /// Every device.
@@ -54,7 +61,11 @@ impl Devices {
 
     fn describe(&self) -> String {
         let names: Vec<String> = self.all.iter().map(|device| device.id().to_string()).collect();
-        if names.is_empty() { "there is none at all".into() } else { format!("there is {}", names.join(", ")) }
+        let there = if names.is_empty() { "none at all".into() } else { names.join(", ") };
+        match &self.without_gpus {
+            Some(reason) => format!("there is {there}: {reason}"),
+            None => format!("there is {there}"),
+        }
     }
 }
 
@@ -133,6 +144,8 @@ mod tests {
         let error = chosen(&devices, "cuda:1").unwrap_err();
         assert_eq!(error.code(), Code::Unsupported);
         assert_eq!(error.message(), "there is no device cuda:1 here; there is host");
+        let error = chosen(&devices.without_gpus("no driver"), "cuda:1").unwrap_err();
+        assert_eq!(error.message(), "there is no device cuda:1 here; there is host: no driver");
     }
 
     #[test]

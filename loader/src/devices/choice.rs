@@ -8,7 +8,19 @@ use crate::options::Gpus;
 /// The GPUs, and what a user should know about them.
 pub(super) struct Choice {
     pub gpus: Vec<GpuInfo>,
+    /// Why there are none.
+    pub reason: Option<String>,
     pub warnings: Vec<String>,
+}
+
+impl Choice {
+    fn none(reason: impl ToString) -> Choice {
+        Choice { gpus: Vec::new(), reason: Some(reason.to_string()), warnings: Vec::new() }
+    }
+
+    fn of(gpus: Vec<GpuInfo>) -> Choice {
+        Choice { gpus, reason: None, warnings: Vec::new() }
+    }
 }
 
 /// Looks for the GPUs of the options. Without a driver, or without a GPU, "all" of them are none.
@@ -16,25 +28,24 @@ pub(super) struct Choice {
 /// # Errors
 /// [`Code::Unsupported`] when one is listed and not there.
 pub(super) fn choose(wanted: &Gpus) -> Result<Choice> {
-    let (gpus, warnings) = match wanted {
-        Gpus::None => (Vec::new(), Vec::new()),
+    Ok(match wanted {
+        Gpus::None => Choice::none("GPUs are switched off (--gpus none)"),
         Gpus::All => all(probe()),
-        Gpus::Listed(names) => (listed(names, &probe()?)?, Vec::new()),
-    };
-    Ok(Choice { gpus, warnings })
+        Gpus::Listed(names) => Choice::of(listed(names, &probe()?)?),
+    })
 }
 
-fn all(found: std::result::Result<Vec<GpuInfo>, Unavailable>) -> (Vec<GpuInfo>, Vec<String>) {
+fn all(found: std::result::Result<Vec<GpuInfo>, Unavailable>) -> Choice {
     match found {
-        Ok(gpus) => (gpus, Vec::new()),
+        Ok(gpus) => Choice::of(gpus),
         // A machine without GPUs is nothing to warn of.
         Err(reason @ (Unavailable::NoLibrary | Unavailable::NoDevice)) => {
             tracing::info!(%reason, "no GPU is used");
-            (Vec::new(), Vec::new())
+            Choice::none(reason)
         }
         Err(reason) => {
             tracing::warn!(%reason, "no GPU is used");
-            (Vec::new(), vec![format!("no GPU is used: {reason}")])
+            Choice { warnings: vec![format!("no GPU is used: {reason}")], ..Choice::none(reason) }
         }
     }
 }
@@ -76,9 +87,11 @@ mod tests {
 
     #[test]
     fn only_a_driver_that_does_not_work_is_worth_a_warning() {
-        assert!(all(Err(Unavailable::NoLibrary)).1.is_empty());
-        assert!(all(Err(Unavailable::NoDevice)).1.is_empty());
-        let (gpus, warnings) = all(Err(Unavailable::DriverTooOld { have: 11_000, need: 12_000 }));
+        for reason in [Unavailable::NoLibrary, Unavailable::NoDevice] {
+            let choice = all(Err(reason));
+            assert!(choice.warnings.is_empty() && choice.reason == Some(reason.to_string()));
+        }
+        let Choice { gpus, warnings, .. } = all(Err(Unavailable::DriverTooOld { have: 11_000, need: 12_000 }));
         assert!(gpus.is_empty() && warnings[0].contains("CUDA 11.0"), "{warnings:?}");
     }
 }
