@@ -5,6 +5,8 @@ SHELL := /bin/bash
 
 PYTHON_ENV := .venv
 PYTHON := $(PYTHON_ENV)/bin/python
+# With the tests, so that all of it is built with one set of features: that of `cargo nextest run`.
+BUILD_TESTED := cargo build --locked --workspace --bins --tests
 
 .PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench gpu-bundle gpu gpu-page wheel reference clean
 
@@ -38,12 +40,12 @@ lint: ## Format and lints, warnings denied
 	cd python-client && ../$(PYTHON_ENV)/bin/mypy
 
 test-rust: ## Unit, property and end-to-end tests of the Rust side
-	cargo build --locked --workspace --bins
+	$(BUILD_TESTED)
 	cargo nextest run --locked --workspace
 	cargo test --locked --workspace --doc
 
 test-python: ## Tests of the Python client, of deploy/ and of the GPU report
-	cargo build --locked --workspace --bins
+	$(BUILD_TESTED)
 	$(PYTHON) -m pytest -q deploy scripts
 	cd python-client && ../$(PYTHON) -m pytest -q
 
