@@ -47,6 +47,8 @@ def arguments() -> argparse.Namespace:
     chosen = parser.parse_args()
     if chosen.page is None and (chosen.bundle is None or chosen.out is None):
         parser.error("BUNDLE and OUT are needed")
+    if chosen.driver_folder is not None and not (chosen.driver_folder / "libcuda.so.1").exists():
+        parser.error(f"--driver-folder {chosen.driver_folder} has no libcuda.so.1")
     return chosen
 
 

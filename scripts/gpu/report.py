@@ -62,9 +62,9 @@ class Samples:
 
     def row(self, case: str, subject: str, limit: Samples | None = None, **more: Any) -> Row:
         """The medians; the ratio is the median of the ratios within each round."""
-        if not self.rates:
-            return Row(case, subject, FAILED, note=self.error or "no round ended", **more)
         note = more.pop("note", "")
+        if not self.rates:
+            return Row(case, subject, FAILED, note=f"{note}; {self.error or 'no round ended'}".lstrip("; "), **more)
         if self.error:
             note = f"{note}; ended early: {self.error}".lstrip("; ")
         row = Row(

@@ -37,7 +37,8 @@ def test_rows_are_medians_and_ratios_within_rounds():
     row = ours.row("gpu/pinned-to-device", "longshore", limit, note="n")
     assert (row.value, row.min, row.max, row.runs) == (2.5, 1.25, 5.0, 3)
     assert (row.limit, row.ratio_to_limit, row.cpu_s_per_gb) == (5.0, 0.5, 0.1)
-    assert Samples(error="broken").row("gpu/pinned-to-device", "longshore").status == FAILED
+    broken = Samples(error="broken").row("gpu/pinned-to-device", "longshore", limit, note="n")
+    assert (broken.status, broken.note) == (FAILED, "n; broken")
 
 
 @pytest.mark.parametrize(("share", "wanted"), [(0.5, 50), (0.99, 99), (1.0, 100), (0.0, 1)])
