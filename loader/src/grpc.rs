@@ -94,7 +94,9 @@ impl LoaderService for Grpc {
     }
 
     async fn status(&self, _request: Request<v1::LoaderStatusRequest>) -> Result<Response<v1::LoaderStatus>, Status> {
-        Ok(Response::new(convert::status(&self.loader.status(), &self.attach_socket)))
+        let loader = self.loader.clone();
+        let status = crate::load::blocking(move || Ok(loader.status())).await.map_err(|error| to_status(&error))?;
+        Ok(Response::new(convert::status(&status, &self.attach_socket)))
     }
 }
 

@@ -242,7 +242,12 @@ impl Loader {
         Ok(forgotten.into())
     }
 
-    /// Memory, devices, models, members.
+    /// Loads that run or wait.
+    pub fn loads_in_flight(&self) -> usize {
+        self.shared.flights.count()
+    }
+
+    /// Memory, devices, models, members. Asks GPUs how full they are: call it off the async runtime.
     pub fn status(&self) -> LoaderStatus {
         let shared = &self.shared;
         LoaderStatus {
@@ -251,7 +256,7 @@ impl Loader {
             models: self.list(),
             members: shared.cluster().members(),
             holder: shared.registry.holder_state(),
-            loads_in_flight: shared.flights.count(),
+            loads_in_flight: self.loads_in_flight(),
             uptime: shared.started.elapsed(),
         }
     }
@@ -261,7 +266,7 @@ impl Loader {
         &self.shared.options
     }
 
-    /// Its metrics, with the gauges brought up to date.
+    /// Its metrics, with the gauges brought up to date. Asks GPUs how full they are: call it off the async runtime.
     pub fn metrics(&self) -> &Metrics {
         let shared = &self.shared;
         shared.registry.observe();

@@ -103,7 +103,7 @@ async fn serve_and_start(
         socket = %grpc_file.path().display(),
         listen = %options.listen,
         ops = %options.ops_listen,
-        memory = format_bytes(loader.status().arena_bytes().0),
+        memory = format_bytes(options.memory_bytes()),
         workers = options.workers.len(),
         "loader is ready"
     );

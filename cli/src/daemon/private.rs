@@ -96,7 +96,7 @@ async fn end_when_unused(loader: Arc<Loader>, token: CancellationToken) {
     loop {
         let is_attached = *attached.borrow_and_update() > 0;
         was_attached |= is_attached;
-        if is_attached || loader.status().loads_in_flight > 0 {
+        if is_attached || loader.loads_in_flight() > 0 {
             idle_since = Instant::now();
         } else if idle_since.elapsed() >= if was_attached { LINGER } else { UNUSED_MAX } {
             tracing::info!(was_attached, "nobody holds a model any more");

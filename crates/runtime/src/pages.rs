@@ -42,7 +42,7 @@ impl Page {
     }
 }
 
-/// Answers a path, or `None` for 404. It runs on the async runtime: it must not block.
+/// Answers a path, or `None` for 404. It runs on a blocking thread: gauges may have to be asked for.
 pub type Handler = Arc<dyn Fn(&str) -> Option<Page> + Send + Sync>;
 
 /// Whether the daemon can do its work now: `Err` says why not.
@@ -104,8 +104,8 @@ async fn accept(listener: TcpListener, handler: Handler, slots: Arc<Semaphore>, 
 
 async fn connection(stream: TcpStream, handler: Handler) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(&request, &handler);
-        async move { Ok::<_, Infallible>(response) }
+        let handler = handler.clone();
+        async move { Ok::<_, Infallible>(answer(&request, handler).await) }
     });
     let served = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -118,15 +118,18 @@ async fn connection(stream: TcpStream, handler: Handler) {
     }
 }
 
-fn answer(request: &Request<Incoming>, handler: &Handler) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, handler: Handler) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let mut response = Response::new(Full::from("only GET and HEAD are answered\n"));
         *response.status_mut() = StatusCode::METHOD_NOT_ALLOWED;
         response.headers_mut().insert(ALLOW, hyper::header::HeaderValue::from_static("GET, HEAD"));
         return response;
     }
-    let path = request.uri().path();
-    let page = handler(path).unwrap_or_else(|| Page::text(404, "no such page"));
+    let path = request.uri().path().to_owned();
+    let page = match tokio::task::spawn_blocking(move || handler(&path)).await {
+        Ok(page) => page.unwrap_or_else(|| Page::text(404, "no such page")),
+        Err(error) => Page::text(500, format_args!("the page broke off: {error}")),
+    };
     let mut response = Response::new(Full::from(page.body));
     *response.status_mut() = StatusCode::from_u16(page.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(page.content_type));
