@@ -163,12 +163,14 @@ fn explain(inner: &Inner, info: &DeviceInfo, size_bytes: u64, seen: &Uses) -> Er
     if others > 0 {
         named.push(format!("loads in flight and buffers ({})", format_bytes(others)));
     }
+    let within_budget = info.capacity_bytes.saturating_sub(info.used_bytes);
+    let foreign = within_budget.saturating_sub(info.free_bytes);
+    if foreign > 0 {
+        named.push(format!("other programs on this device ({})", format_bytes(foreign)));
+    }
     let holders = if named.is_empty() { "nothing".to_owned() } else { named.join(", ") };
-    let (need, have, free) = (
-        format_bytes(size_bytes),
-        format_bytes(info.capacity_bytes),
-        format_bytes(info.capacity_bytes.saturating_sub(info.used_bytes)),
-    );
+    let (need, have, free) =
+        (format_bytes(size_bytes), format_bytes(info.capacity_bytes), format_bytes(info.free_bytes));
     Error::new(
         Code::Exhausted,
         format!(
@@ -187,4 +189,31 @@ fn describe(entry: &Entry, device: DeviceId, seen: &Uses) -> String {
 /// A number of leases, for people.
 pub(super) fn leases(count: u32) -> String {
     format!("{count} {}", if count == 1 { "lease" } else { "leases" })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_other_programs_take_of_a_card_is_said() {
+        let info = DeviceInfo {
+            id: DeviceId::cuda(0),
+            uuid: "GPU-0".into(),
+            name: "card".into(),
+            capacity_bytes: 100_000_000,
+            used_bytes: 30_000_000,
+            free_bytes: 10_000_000,
+        };
+        let seen = crate::holder::HolderHandle::local().uses();
+        let error = explain(&Inner::default(), &info, 20_000_000, &seen);
+        assert_eq!(error.code(), Code::Exhausted);
+        for part in [
+            "10.0 MB of 100.0 MB are free",
+            "in flight and buffers (30.0 MB)",
+            "other programs on this device (60.0 MB)",
+        ] {
+            assert!(error.message().contains(part), "{part:?} is not in {error}");
+        }
+    }
 }
