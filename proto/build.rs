@@ -10,6 +10,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         "longshore/v1/loader.proto",
         "longshore/v1/holder.proto",
         "longshore/v1/worker.proto",
+        "longshore/v1/checkpoint.proto",
     ];
     for file in files {
         println!("cargo::rerun-if-changed={file}");

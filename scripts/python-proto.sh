@@ -19,7 +19,7 @@ fi
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 "$venv/bin/python" -W ignore -m grpc_tools.protoc -I proto --python_out="$out" --pyi_out="$out" \
-  longshore/v1/model.proto longshore/v1/loader.proto
+  longshore/v1/model.proto longshore/v1/loader.proto longshore/v1/checkpoint.proto
 for file in "$out"/longshore/v1/*; do
   sed -i -e 's/^from longshore\.v1 import/from longshore._proto import/' \
     -e "s/'longshore\.v1\.\([a-z]*_pb2\)'/'longshore._proto.\1'/" "$file"

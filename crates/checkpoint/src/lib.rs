@@ -1,0 +1,1 @@
+//! Saving checkpoints: plan, slabs, journal, local durability, write-back, commit, retention.
