@@ -56,7 +56,7 @@ fn types_know_nobody_and_crates_know_no_daemon() {
     assert_eq!(ours(&all["longshore-types"]), BTreeSet::new());
     assert_eq!(ours(&all["longshore-proto"]), BTreeSet::from(["longshore-types"]));
     assert_eq!(ours(&all["longshore-memory"]), BTreeSet::from(["longshore-types"]));
-    for name in ["cluster", "device", "memory", "origin", "runtime", "types", "wire"] {
+    for name in ["checkpoint", "cluster", "device", "memory", "origin", "runtime", "types", "wire"] {
         let imported = ours(&all[&format!("longshore-{name}")]);
         let daemons = ["longshore-worker", "longshore-loader", "longshore-cli", "longshore-proto"];
         assert!(daemons.iter().all(|daemon| !imported.contains(daemon)), "{name} imports {imported:?}");
