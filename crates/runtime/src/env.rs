@@ -104,6 +104,21 @@ variables! {
     /// Whether a loader refuses to start without a holder.
     LOADER_REQUIRE_HOLDER;
 
+    /// Folder where checkpoints that are being saved lie until they are in the origin.
+    CHECKPOINT_DIR;
+    /// Shared memory that checkpoints are staged in.
+    CHECKPOINT_MEMORY;
+    /// Budget on the disk for checkpoints that are being saved, and for those that are kept there.
+    CHECKPOINT_DISK;
+    /// Folder of the shared memory that training processes copy checkpoints into.
+    CHECKPOINT_SLAB_DIR;
+    /// Committed checkpoints whose bytes stay on the node.
+    CHECKPOINT_KEEP_LOCAL;
+    /// Parts of checkpoints that are uploaded at once.
+    CHECKPOINT_UPLOADS;
+    /// Size of an uploaded part of a checkpoint.
+    CHECKPOINT_PART_BYTES;
+
     /// Time limit for opening a connection to an origin, in milliseconds.
     ORIGIN_CONNECT_TIMEOUT_MS;
     /// Time limit from a request to the head of its response, in milliseconds.
