@@ -4,6 +4,7 @@
 //! Start reading at [`Loader`] (what can be asked), then `load.rs` (one load from URL to published model), [`plan`] (what
 //! goes where), `fetch.rs` (how chunks arrive) and `registry.rs` (who keeps which memory alive).
 
+pub mod checkpoint;
 pub mod cluster;
 pub mod devices;
 pub mod metrics;

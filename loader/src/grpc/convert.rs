@@ -256,6 +256,7 @@ pub(super) fn status(status: &LoaderStatus, attach_socket: &Path) -> v1::LoaderS
         uptime_seconds: status.uptime.as_secs_f64(),
         pinned: status.pinned.as_ref().map(pinned),
         holder: Some(holder(&status.holder)),
+        checkpoints: None,
     }
 }
 

@@ -1,3 +1,4 @@
+from longshore._proto import checkpoint_pb2 as _checkpoint_pb2
 from longshore._proto import model_pb2 as _model_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -350,8 +351,32 @@ class UnknownModel(_message.Message):
     leases: int
     def __init__(self, model_id: _Optional[str] = ..., reason: _Optional[str] = ..., size_bytes: _Optional[int] = ..., leases: _Optional[int] = ...) -> None: ...
 
+class CheckpointStatus(_message.Message):
+    __slots__ = ("slabs_socket", "dir", "open", "error", "slab_capacity_bytes", "slab_used_bytes", "disk_capacity_bytes", "disk_used_bytes", "sessions", "saves")
+    SLABS_SOCKET_FIELD_NUMBER: _ClassVar[int]
+    DIR_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    SLAB_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SLAB_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    SAVES_FIELD_NUMBER: _ClassVar[int]
+    slabs_socket: str
+    dir: str
+    open: bool
+    error: str
+    slab_capacity_bytes: int
+    slab_used_bytes: int
+    disk_capacity_bytes: int
+    disk_used_bytes: int
+    sessions: int
+    saves: _containers.RepeatedCompositeFieldContainer[_checkpoint_pb2.SaveStatus]
+    def __init__(self, slabs_socket: _Optional[str] = ..., dir: _Optional[str] = ..., open: bool = ..., error: _Optional[str] = ..., slab_capacity_bytes: _Optional[int] = ..., slab_used_bytes: _Optional[int] = ..., disk_capacity_bytes: _Optional[int] = ..., disk_used_bytes: _Optional[int] = ..., sessions: _Optional[int] = ..., saves: _Optional[_Iterable[_Union[_checkpoint_pb2.SaveStatus, _Mapping]]] = ...) -> None: ...
+
 class LoaderStatus(_message.Message):
-    __slots__ = ("version", "arena_capacity_bytes", "arena_used_bytes", "devices", "models", "members", "loads_in_flight", "attach_socket", "uptime_seconds", "pinned", "holder")
+    __slots__ = ("version", "arena_capacity_bytes", "arena_used_bytes", "devices", "models", "members", "loads_in_flight", "attach_socket", "uptime_seconds", "pinned", "holder", "checkpoints")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     ARENA_CAPACITY_BYTES_FIELD_NUMBER: _ClassVar[int]
     ARENA_USED_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -363,6 +388,7 @@ class LoaderStatus(_message.Message):
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
     PINNED_FIELD_NUMBER: _ClassVar[int]
     HOLDER_FIELD_NUMBER: _ClassVar[int]
+    CHECKPOINTS_FIELD_NUMBER: _ClassVar[int]
     version: str
     arena_capacity_bytes: int
     arena_used_bytes: int
@@ -374,7 +400,8 @@ class LoaderStatus(_message.Message):
     uptime_seconds: float
     pinned: PinnedStatus
     holder: HolderStatus
-    def __init__(self, version: _Optional[str] = ..., arena_capacity_bytes: _Optional[int] = ..., arena_used_bytes: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[LoadedModel, _Mapping]]] = ..., members: _Optional[_Iterable[_Union[WorkerMember, _Mapping]]] = ..., loads_in_flight: _Optional[int] = ..., attach_socket: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., pinned: _Optional[_Union[PinnedStatus, _Mapping]] = ..., holder: _Optional[_Union[HolderStatus, _Mapping]] = ...) -> None: ...
+    checkpoints: CheckpointStatus
+    def __init__(self, version: _Optional[str] = ..., arena_capacity_bytes: _Optional[int] = ..., arena_used_bytes: _Optional[int] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., models: _Optional[_Iterable[_Union[LoadedModel, _Mapping]]] = ..., members: _Optional[_Iterable[_Union[WorkerMember, _Mapping]]] = ..., loads_in_flight: _Optional[int] = ..., attach_socket: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., pinned: _Optional[_Union[PinnedStatus, _Mapping]] = ..., holder: _Optional[_Union[HolderStatus, _Mapping]] = ..., checkpoints: _Optional[_Union[CheckpointStatus, _Mapping]] = ...) -> None: ...
 
 class WorkerMember(_message.Message):
     __slots__ = ("id", "address", "weight", "reachable")
