@@ -411,6 +411,44 @@ class SweepCheckpointsResponse(_message.Message):
     bytes_freed: int
     def __init__(self, objects_deleted: _Optional[int] = ..., uploads_aborted: _Optional[int] = ..., bytes_freed: _Optional[int] = ...) -> None: ...
 
+class VerifyCheckpointRequest(_message.Message):
+    __slots__ = ("uri", "step")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    step: int
+    def __init__(self, uri: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+
+class VerifyProblem(_message.Message):
+    __slots__ = ("object", "code", "message")
+    OBJECT_FIELD_NUMBER: _ClassVar[int]
+    CODE_FIELD_NUMBER: _ClassVar[int]
+    MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    object: str
+    code: str
+    message: str
+    def __init__(self, object: _Optional[str] = ..., code: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+
+class VerifyCheckpointResponse(_message.Message):
+    __slots__ = ("step", "bytes_done", "bytes_total", "objects_done", "objects_total", "done", "problems", "problem_count")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_DONE_FIELD_NUMBER: _ClassVar[int]
+    OBJECTS_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    PROBLEMS_FIELD_NUMBER: _ClassVar[int]
+    PROBLEM_COUNT_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    bytes_done: int
+    bytes_total: int
+    objects_done: int
+    objects_total: int
+    done: bool
+    problems: _containers.RepeatedCompositeFieldContainer[VerifyProblem]
+    problem_count: int
+    def __init__(self, step: _Optional[int] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., objects_done: _Optional[int] = ..., objects_total: _Optional[int] = ..., done: bool = ..., problems: _Optional[_Iterable[_Union[VerifyProblem, _Mapping]]] = ..., problem_count: _Optional[int] = ...) -> None: ...
+
 class SlabRequest(_message.Message):
     __slots__ = ("hello", "acquire", "seal", "discard")
     HELLO_FIELD_NUMBER: _ClassVar[int]
