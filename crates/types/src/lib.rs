@@ -6,6 +6,7 @@
 
 pub mod artifact;
 pub mod bytesize;
+pub mod checkpoint;
 pub mod checksum;
 pub mod chunk;
 pub mod error;
