@@ -10,6 +10,7 @@ use longshore_types::Artifact;
 use crate::address::Address;
 use crate::fault::Attempt;
 use crate::lane::Lane;
+use crate::write::Writes;
 
 /// The bytes of one range as they arrive.
 pub(crate) type Body = BoxStream<'static, Attempt<Bytes>>;
@@ -41,4 +42,9 @@ pub(crate) trait Backend: Send + Sync {
 
     /// Bounds and counters shared by all calls.
     fn lane(&self) -> &Lane;
+
+    /// The writing side; `None` for origins that are only read.
+    fn writer(&self) -> Option<&dyn Writes> {
+        None
+    }
 }

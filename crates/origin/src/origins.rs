@@ -1,6 +1,8 @@
 //! The front of the crate: one object that opens each origin once and answers for all of them.
 
-use std::collections::HashMap;
+mod writing;
+
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +36,8 @@ struct Shared {
     counters: Arc<Counters>,
     local: Arc<Local>,
     open: Mutex<HashMap<Place, Arc<dyn Backend>>>,
+    /// Where conditional puts were found to work.
+    conditional: Mutex<HashSet<Place>>,
 }
 
 /// What one backend serves.
@@ -42,6 +46,18 @@ enum Place {
     Bucket(Cloud, String),
     Web(String),
     Hub,
+    Local,
+}
+
+impl Place {
+    fn of(address: &Address) -> Place {
+        match address {
+            Address::File(_) => Place::Local,
+            Address::Bucket { cloud, bucket, .. } => Place::Bucket(*cloud, bucket.clone()),
+            Address::Web { server, .. } => Place::Web(server.clone()),
+            Address::Hub(_) => Place::Hub,
+        }
+    }
 }
 
 impl Origins {
@@ -53,7 +69,7 @@ impl Origins {
         check_options(&options)?;
         let counters = Arc::new(Counters::default());
         let local = Arc::new(Local::new(&options, counters.clone()));
-        let shared = Shared { options, counters, local, open: Mutex::default() };
+        let shared = Shared { options, counters, local, open: Mutex::default(), conditional: Mutex::default() };
         Ok(Origins { shared: Arc::new(shared) })
     }
 
@@ -124,12 +140,7 @@ impl Origins {
 
     fn backend(&self, address: &Address) -> Result<Arc<dyn Backend>> {
         let shared = &*self.shared;
-        let place = match address {
-            Address::File(_) => return Ok(shared.local.clone()),
-            Address::Bucket { cloud, bucket, .. } => Place::Bucket(*cloud, bucket.clone()),
-            Address::Web { server, .. } => Place::Web(server.clone()),
-            Address::Hub(_) => Place::Hub,
-        };
+        let place = Place::of(address);
         let mut open = shared.open.lock();
         if let Some(backend) = open.get(&place) {
             return Ok(backend.clone());
@@ -140,6 +151,7 @@ impl Origins {
             }
             Place::Web(server) => Arc::new(Bucket::web(server, &shared.options, shared.counters.clone())?),
             Place::Hub => Arc::new(Hub::new(&shared.options, shared.counters.clone())?),
+            Place::Local => return Ok(shared.local.clone()),
         };
         if open.len() >= OPEN_MAX {
             open.clear();

@@ -1,0 +1,75 @@
+//! Whether an object is what was sent: by the store's own checksum over all of it, or by reading it back.
+
+use std::sync::Arc;
+
+use futures::stream::{self, StreamExt, TryStreamExt};
+use longshore_types::Checksummer;
+use longshore_types::{Artifact, BlockChecksum, Code, Error, Result, Version};
+
+use crate::address::Address;
+use crate::backend::Backend;
+use crate::read;
+use crate::stats::count;
+use crate::write::{Verified, Writes};
+
+/// Bytes of one range that is read back.
+const RANGE_BYTES: u64 = 64 << 20;
+/// Ranges that are read back at a time; each holds no more than the pieces that are arriving.
+const RANGES_AT_ONCE: usize = 8;
+
+/// What an object must be.
+#[derive(Clone, Copy)]
+pub(crate) struct Expected {
+    pub size_bytes: u64,
+    pub checksum: BlockChecksum,
+}
+
+/// Compares the object with what is expected.
+pub(crate) async fn verify(
+    backend: &Arc<dyn Backend>,
+    writer: &dyn Writes,
+    address: &Address,
+    expected: Expected,
+) -> Result<(Verified, Version)> {
+    let summary = backend.lane().run(|| writer.summary(address)).await?;
+    if summary.size_bytes != expected.size_bytes {
+        let text = format!("{address} has {} bytes and should have {}", summary.size_bytes, expected.size_bytes);
+        return Err(Error::new(Code::Corrupt, text));
+    }
+    let counters = &backend.lane().counters;
+    if let Some(checksum) = summary.checksum {
+        compare(address, checksum, expected, "the store says that its bytes")?;
+        count(&counters.verified_by_store, 1);
+        return Ok((Verified::ByStore, summary.version));
+    }
+    let artifact = Arc::new(Artifact::new(address.to_string(), summary.version.clone(), summary.size_bytes)?);
+    count(&counters.verified_by_reading, 1);
+    let checksum = read_back(backend, &artifact).await?;
+    compare(address, checksum, expected, "its bytes, read back,")?;
+    Ok((Verified::ReadBack, summary.version))
+}
+
+fn compare(address: &Address, found: BlockChecksum, expected: Expected, whose: &str) -> Result<()> {
+    if found == expected.checksum {
+        return Ok(());
+    }
+    let text = format!("{address} is damaged: {whose} have checksum {found} and should have {}", expected.checksum);
+    Err(Error::new(Code::Corrupt, text))
+}
+
+/// The checksum of all bytes of one version, of several ranges at a time.
+async fn read_back(backend: &Arc<dyn Backend>, artifact: &Arc<Artifact>) -> Result<BlockChecksum> {
+    let size = artifact.size_bytes();
+    let ranges = (0..size.div_ceil(RANGE_BYTES)).map(|i| i * RANGE_BYTES..((i + 1) * RANGE_BYTES).min(size));
+    let sums = stream::iter(ranges).map(|range| async move {
+        let mut checksum = Checksummer::new();
+        let mut pieces = read::read(backend.clone(), artifact.clone(), range.clone());
+        while let Some(piece) = pieces.try_next().await? {
+            checksum.update(&piece);
+        }
+        Ok::<_, Error>((checksum.finish(), range.end - range.start))
+    });
+    let whole = BlockChecksum::of(&[]);
+    let sums = sums.buffered(RANGES_AT_ONCE);
+    sums.try_fold(whole, |whole, (part, len)| async move { Ok(whole.combine(part, len)) }).await
+}
