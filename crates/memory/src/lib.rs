@@ -4,7 +4,8 @@
 //! in-flight buffers of a fetch, the chunks a worker keeps, the regions a loader hands out. A [`Buffer`] is exclusive
 //! memory; [`append_buffer`] lets many readers follow one writer; a [`RegionWriter`] becomes a sealed, shareable
 //! [`Region`]; a [`Landing`] says where one run of bytes lands. A [`PinnedArena`] is memory that a graphics card reads;
-//! its [`PinnedChunk`]s are filled block by block. [`fdpass`] moves descriptors between processes.
+//! its [`PinnedChunk`]s are filled block by block. [`slabs`] are memory with a name that clients fill. [`fdpass`] moves
+//! descriptors between processes.
 //!
 //! This crate and `longshore-device` are the only ones with `unsafe` code. The invariants it rests on: a mapping lives
 //! as long as the last object that refers to it; live [`Window`]s of a region never overlap (a checked interval set);
@@ -21,6 +22,7 @@ mod memfd;
 mod pinned;
 mod raw;
 mod region;
+pub mod slabs;
 mod sys;
 
 pub use append::{Appender, Prefix, append_buffer};
