@@ -34,6 +34,7 @@ pub async fn run(args: LoadArgs, output: Output, token: CancellationToken) -> Re
         revalidate: args.revalidate,
         trace: args.trace.is_some(),
         parallel: args.parallel.parallel()?,
+        ..LoadRequest::default()
     };
     let (loader, model, warnings) = match find_loader(&args.node).await? {
         Some(connection) => {
@@ -74,6 +75,7 @@ pub async fn through_daemon(
         revalidate: request.revalidate,
         trace: request.trace,
         parallel: request.parallel.as_ref().map(v1::Parallel::from),
+        allow_uncommitted: request.allow_uncommitted,
     };
     let failed = |status: tonic::Status| from_status(&status);
     let mut stream = connection.client.load_model(message).await.map_err(failed)?.into_inner();

@@ -112,5 +112,6 @@ fn load_request(message: v1::LoadModelRequest) -> Result<LoadRequest> {
         revalidate: message.revalidate,
         trace: message.trace,
         parallel: message.parallel.map(Parallel::try_from).transpose()?,
+        allow_uncommitted: message.allow_uncommitted,
     })
 }

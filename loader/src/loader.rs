@@ -47,6 +47,8 @@ pub struct LoadRequest {
     pub trace: bool,
     /// One rank's part of the model; `None` for the whole.
     pub parallel: Option<Parallel>,
+    /// A checkpoint that this node is saving may be loaded before it is committed, once it is durable here.
+    pub allow_uncommitted: bool,
 }
 
 impl LoadRequest {

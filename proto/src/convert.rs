@@ -1,9 +1,13 @@
 //! Domain types to messages and back. What comes from a message is checked as if a stranger had written it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use longshore_types::header::parse_dtype;
-use longshore_types::{Artifact, Code, Error, Extent, Manifest, ModelFile, Result, Tensor, Version, names};
+use longshore_types::{
+    Artifact, BLOCK_BYTES, BlockChecksum, ChunkMap, ChunkRun, Code, Error, Extent, Manifest, ModelFile, Piece, Result,
+    Tensor, Version, names,
+};
 
 use crate::v1;
 
@@ -25,6 +29,7 @@ pub fn artifact_from_proto(message: Option<v1::Artifact>) -> Result<Artifact> {
 
 /// A manifest as a message.
 pub fn manifest_to_proto(manifest: &Manifest) -> v1::Manifest {
+    let mut objects = Objects::default();
     v1::Manifest {
         url: manifest.url.clone(),
         revision: manifest.revision.clone(),
@@ -35,8 +40,11 @@ pub fn manifest_to_proto(manifest: &Manifest) -> v1::Manifest {
                 name: file.name.clone(),
                 artifact: Some(artifact_to_proto(&file.artifact)),
                 is_tensors: file.is_tensors,
+                checksums: checksums_to_bytes(file.checksums.as_deref().unwrap_or_default()),
+                chunks: file.chunks.iter().flat_map(|map| map.runs()).map(|run| objects.run(run)).collect(),
             })
             .collect(),
+        objects: objects.messages,
         tensors: manifest
             .tensors
             .iter()
@@ -47,11 +55,38 @@ pub fn manifest_to_proto(manifest: &Manifest) -> v1::Manifest {
                 file: tensor.extent.file as u32,
                 offset_bytes: tensor.extent.offset_bytes,
                 length_bytes: tensor.extent.length_bytes,
+                piece: tensor.piece.as_ref().map(piece_to_proto),
             })
             .collect(),
         skipped: skipped_to_proto(&manifest.skipped),
         warnings: manifest.warnings.clone(),
     }
+}
+
+/// The objects that chunk maps refer to, each once.
+#[derive(Default)]
+struct Objects {
+    messages: Vec<v1::Artifact>,
+    known: HashMap<Arc<Artifact>, u32>,
+}
+
+impl Objects {
+    fn run(&mut self, run: &ChunkRun) -> v1::ChunkRun {
+        let object = *self.known.entry(run.artifact.clone()).or_insert_with(|| {
+            self.messages.push(artifact_to_proto(&run.artifact));
+            self.messages.len() as u32 - 1
+        });
+        v1::ChunkRun { object, first_chunk: run.first_chunk, count: run.count }
+    }
+}
+
+fn checksums_to_bytes(checksums: &[BlockChecksum]) -> Vec<u8> {
+    checksums.iter().flat_map(|checksum| checksum.0.to_le_bytes()).collect()
+}
+
+/// A part of a tensor as a message.
+pub fn piece_to_proto(piece: &Piece) -> v1::Piece {
+    v1::Piece { start: piece.start.clone(), shape: piece.shape.clone(), of_shape: piece.of_shape.clone() }
 }
 
 /// Skipped files as messages.
@@ -63,15 +98,13 @@ pub fn skipped_to_proto(skipped: &[(String, String)]) -> Vec<v1::SkippedFile> {
 /// [`Code::InvalidArgument`] when a name is a trick or an extent lies outside of its file.
 pub fn manifest_from_proto(message: v1::Manifest) -> Result<Manifest> {
     let url = message.url;
-    let files = message
-        .files
+    let objects = message
+        .objects
         .into_iter()
-        .map(|file| {
-            names::check_relative(&file.name, &url)?;
-            let artifact = Arc::new(artifact_from_proto(file.artifact)?);
-            Ok(ModelFile { name: file.name, artifact, is_tensors: file.is_tensors })
-        })
+        .map(|object| artifact_from_proto(Some(object)).map(Arc::new))
         .collect::<Result<Vec<_>>>()?;
+    let files =
+        message.files.into_iter().map(|file| file_from_proto(file, &objects, &url)).collect::<Result<Vec<_>>>()?;
     let tensors =
         message.tensors.into_iter().map(|tensor| tensor_from_proto(tensor, &files)).collect::<Result<Vec<_>>>()?;
     Ok(Manifest {
@@ -84,6 +117,50 @@ pub fn manifest_from_proto(message: v1::Manifest) -> Result<Manifest> {
     })
 }
 
+fn file_from_proto(message: v1::ModelFile, objects: &[Arc<Artifact>], url: &str) -> Result<ModelFile> {
+    names::check_relative(&message.name, url)?;
+    let artifact = Arc::new(artifact_from_proto(message.artifact)?);
+    let invalid = |why: String| Error::new(Code::InvalidArgument, format!("{} of the manifest {why}", message.name));
+    let checksums = match message.checksums.len() {
+        0 => None,
+        bytes => {
+            let blocks = artifact.size_bytes().div_ceil(BLOCK_BYTES);
+            if blocks.checked_mul(8) != Some(bytes as u64) {
+                return Err(invalid(format!("has {bytes} bytes of checksums for {blocks} blocks")));
+            }
+            let (each, _) = message.checksums.as_chunks();
+            Some(each.iter().map(|bytes| BlockChecksum(u64::from_le_bytes(*bytes))).collect())
+        }
+    };
+    let runs = message.chunks.into_iter().map(|run| {
+        let artifact = objects.get(run.object as usize).cloned();
+        let artifact =
+            artifact.ok_or_else(|| invalid(format!("refers to object {}, which is not there", run.object)))?;
+        Ok(ChunkRun { artifact, first_chunk: run.first_chunk, count: run.count })
+    });
+    let runs = runs.collect::<Result<Vec<_>>>()?;
+    let chunks = match runs.is_empty() {
+        true => None,
+        false => Some(Arc::new(ChunkMap::new(runs, artifact.size_bytes(), &message.name)?)),
+    };
+    Ok(ModelFile { name: message.name, artifact, is_tensors: message.is_tensors, checksums, chunks })
+}
+
+fn piece_from_proto(message: v1::Piece, name: &str, shape: &[u64]) -> Result<Piece> {
+    let v1::Piece { start, shape: piece_shape, of_shape } = message;
+    let fits = |((start, extent), of): ((&u64, &u64), &u64)| start.checked_add(*extent).is_some_and(|end| end <= *of);
+    let is_within = start.len() == of_shape.len()
+        && piece_shape.len() == of_shape.len()
+        && start.iter().zip(&piece_shape).zip(&of_shape).all(fits);
+    if !is_within || piece_shape != shape {
+        return Err(Error::new(
+            Code::InvalidArgument,
+            format!("tensor {name:?} of the manifest is no part of the tensor that it says it is of"),
+        ));
+    }
+    Ok(Piece { start, shape: piece_shape, of_shape })
+}
+
 fn tensor_from_proto(message: v1::Tensor, files: &[ModelFile]) -> Result<Tensor> {
     let file = message.file as usize;
     let end = message.offset_bytes.checked_add(message.length_bytes);
@@ -94,7 +171,9 @@ fn tensor_from_proto(message: v1::Tensor, files: &[ModelFile]) -> Result<Tensor>
             format!("tensor {:?} of the manifest lies outside of its file", message.name),
         ));
     }
+    let piece = message.piece.map(|piece| piece_from_proto(piece, &message.name, &message.shape)).transpose()?;
     Ok(Tensor {
+        piece,
         dtype: parse_dtype(&message.dtype),
         dtype_name: message.dtype,
         name: message.name,

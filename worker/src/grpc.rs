@@ -117,6 +117,8 @@ impl WorkerService for Grpc {
             disk_error: status.disk_error.unwrap_or_default(),
             members: members.collect(),
             uptime_seconds: status.uptime.as_secs_f64(),
+            held: None,
+            holds: Vec::new(),
         }))
     }
 }

@@ -22,7 +22,8 @@ pub use chunk::{BLOCK_BYTES, BLOCKS_PER_CHUNK, CHUNK_BYTES, ChunkId, ChunkKey};
 pub use error::{Code, Error, Result};
 pub use header::{SafetensorsHeader, TensorHeader};
 pub use manifest::{
-    Extent, Manifest, ManifestBuilder, ModelFile, Progress, ReadNeeded, Resolved, ResolvedFile, Selection, Tensor,
+    ChunkMap, ChunkRun, Extent, Manifest, ManifestBuilder, ModelFile, Piece, Progress, ReadNeeded, Resolved,
+    ResolvedFile, Selection, Tensor,
 };
 pub use redact::redact_url;
 pub use safetensors::Dtype;

@@ -14,15 +14,22 @@
 //! ```
 
 mod builder;
+mod chunks;
 mod select;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use safetensors::Dtype;
 
 use crate::artifact::Artifact;
+use crate::checksum::BlockChecksum;
 pub use builder::{HEAD_GUESS_BYTES, INDEX_BYTES_MAX, ManifestBuilder, Progress, ReadNeeded};
+pub use chunks::{ChunkMap, ChunkRun};
 pub use select::Selection;
+
+/// Tensors that a message names.
+const NAMES_SHOWN: usize = 4;
 
 /// Most files that one model may have.
 pub const FILES_MAX: usize = 100_000;
@@ -71,6 +78,20 @@ pub struct Tensor {
     pub shape: Vec<u64>,
     /// Where its bytes lie.
     pub extent: Extent,
+    /// Set when this is a rectangular part of a larger tensor, which is stored in several.
+    pub piece: Option<Piece>,
+}
+
+/// Where a stored part lies in the tensor that it is part of. Parts are named `name#0`, `name#1` and so on; whoever wants
+/// the whole tensor puts them together.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// First index in each dimension.
+    pub start: Vec<u64>,
+    /// Extent in each dimension: the shape of the part.
+    pub shape: Vec<u64>,
+    /// Shape of the whole tensor.
+    pub of_shape: Vec<u64>,
 }
 
 /// A file that is part of the load.
@@ -78,10 +99,28 @@ pub struct Tensor {
 pub struct ModelFile {
     /// Path relative to the model's URL.
     pub name: String,
-    /// Its identity.
+    /// Its identity. A file with [`ModelFile::chunks`] has no object of this name: then only the size means anything.
     pub artifact: Arc<Artifact>,
     /// Whether its content is described by tensors; otherwise it is delivered as bytes.
     pub is_tensors: bool,
+    /// What each 1 MiB block of it must be, where that is known: bytes that differ are never delivered.
+    pub checksums: Option<Arc<[BlockChecksum]>>,
+    /// Where its chunks lie, when they are not those of `artifact`: a checkpoint that shares chunks with earlier ones.
+    pub chunks: Option<Arc<ChunkMap>>,
+}
+
+impl ModelFile {
+    /// A file that is an object of its own, about whose blocks nothing is known.
+    pub fn plain(name: impl Into<String>, artifact: Arc<Artifact>, is_tensors: bool) -> Self {
+        ModelFile { name: name.into(), artifact, is_tensors, checksums: None, chunks: None }
+    }
+
+    /// The artifacts that its bytes lie in.
+    pub fn artifacts(&self) -> impl Iterator<Item = &Arc<Artifact>> {
+        let runs = self.chunks.as_deref().map(ChunkMap::runs);
+        let own = runs.is_none().then_some(&self.artifact);
+        own.into_iter().chain(runs.unwrap_or_default().iter().map(|run| &run.artifact))
+    }
 }
 
 /// The checked description of a model.
@@ -105,5 +144,21 @@ impl Manifest {
     /// Bytes of all files of the load.
     pub fn size_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.artifact.size_bytes()).sum()
+    }
+
+    /// The names of tensors that have bytes in a range of a file, for messages: some of them, and how many more there are.
+    pub fn tensors_at(&self, file: usize, range: &Range<u64>) -> String {
+        let overlaps = |tensor: &&Tensor| {
+            let Extent { file: of, offset_bytes, length_bytes } = tensor.extent;
+            let end = offset_bytes.saturating_add(length_bytes);
+            of == file && offset_bytes < range.end && range.start < end
+        };
+        let mut names = self.tensors.iter().filter(overlaps).map(|tensor| tensor.name.as_str());
+        let shown: Vec<&str> = names.by_ref().take(NAMES_SHOWN).collect();
+        match (shown.is_empty(), names.count()) {
+            (true, _) => "no tensor".to_owned(),
+            (_, 0) => format!("tensor {}", shown.join(", ")),
+            (_, more) => format!("tensor {} and {more} more", shown.join(", ")),
+        }
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use longshore_device::DeviceRegion;
 use longshore_device::cuda::CopierState;
-use longshore_proto::convert::skipped_to_proto;
+use longshore_proto::convert::{piece_to_proto, skipped_to_proto};
 use longshore_proto::{MESSAGE_BYTES_MAX, v1};
 use longshore_types::{Code, Error, Result};
 use prost::Message;
@@ -118,6 +118,7 @@ fn tensors(model: &Model) -> Vec<v1::PlacedTensor> {
         region: place.region,
         offset_bytes: place.offset_bytes,
         length_bytes: place.length_bytes,
+        piece: tensor.piece.as_ref().map(piece_to_proto),
     });
     placed.collect()
 }

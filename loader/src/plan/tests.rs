@@ -34,12 +34,13 @@ fn manifest(files: &[FileSpec]) -> Manifest {
                 dtype: None,
                 shape: vec![length_bytes],
                 extent: Extent { file, offset_bytes: at, length_bytes },
+                piece: None,
             });
             at += length_bytes;
         }
         let version = Version::new("etag:\"1\"").unwrap();
         let artifact = Arc::new(Artifact::new(format!("s3://b/m/f{file}"), version, at + tail).unwrap());
-        manifest.files.push(ModelFile { name: format!("f{file}"), artifact, is_tensors: tensors.is_some() });
+        manifest.files.push(ModelFile::plain(format!("f{file}"), artifact, tensors.is_some()));
     }
     manifest
 }

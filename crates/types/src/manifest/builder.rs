@@ -232,11 +232,7 @@ impl ManifestBuilder {
         for (position, &file) in self.chosen.iter().enumerate() {
             let entry = &self.resolved.files[file];
             let header = self.headers.remove(&file);
-            files.push(ModelFile {
-                name: entry.name.clone(),
-                artifact: entry.artifact.clone(),
-                is_tensors: header.is_some(),
-            });
+            files.push(ModelFile::plain(entry.name.clone(), entry.artifact.clone(), header.is_some()));
             for raw in header.into_iter().flat_map(|header| header.tensors) {
                 let name = join(folder_of(&entry.name), &raw.name);
                 if let Some(other) = holders.insert(name.clone(), file) {
@@ -261,6 +257,7 @@ impl ManifestBuilder {
                     dtype: raw.dtype,
                     shape: raw.shape,
                     extent: Extent { file: position, offset_bytes: raw.range.start, length_bytes },
+                    piece: None,
                 });
             }
         }

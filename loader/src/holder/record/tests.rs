@@ -21,13 +21,14 @@ fn model() -> Model {
         dtype: parse_dtype("F32"),
         shape: vec![4, 8],
         extent: Extent { file: 0, offset_bytes, length_bytes: 128 },
+        piece: None,
     };
     let manifest = Manifest {
         url: "s3://b/m".into(),
         revision: "r1".into(),
         files: vec![
-            ModelFile { name: "a.safetensors".into(), artifact: artifact("a.safetensors", 264), is_tensors: true },
-            ModelFile { name: "config.json".into(), artifact: artifact("config.json", 33), is_tensors: false },
+            ModelFile::plain("a.safetensors", artifact("a.safetensors", 264), true),
+            ModelFile::plain("config.json", artifact("config.json", 33), false),
         ],
         tensors: vec![tensor("w", 8), tensor("v", 136)],
         skipped: vec![("x.bin".into(), "why not".into())],

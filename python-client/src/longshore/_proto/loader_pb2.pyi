@@ -26,20 +26,22 @@ LOAD_STEP_UPLOAD: LoadStep
 LOAD_STEP_PUBLISH: LoadStep
 
 class LoadModelRequest(_message.Message):
-    __slots__ = ("uri", "device", "include", "revalidate", "trace", "parallel")
+    __slots__ = ("uri", "device", "include", "revalidate", "trace", "parallel", "allow_uncommitted")
     URI_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_FIELD_NUMBER: _ClassVar[int]
     REVALIDATE_FIELD_NUMBER: _ClassVar[int]
     TRACE_FIELD_NUMBER: _ClassVar[int]
     PARALLEL_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_UNCOMMITTED_FIELD_NUMBER: _ClassVar[int]
     uri: str
     device: str
     include: _containers.RepeatedScalarFieldContainer[str]
     revalidate: bool
     trace: bool
     parallel: Parallel
-    def __init__(self, uri: _Optional[str] = ..., device: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., revalidate: bool = ..., trace: bool = ..., parallel: _Optional[_Union[Parallel, _Mapping]] = ...) -> None: ...
+    allow_uncommitted: bool
+    def __init__(self, uri: _Optional[str] = ..., device: _Optional[str] = ..., include: _Optional[_Iterable[str]] = ..., revalidate: bool = ..., trace: bool = ..., parallel: _Optional[_Union[Parallel, _Mapping]] = ..., allow_uncommitted: bool = ...) -> None: ...
 
 class Parallel(_message.Message):
     __slots__ = ("rank", "world_size", "rules")
@@ -118,20 +120,22 @@ class Region(_message.Message):
     def __init__(self, size_bytes: _Optional[int] = ..., segment_bytes: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ...) -> None: ...
 
 class PlacedTensor(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "region", "offset_bytes", "length_bytes")
+    __slots__ = ("name", "dtype", "shape", "region", "offset_bytes", "length_bytes", "piece")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
     REGION_FIELD_NUMBER: _ClassVar[int]
     OFFSET_BYTES_FIELD_NUMBER: _ClassVar[int]
     LENGTH_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PIECE_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
     region: int
     offset_bytes: int
     length_bytes: int
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., region: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ...) -> None: ...
+    piece: _model_pb2.Piece
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., region: _Optional[int] = ..., offset_bytes: _Optional[int] = ..., length_bytes: _Optional[int] = ..., piece: _Optional[_Union[_model_pb2.Piece, _Mapping]] = ...) -> None: ...
 
 class PlacedFile(_message.Message):
     __slots__ = ("name", "region", "offset_bytes", "length_bytes")

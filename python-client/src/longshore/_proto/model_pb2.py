@@ -24,23 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18longshore/v1/model.proto\x12\x0clongshore.v1\"<\n\x08\x41rtifact\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"W\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x16.longshore.v1.Artifact\x12\x12\n\nis_tensors\x18\x03 \x01(\x08\"n\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x0c\n\x04\x66ile\x18\x04 \x01(\r\x12\x14\n\x0coffset_bytes\x18\x05 \x01(\x04\x12\x14\n\x0clength_bytes\x18\x06 \x01(\x04\"+\n\x0bSkippedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xb6\x01\n\x08Manifest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.longshore.v1.ModelFile\x12%\n\x07tensors\x18\x04 \x03(\x0b\x32\x14.longshore.v1.Tensor\x12*\n\x07skipped\x18\x05 \x03(\x0b\x32\x19.longshore.v1.SkippedFile\x12\x10\n\x08warnings\x18\x06 \x03(\t*~\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_DEVICE\x10\x01\x12\x0f\n\x0bTIER_PINNED\x10\x02\x12\x0f\n\x0bTIER_MEMORY\x10\x03\x12\r\n\tTIER_DISK\x10\x04\x12\r\n\tTIER_PEER\x10\x05\x12\x0f\n\x0bTIER_ORIGIN\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18longshore/v1/model.proto\x12\x0clongshore.v1\"<\n\x08\x41rtifact\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x12\n\nsize_bytes\x18\x03 \x01(\x04\"\x92\x01\n\tModelFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x08\x61rtifact\x18\x02 \x01(\x0b\x32\x16.longshore.v1.Artifact\x12\x12\n\nis_tensors\x18\x03 \x01(\x08\x12\x11\n\tchecksums\x18\x04 \x01(\x0c\x12&\n\x06\x63hunks\x18\x05 \x03(\x0b\x32\x16.longshore.v1.ChunkRun\">\n\x08\x43hunkRun\x12\x0e\n\x06object\x18\x01 \x01(\r\x12\x13\n\x0b\x66irst_chunk\x18\x02 \x01(\r\x12\r\n\x05\x63ount\x18\x03 \x01(\r\"7\n\x05Piece\x12\r\n\x05start\x18\x01 \x03(\x04\x12\r\n\x05shape\x18\x02 \x03(\x04\x12\x10\n\x08of_shape\x18\x03 \x03(\x04\"\x92\x01\n\x06Tensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x04\x12\x0c\n\x04\x66ile\x18\x04 \x01(\r\x12\x14\n\x0coffset_bytes\x18\x05 \x01(\x04\x12\x14\n\x0clength_bytes\x18\x06 \x01(\x04\x12\"\n\x05piece\x18\x07 \x01(\x0b\x32\x13.longshore.v1.Piece\"+\n\x0bSkippedFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xdf\x01\n\x08Manifest\x12\x0b\n\x03url\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\t\x12&\n\x05\x66iles\x18\x03 \x03(\x0b\x32\x17.longshore.v1.ModelFile\x12%\n\x07tensors\x18\x04 \x03(\x0b\x32\x14.longshore.v1.Tensor\x12*\n\x07skipped\x18\x05 \x03(\x0b\x32\x19.longshore.v1.SkippedFile\x12\x10\n\x08warnings\x18\x06 \x03(\t\x12\'\n\x07objects\x18\x07 \x03(\x0b\x32\x16.longshore.v1.Artifact*~\n\x04Tier\x12\x14\n\x10TIER_UNSPECIFIED\x10\x00\x12\x0f\n\x0bTIER_DEVICE\x10\x01\x12\x0f\n\x0bTIER_PINNED\x10\x02\x12\x0f\n\x0bTIER_MEMORY\x10\x03\x12\r\n\tTIER_DISK\x10\x04\x12\r\n\tTIER_PEER\x10\x05\x12\x0f\n\x0bTIER_ORIGIN\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'longshore._proto.model_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TIER']._serialized_start=535
-  _globals['_TIER']._serialized_end=661
+  _globals['_TIER']._serialized_start=794
+  _globals['_TIER']._serialized_end=920
   _globals['_ARTIFACT']._serialized_start=42
   _globals['_ARTIFACT']._serialized_end=102
-  _globals['_MODELFILE']._serialized_start=104
-  _globals['_MODELFILE']._serialized_end=191
-  _globals['_TENSOR']._serialized_start=193
-  _globals['_TENSOR']._serialized_end=303
-  _globals['_SKIPPEDFILE']._serialized_start=305
-  _globals['_SKIPPEDFILE']._serialized_end=348
-  _globals['_MANIFEST']._serialized_start=351
-  _globals['_MANIFEST']._serialized_end=533
+  _globals['_MODELFILE']._serialized_start=105
+  _globals['_MODELFILE']._serialized_end=251
+  _globals['_CHUNKRUN']._serialized_start=253
+  _globals['_CHUNKRUN']._serialized_end=315
+  _globals['_PIECE']._serialized_start=317
+  _globals['_PIECE']._serialized_end=372
+  _globals['_TENSOR']._serialized_start=375
+  _globals['_TENSOR']._serialized_end=521
+  _globals['_SKIPPEDFILE']._serialized_start=523
+  _globals['_SKIPPEDFILE']._serialized_end=566
+  _globals['_MANIFEST']._serialized_start=569
+  _globals['_MANIFEST']._serialized_end=792
 # @@protoc_insertion_point(module_scope)
