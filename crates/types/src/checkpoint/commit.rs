@@ -231,7 +231,28 @@ impl Commit {
     }
 }
 
-/// The URL of an object from its path relative to the run.
+/// The URL of an object from its path relative to the run: what would end the path of a URL is escaped, as the origin's
+/// addresses have it (keys of buckets are otherwise taken as they are, paths of `file` URLs are percent-encoded).
 pub fn object_url(run_url: &str, path: &str) -> String {
-    format!("{}/{path}", run_url.trim_end_matches('/'))
+    let plain_keys = !run_url.starts_with("file://") && !run_url.starts_with("http");
+    let mut url = String::with_capacity(run_url.len() + 1 + path.len());
+    url.push_str(run_url.trim_end_matches('/'));
+    url.push('/');
+    for (at, c) in path.char_indices() {
+        let escaped = match c {
+            '?' | '#' => true,
+            '%' if plain_keys => matches!(path.get(at..at + 3), Some("%25" | "%23" | "%3F" | "%3f")),
+            '%' | ' ' | '"' | '<' | '>' | '^' | '`' | '{' | '}' => !plain_keys,
+            c => !plain_keys && !c.is_ascii(),
+        };
+        if escaped {
+            let mut utf8 = [0; 4];
+            for byte in c.encode_utf8(&mut utf8).bytes() {
+                url.push_str(&format!("%{byte:02X}"));
+            }
+        } else {
+            url.push(c);
+        }
+    }
+    url
 }
