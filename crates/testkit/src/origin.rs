@@ -6,25 +6,31 @@
 
 mod admin;
 mod body;
+mod checksums;
+mod counters;
 mod faults;
 mod hub;
+mod receive;
 mod request;
 mod serve;
 mod sigv4;
 mod state;
 mod stores;
 mod text;
+mod uploads;
+mod write;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+pub use counters::{Counters, KeyCounters, PartCounters, RequestRecord};
 pub use faults::{Fault, FaultKind, Verb};
-pub use state::{Counters, KeyCounters, RequestRecord};
+pub use uploads::UploadInfo;
 
 use crate::content::Content;
 use state::State;
@@ -33,10 +39,10 @@ use state::State;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Dialect {
-    /// S3 with path-style addresses: GET, HEAD, PUT, DELETE, ListObjectsV2.
+    /// S3 with path-style addresses: objects on conditions, multipart uploads, checksums, deletes of many, listings.
     #[default]
     S3,
-    /// The XML API of Google Cloud Storage, with generations and bearer tokens.
+    /// The XML API of Google Cloud Storage, with generations, multipart uploads and bearer tokens.
     Gcs,
     /// The Hugging Face hub: model information, tree, resolve.
     Hub,
@@ -53,6 +59,14 @@ pub struct Quirks {
     pub ignores_ranges: bool,
     /// No `ETag` is sent.
     pub has_no_etag: bool,
+    /// Conditions of PUT, of DELETE and of completing an upload are not looked at; those of GET are.
+    pub ignores_conditional_puts: bool,
+    /// Checksums that clients send are neither checked nor kept, and none are told.
+    pub has_no_checksums: bool,
+    /// Writes that carry a checksum header are refused with 501.
+    pub rejects_checksums: bool,
+    /// Listing the open uploads is refused with 501.
+    pub cannot_list_uploads: bool,
 }
 
 /// How the server behaves from its start.
@@ -72,7 +86,19 @@ pub struct OriginConfig {
     pub redirects_large_files: bool,
     /// Deviations.
     pub quirks: Quirks,
+    /// What is uploaded lies in files without a name in this folder, and in memory when there is none.
+    pub data_dir: Option<PathBuf>,
+    /// Most memory for what is uploaded, in bytes; more is refused with 507.
+    pub memory_bytes_max: u64,
+    /// Smallest part of a multipart upload, except for the last, in bytes.
+    pub part_bytes_min: u64,
+    /// Most bytes a second of all uploads together.
+    pub upload_bytes_per_second: Option<u64>,
 }
+
+const MEMORY_BYTES_MAX: u64 = 4 << 30;
+/// That of S3 and GCS.
+const PART_BYTES_MIN: u64 = 5 << 20;
 
 impl Default for OriginConfig {
     fn default() -> Self {
@@ -84,6 +110,10 @@ impl Default for OriginConfig {
             page_size: 1000,
             redirects_large_files: false,
             quirks: Quirks::default(),
+            data_dir: None,
+            memory_bytes_max: MEMORY_BYTES_MAX,
+            part_bytes_min: PART_BYTES_MIN,
+            upload_bytes_per_second: None,
         }
     }
 }
@@ -188,6 +218,37 @@ impl FakeOrigin {
     /// Deletes an object; whether it was there.
     pub fn remove(&self, path: &str) -> bool {
         self.state.remove(path)
+    }
+
+    /// Turns a bit of the byte at `offset_bytes` of an object where it lies: its version and the checksum that the store
+    /// tells stay as they were. Whether there is such a byte.
+    pub fn flip_byte(&self, path: &str, offset_bytes: u64) -> bool {
+        self.state.flip(path, offset_bytes)
+    }
+
+    /// The same in a part of the latest open upload of an object.
+    pub fn flip_part_byte(&self, path: &str, part: u32, offset_bytes: u64) -> bool {
+        self.state.uploads.flip(path, part, offset_bytes)
+    }
+
+    /// The paths of all objects that begin with `prefix`, sorted.
+    pub fn paths(&self, prefix: &str) -> Vec<String> {
+        self.state.objects_under(prefix, "").into_iter().map(|(path, _)| path).collect()
+    }
+
+    /// The uploads that are open.
+    pub fn uploads(&self) -> Vec<UploadInfo> {
+        self.state.uploads.list()
+    }
+
+    /// Forgets an open upload and its parts, as the rules of a bucket do with old ones; whether it was there.
+    pub fn forget_upload(&self, path: &str, id: &str) -> bool {
+        self.state.uploads.remove(path, id)
+    }
+
+    /// Lets all uploads together come in at that many bytes a second from now on; `None` lifts it.
+    pub fn limit_uploads(&self, bytes_per_second: Option<u64>) {
+        self.state.pacer.set(bytes_per_second);
     }
 
     /// The content of an object.

@@ -210,7 +210,7 @@ async fn misbehaves_as_told() {
 
 #[tokio::test]
 async fn quirks_are_those_of_real_servers() {
-    let quirks = Quirks { ignores_conditions: true, ignores_ranges: true, has_no_etag: false };
+    let quirks = Quirks { ignores_conditions: true, ignores_ranges: true, ..Quirks::default() };
     let origin = FakeOrigin::with(OriginConfig { quirks, ..OriginConfig::default() });
     origin.put("bucket/k", b"0123456789".to_vec());
     let store = s3(&origin, "a", "b");

@@ -13,8 +13,9 @@ use http_body_util::combinators::UnsyncBoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::Frame;
 
+use super::counters::Ticket;
 use super::faults::Misbehaviour;
-use super::state::{Object, Ticket};
+use super::state::Object;
 
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -84,20 +85,6 @@ impl Flow {
         }
         self.at += piece.len() as u64;
         self.ticket.sent(piece.len() as u64);
-        Ok(self.flip(piece, at))
-    }
-
-    fn flip(&self, piece: Bytes, at: u64) -> Bytes {
-        let here = at..at + piece.len() as u64;
-        let flips = self.bad.flips.iter().filter(|offset| here.contains(offset));
-        let mut flips = flips.peekable();
-        if flips.peek().is_none() {
-            return piece;
-        }
-        let mut wrong = piece.to_vec();
-        for offset in flips {
-            wrong[(offset - at) as usize] ^= 0x10;
-        }
-        wrong.into()
+        Ok(self.bad.spoil(piece, at))
     }
 }

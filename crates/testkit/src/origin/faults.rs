@@ -1,10 +1,15 @@
 //! What can be made to go wrong, and when.
 
+use std::future::pending;
+use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
+use bytes::Bytes;
 use longshore_types::names;
 use serde::{Deserialize, Serialize};
+
+use super::stores::Failure;
 
 /// Kind of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -16,13 +21,30 @@ pub enum Verb {
     Head,
     /// A listing, or the hub's answers about a repository.
     List,
-    /// An upload.
+    /// An upload of a whole object.
     Put,
-    /// A deletion.
+    /// A deletion of one object or of many.
     Delete,
+    /// The begin of a multipart upload.
+    CreateUpload,
+    /// One part of it.
+    UploadPart,
+    /// Its completion.
+    CompleteUpload,
+    /// Its end without an object.
+    AbortUpload,
+    /// A listing of uploads, or of the parts of one.
+    ListUploads,
 }
 
-/// What goes wrong.
+impl Verb {
+    /// Whether the body of the request, and not that of the answer, is the content of an object.
+    pub(super) fn brings_content(self) -> bool {
+        matches!(self, Verb::Put | Verb::UploadPart)
+    }
+}
+
+/// What goes wrong. Of requests that bring a body, faults of bodies are about that one, of others about the answer's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FaultKind {
@@ -34,8 +56,22 @@ pub enum FaultKind {
     CutAfter(u64),
     /// The answer is this HTTP status and an error in the words of the dialect.
     Status(u16),
-    /// The byte at this offset of the object is served with one bit flipped. Counts only requests that cover it.
+    /// The answer is that error.
+    Answer {
+        /// HTTP status.
+        status: u16,
+        /// In the words of the store, for instance `SlowDown`.
+        code: String,
+        /// `Retry-After`, in seconds.
+        #[serde(default)]
+        retry_after_s: Option<u64>,
+    },
+    /// The byte at this offset of the object is served with one bit flipped; of an upload, the byte at this offset of
+    /// its body comes in so. Counts only requests that cover it.
     FlipBit(u64),
+    /// What is uploaded comes in well, and is kept with one bit flipped at this offset of the body. The version and the
+    /// checksum that the store tells are those of what came in. Counts only requests that cover it.
+    FlipStored(u64),
     /// The object is replaced by one with other bytes of the same length, and another ETag, before the answer.
     Replace,
     /// The object is deleted before the answer.
@@ -44,6 +80,35 @@ pub enum FaultKind {
     Hang,
     /// The body stops after that many bytes, and the connection stays open.
     HangAfter(u64),
+    /// What was asked for is done, and the connection is closed without an answer.
+    ReplyLost,
+    /// What was asked for is done, and no answer ever comes.
+    ReplyHangs,
+    /// Nothing is done, and the answer is 200 with an error in its body, as S3 answers when completing an upload or
+    /// copying fails late.
+    ErrorInBody,
+}
+
+impl FaultKind {
+    /// An error in the words of the store.
+    pub fn answer(status: u16, code: &str) -> FaultKind {
+        FaultKind::Answer { status, code: code.to_owned(), retry_after_s: None }
+    }
+
+    /// 503 with `Retry-After`.
+    pub fn slow_down(retry_after_s: u64) -> FaultKind {
+        FaultKind::Answer { status: 503, code: "SlowDown".to_owned(), retry_after_s: Some(retry_after_s) }
+    }
+
+    /// Temporary credentials have expired. AWS says so with 400; others with 403, which [`FaultKind::answer`] can.
+    pub fn expired_token() -> FaultKind {
+        FaultKind::answer(400, "ExpiredToken")
+    }
+
+    /// The quota of the bucket is used up.
+    pub fn quota() -> FaultKind {
+        FaultKind::answer(403, "QuotaExceeded")
+    }
 }
 
 fn forever() -> u64 {
@@ -112,8 +177,8 @@ impl Fault {
     /// Whether the request is one of those, counted down.
     fn strikes(&mut self, verb: Verb, path: &str, range: Option<&Range<u64>>) -> bool {
         let covered = match (&self.kind, range) {
-            (FaultKind::FlipBit(offset), Some(range)) => range.contains(offset),
-            (FaultKind::FlipBit(_), None) => false,
+            (FaultKind::FlipBit(offset) | FaultKind::FlipStored(offset), Some(range)) => range.contains(offset),
+            (FaultKind::FlipBit(_) | FaultKind::FlipStored(_), None) => false,
             _ => true,
         };
         if self.times == 0 || !covered || self.verb.is_some_and(|v| v != verb) || !names::matches(&self.keys, path) {
@@ -135,33 +200,89 @@ pub(super) struct Misbehaviour {
     pub(super) bytes_per_second: Option<u64>,
     pub(super) cut_after: Option<u64>,
     pub(super) hang_after: Option<u64>,
-    pub(super) status: Option<u16>,
+    pub(super) answer: Option<Failure>,
     pub(super) flips: Vec<u64>,
+    pub(super) flips_stored: Vec<u64>,
     pub(super) replace: bool,
     pub(super) remove: bool,
     pub(super) hang: bool,
+    pub(super) reply_lost: bool,
+    pub(super) reply_hangs: bool,
+    pub(super) error_in_body: bool,
     /// How many faults struck.
     pub(super) count: u64,
 }
 
-/// Collects the faults that strike a request. `range` is what it asks for, when it asks for bytes.
+impl Misbehaviour {
+    fn add(&mut self, kind: &FaultKind) {
+        self.count += 1;
+        match kind {
+            FaultKind::LatencyMs(ms) => self.latency += Duration::from_millis(*ms),
+            FaultKind::BytesPerSecond(rate) => self.bytes_per_second = Some((*rate).max(1)),
+            FaultKind::CutAfter(bytes) => self.cut_after = Some(*bytes),
+            FaultKind::HangAfter(bytes) => self.hang_after = Some(*bytes),
+            FaultKind::Status(status) => self.answer = Some(Failure::of_status(*status)),
+            FaultKind::Answer { status, code, retry_after_s } => {
+                let failure = Failure::new(*status, code.clone(), format!("{code}, as told"));
+                self.answer = Some(Failure { retry_after_s: *retry_after_s, ..failure });
+            }
+            FaultKind::FlipBit(offset) => self.flips.push(*offset),
+            FaultKind::FlipStored(offset) => self.flips_stored.push(*offset),
+            FaultKind::Replace => self.replace = true,
+            FaultKind::Remove => self.remove = true,
+            FaultKind::Hang => self.hang = true,
+            FaultKind::ReplyLost => self.reply_lost = true,
+            FaultKind::ReplyHangs => self.reply_hangs = true,
+            FaultKind::ErrorInBody => self.error_in_body = true,
+        }
+    }
+
+    /// Waits as long as it was told; for ever when it hangs.
+    pub(super) async fn wait(&self) {
+        tokio::time::sleep(self.latency).await;
+        if self.hang {
+            pending::<()>().await;
+        }
+    }
+
+    /// A piece of a body, which lies at `at` of the content, as it is when bits are flipped.
+    pub(super) fn spoil(&self, piece: Bytes, at: u64) -> Bytes {
+        let here = at..at + piece.len() as u64;
+        let mut flips = self.flips.iter().filter(|offset| here.contains(offset)).peekable();
+        if flips.peek().is_none() {
+            return piece;
+        }
+        let mut wrong = piece.to_vec();
+        for offset in flips {
+            wrong[(offset - at) as usize] ^= 0x10;
+        }
+        wrong.into()
+    }
+
+    /// As much of a piece of an upload, which lies at `at` of it, as comes in, and whether no more does.
+    pub(super) fn limit(&self, piece: Bytes, at: u64) -> (Bytes, bool) {
+        let limit = [self.cut_after, self.hang_after].into_iter().flatten().min();
+        match limit.map(|limit| limit.saturating_sub(at)) {
+            Some(left) if left < piece.len() as u64 => (piece.slice(..left as usize), true),
+            _ => (piece, false),
+        }
+    }
+
+    /// The end of an upload at its limit.
+    pub(super) async fn end(&self) -> io::Error {
+        if self.cut_after.is_none_or(|cut| self.hang_after.is_some_and(|hang| hang < cut)) {
+            pending::<()>().await;
+        }
+        io::Error::other("cut off, as told")
+    }
+}
+
+/// Collects the faults that strike a request. `range` is what it asks for or brings, when it is about bytes.
 pub(super) fn strike(faults: &mut [Fault], verb: Verb, path: &str, range: Option<&Range<u64>>) -> Misbehaviour {
     let mut all = Misbehaviour::default();
     for fault in faults.iter_mut() {
-        if !fault.strikes(verb, path, range) {
-            continue;
-        }
-        all.count += 1;
-        match fault.kind {
-            FaultKind::LatencyMs(ms) => all.latency += Duration::from_millis(ms),
-            FaultKind::BytesPerSecond(rate) => all.bytes_per_second = Some(rate.max(1)),
-            FaultKind::CutAfter(bytes) => all.cut_after = Some(bytes),
-            FaultKind::HangAfter(bytes) => all.hang_after = Some(bytes),
-            FaultKind::Status(status) => all.status = Some(status),
-            FaultKind::FlipBit(offset) => all.flips.push(offset),
-            FaultKind::Replace => all.replace = true,
-            FaultKind::Remove => all.remove = true,
-            FaultKind::Hang => all.hang = true,
+        if fault.strikes(verb, path, range) {
+            all.add(&fault.kind);
         }
     }
     all

@@ -38,6 +38,16 @@ impl Ask {
         self.headers.get(name.into()).and_then(|value| value.to_str().ok())
     }
 
+    /// A header by its name in lower case.
+    pub(super) fn text(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).and_then(|value| value.to_str().ok())
+    }
+
+    /// Length of its own body, when it says so.
+    pub(super) fn content_length(&self) -> Option<u64> {
+        self.header(hyper::header::CONTENT_LENGTH).and_then(|text| text.parse().ok())
+    }
+
     pub(super) fn param(&self, name: &str) -> Option<&str> {
         self.query.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
     }

@@ -1,12 +1,11 @@
 //! The engine: accepts, routes, lets faults strike, answers.
 
-use std::convert::Infallible;
+use std::collections::HashMap;
 use std::future::pending;
 use std::io;
 use std::net::TcpListener;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header;
@@ -15,14 +14,17 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
 use super::body::{self, Body};
+use super::counters::{Arrival, Ticket};
 use super::faults::{Misbehaviour, Verb, strike};
+use super::receive::{Broken, Plan, Received, receive};
 use super::request::{Ask, Span};
-use super::state::{Object, State, Ticket};
+use super::state::{Object, State};
 use super::text::http_date;
-use super::{Dialect, admin, hub, stores};
+use super::write::Deletes;
+use super::{Dialect, admin, checksums, hub, sigv4, stores, uploads, write};
 
-/// Largest upload, in bytes.
-const UPLOAD_BYTES_MAX: usize = 1 << 30;
+/// Largest body of a request of the server's own pages, in bytes.
+const ADMIN_BYTES_MAX: usize = 1 << 20;
 
 /// Which of the two listeners a request came in at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +41,13 @@ pub(super) enum Route {
     Bucket,
     Put,
     Delete,
+    DeleteMany,
+    CreateUpload,
+    UploadPart,
+    CompleteUpload,
+    AbortUpload,
+    ListUploads,
+    ListParts,
     PropFind,
     Hub(hub::HubRoute),
     Unknown,
@@ -52,7 +61,9 @@ pub(super) struct Call {
     pub(super) path: String,
     pub(super) ticket: Ticket,
     pub(super) bad: Misbehaviour,
-    pub(super) upload: Bytes,
+    /// Number of the part that it is about.
+    pub(super) part: Option<u32>,
+    pub(super) received: Received,
 }
 
 pub(super) fn spawn(listener: TcpListener, state: Arc<State>, side: Side) -> io::Result<()> {
@@ -76,22 +87,33 @@ pub(super) fn spawn(listener: TcpListener, state: Arc<State>, side: Side) -> io:
     Ok(())
 }
 
-async fn answer(state: Arc<State>, side: Side, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+async fn answer(state: Arc<State>, side: Side, request: Request<Incoming>) -> io::Result<Response<Body>> {
     let (parts, incoming) = request.into_parts();
     let ask = Ask::of(parts);
-    let Ok(upload) = Limited::new(incoming, UPLOAD_BYTES_MAX).collect().await.map(|body| body.to_bytes()) else {
-        return Ok(plain(StatusCode::PAYLOAD_TOO_LARGE, "upload is too large or was cut off"));
-    };
     if side == Side::Front && ask.path.starts_with('_') {
-        return Ok(admin::answer(&state, &ask, &upload));
+        let body = Limited::new(incoming, ADMIN_BYTES_MAX).collect().await.map_err(io::Error::other)?;
+        return Ok(admin::answer(&state, &ask, &body.to_bytes()));
     }
     let (route, verb, path) = route(&state, &ask, side);
     let size = object_at(&state, &route, &path).map(|object| object.content.len_bytes());
     let range = size.filter(|_| verb == Verb::Get).map(|size| ask.span(size).range(size));
-    let bad = strike(&mut state.faults.lock(), verb, &path, range.as_ref());
-    let ticket = state.enter(verb, &path, range, bad.count);
-    let call = Call { state, ask, path, ticket, bad, upload };
-    Ok(call.answer(route, side).await)
+    let part = ask.param("partNumber").and_then(|text| text.parse().ok()).filter(|_| verb == Verb::UploadPart);
+    let brought = ask.content_length().filter(|_| verb.brings_content()).map(|len| 0..len);
+    let bad = strike(&mut state.faults.lock(), verb, &path, range.as_ref().or(brought.as_ref()));
+    let reply_lost = bad.reply_lost || bad.reply_hangs;
+    let arrival = Arrival { verb, path: &path, range, part, faults: bad.count, reply_lost };
+    let ticket = Ticket::enter(&state, arrival);
+    bad.wait().await;
+    let mut call = Call { state, ask, path, ticket, bad, part, received: Received::default() };
+    match call.receive(verb, incoming).await {
+        Ok(received) => call.received = received,
+        Err(Broken::Connection(error)) => return Err(error),
+        Err(Broken::Refused(failure)) => {
+            let failure = call.bad.answer.take().unwrap_or(failure);
+            return Ok(call.fail(failure));
+        }
+    }
+    call.answer(route, side).await
 }
 
 fn route(state: &State, ask: &Ask, side: Side) -> (Route, Verb, String) {
@@ -105,20 +127,37 @@ fn route(state: &State, ask: &Ask, side: Side) -> (Route, Verb, String) {
             "GET" | "HEAD" => (Route::Object, verb, ask.path.clone()),
             "PROPFIND" => (Route::PropFind, Verb::List, ask.path.clone()),
             "PUT" => (Route::Put, Verb::Put, ask.path.clone()),
+            "DELETE" => (Route::Delete, Verb::Delete, ask.path.clone()),
             _ => (Route::Unknown, verb, ask.path.clone()),
         },
-        Dialect::S3 | Dialect::Gcs => {
-            let (bucket, key) = ask.path.split_once('/').unwrap_or((&ask.path, ""));
-            let listed = || format!("{bucket}/{}", ask.param("prefix").unwrap_or_default());
-            match (&ask.method, key.is_empty()) {
-                (&Method::GET, true) => (Route::List, Verb::List, listed()),
-                (&Method::HEAD, true) => (Route::Bucket, Verb::List, bucket.to_owned()),
-                (&Method::GET | &Method::HEAD, false) => (Route::Object, verb, ask.path.clone()),
-                (&Method::PUT, false) => (Route::Put, Verb::Put, ask.path.clone()),
-                (&Method::DELETE, false) => (Route::Delete, Verb::Delete, ask.path.clone()),
-                _ => (Route::Unknown, verb, ask.path.clone()),
-            }
-        }
+        Dialect::S3 | Dialect::Gcs => route_of_store(ask, verb),
+    }
+}
+
+fn route_of_store(ask: &Ask, reads: Verb) -> (Route, Verb, String) {
+    let (bucket, key) = ask.path.split_once('/').unwrap_or((&ask.path, ""));
+    let has = |name| ask.param(name).is_some();
+    let path = ask.path.clone();
+    let listed = || format!("{bucket}/{}", ask.param("prefix").unwrap_or_default());
+    if key.is_empty() {
+        return match ask.method {
+            Method::GET if has("uploads") => (Route::ListUploads, Verb::ListUploads, listed()),
+            Method::GET => (Route::List, Verb::List, listed()),
+            Method::HEAD => (Route::Bucket, Verb::List, bucket.to_owned()),
+            Method::POST if has("delete") => (Route::DeleteMany, Verb::Delete, bucket.to_owned()),
+            _ => (Route::Unknown, reads, path),
+        };
+    }
+    match ask.method {
+        Method::GET if has("uploadId") => (Route::ListParts, Verb::ListUploads, path),
+        Method::GET | Method::HEAD => (Route::Object, reads, path),
+        Method::PUT if has("uploadId") => (Route::UploadPart, Verb::UploadPart, path),
+        Method::PUT => (Route::Put, Verb::Put, path),
+        Method::DELETE if has("uploadId") => (Route::AbortUpload, Verb::AbortUpload, path),
+        Method::DELETE => (Route::Delete, Verb::Delete, path),
+        Method::POST if has("uploads") => (Route::CreateUpload, Verb::CreateUpload, path),
+        Method::POST if has("uploadId") => (Route::CompleteUpload, Verb::CompleteUpload, path),
+        _ => (Route::Unknown, reads, path),
     }
 }
 
@@ -131,16 +170,42 @@ fn object_at(state: &State, route: &Route, path: &str) -> Option<Arc<Object>> {
 }
 
 impl Call {
-    async fn answer(self, route: Route, side: Side) -> Response<Body> {
-        tokio::time::sleep(self.bad.latency).await;
-        if self.bad.hang {
-            pending::<()>().await;
-        }
-        if let Some(status) = self.bad.status {
-            return self.fail(stores::Failure::of_status(status));
+    /// Whether the store has checksums of its objects and tells them.
+    pub(super) fn keeps_checksums(&self) -> bool {
+        let config = &self.state.config;
+        config.dialect == Dialect::S3 && !config.quirks.has_no_checksums && !config.quirks.rejects_checksums
+    }
+
+    async fn receive(&self, verb: Verb, incoming: Incoming) -> Result<Received, Broken> {
+        let config = &self.state.config;
+        let is_write = !matches!(verb, Verb::Get | Verb::Head | Verb::List | Verb::ListUploads);
+        let stated = match is_write {
+            // Of a completion it is the checksum of the object.
+            true => checksums::stated(&self.ask, &config.quirks)
+                .map(|stated| stated.filter(|_| verb != Verb::CompleteUpload)),
+            false => Ok(None),
+        };
+        let plan = Plan {
+            is_content: verb.brings_content(),
+            len_bytes: self.ask.content_length(),
+            stated,
+            hashes: config.access_key.is_some() && sigv4::signs_body(&self.ask),
+            folder: config.data_dir.as_deref(),
+            budget: &self.state.budget,
+            pacer: &self.state.pacer,
+            bad: &self.bad,
+            ticket: &self.ticket,
+        };
+        receive(incoming, plan).await
+    }
+
+    /// An error is a connection that is closed without an answer.
+    async fn answer(mut self, route: Route, side: Side) -> io::Result<Response<Body>> {
+        if let Some(failure) = self.bad.answer.take() {
+            return Ok(self.fail(failure));
         }
         if let Err(failure) = stores::check_credentials(&self, side) {
-            return self.fail(failure);
+            return Ok(self.fail(failure));
         }
         if self.bad.replace {
             self.state.replace(&self.path);
@@ -148,19 +213,78 @@ impl Call {
         if self.bad.remove {
             self.state.remove(&self.path);
         }
+        if self.bad.error_in_body {
+            let text = stores::error_text(&self.path, &stores::Failure::of_status(500));
+            return Ok(self.text(StatusCode::OK, stores::XML, text));
+        }
+        let deletes = match route {
+            Route::DeleteMany => match Deletes::parse(&self.received.content.to_vec()) {
+                Ok(deletes) => deletes,
+                Err(failure) => return Ok(self.fail(failure)),
+            },
+            _ => Deletes::default(),
+        };
+        let refused = self.strike_each(&deletes).await;
+        let (hangs, lost) = (self.bad.reply_hangs, self.bad.reply_lost);
+        let response = self.route(route, deletes, &refused).await;
+        if hangs {
+            pending::<()>().await;
+        }
+        if lost { Err(io::Error::other("reply lost, as told")) } else { Ok(response) }
+    }
+
+    /// Lets faults strike each key of a request that deletes many. What they answer is the answer for that key alone.
+    async fn strike_each(&mut self, deletes: &Deletes) -> HashMap<String, stores::Failure> {
+        let mut refused = HashMap::new();
+        for key in &deletes.keys {
+            let path = format!("{}/{key}", self.path);
+            let bad = strike(&mut self.state.faults.lock(), Verb::Delete, &path, None);
+            self.ticket.struck(bad.count);
+            self.bad.reply_lost |= bad.reply_lost;
+            self.bad.reply_hangs |= bad.reply_hangs;
+            bad.wait().await;
+            refused.extend(bad.answer.map(|failure| (key.clone(), failure)));
+        }
+        refused
+    }
+
+    async fn route(self, route: Route, deletes: Deletes, refused: &HashMap<String, stores::Failure>) -> Response<Body> {
         match route {
             Route::Object => match self.state.object(&self.path) {
-                Some(object) => self.object(object, Vec::new()),
+                Some(object) => {
+                    let extra = self.checksum_headers(&object).await;
+                    self.object(object, extra)
+                }
                 None => stores::missing(self),
             },
             Route::List => stores::list(self),
             Route::Bucket => stores::bucket(self),
-            Route::Put => stores::put(self),
-            Route::Delete => stores::delete(self),
+            Route::Put => write::put(self),
+            Route::Delete => write::delete(self),
+            Route::DeleteMany => write::delete_many(self, deletes, refused),
+            Route::CreateUpload => uploads::create(self),
+            Route::UploadPart => uploads::put_part(self),
+            Route::CompleteUpload => uploads::complete(self),
+            Route::AbortUpload => uploads::abort(self),
+            Route::ListUploads => uploads::list(self),
+            Route::ListParts => uploads::list_parts(self),
             Route::PropFind => stores::prop_find(self),
             Route::Hub(route) => hub::answer(self, route),
             Route::Unknown => self.fail(stores::Failure::of_status(405)),
         }
+    }
+
+    /// The checksum of the whole object, for those who ask for it and for all of it.
+    async fn checksum_headers(&self, object: &Arc<Object>) -> Vec<(&'static str, String)> {
+        let asks = self.ask.text("x-amz-checksum-mode").is_some_and(|mode| mode.eq_ignore_ascii_case("enabled"));
+        if !asks || !self.keeps_checksums() || self.ask.span(object.content.len_bytes()) != Span::Whole {
+            return Vec::new();
+        }
+        let object = object.clone();
+        // Of an object that no client put it is computed now, from all its bytes.
+        let stated = tokio::task::spawn_blocking(move || object.checksum_text()).await;
+        let Ok(stated) = stated else { return Vec::new() };
+        vec![("x-amz-checksum-type", stated.kind().to_owned()), (stated.algorithm.header(), stated.text)]
     }
 
     /// Answers with the bytes of an object, or with what its conditions and range make of it.

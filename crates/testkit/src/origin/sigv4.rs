@@ -8,8 +8,15 @@ use super::stores::Failure;
 use super::text::encode;
 use crate::content::hex;
 
-/// Checks that the request is signed by that key.
-pub(super) fn check(ask: &Ask, upload: &[u8], id: &str, secret: &str) -> Result<(), Failure> {
+const PAYLOAD: &str = "x-amz-content-sha256";
+
+/// Whether the SHA-256 of the body is a part of the signature.
+pub(super) fn signs_body(ask: &Ask) -> bool {
+    ask.text(PAYLOAD).is_none_or(|payload| payload.len() == 64)
+}
+
+/// Checks that the request is signed by that key. `sha256` is that of its body, in hex, when the signature holds it.
+pub(super) fn check(ask: &Ask, sha256: Option<&str>, id: &str, secret: &str) -> Result<(), Failure> {
     let Some(authorization) = ask.header(header::AUTHORIZATION) else { return Err(Failure::of_status(403)) };
     let fields = parse(authorization)
         .ok_or_else(|| Failure::new(400, "AuthorizationHeaderMalformed", "The authorization header is malformed"))?;
@@ -17,9 +24,15 @@ pub(super) fn check(ask: &Ask, upload: &[u8], id: &str, secret: &str) -> Result<
         let message = "The AWS Access Key Id you provided does not exist in our records.";
         return Err(Failure::new(403, "InvalidAccessKeyId", message));
     }
-    if fields.signature != signature(ask, upload, &fields, secret) {
+    if fields.signature != signature(ask, sha256, &fields, secret) {
         let message = "The request signature we calculated does not match the signature you provided.";
         return Err(Failure::new(403, "SignatureDoesNotMatch", message));
+    }
+    if let (Some(told), Some(is)) = (ask.text(PAYLOAD), sha256)
+        && told != is
+    {
+        let message = "The provided 'x-amz-content-sha256' header does not match what was computed.";
+        return Err(Failure::new(400, "XAmzContentSHA256Mismatch", message));
     }
     Ok(())
 }
@@ -39,7 +52,7 @@ fn parse(authorization: &str) -> Option<Fields<'_>> {
     Some(Fields { id, scope, signed_headers: field("SignedHeaders")?, signature: field("Signature")? })
 }
 
-fn signature(ask: &Ask, upload: &[u8], fields: &Fields<'_>, secret: &str) -> String {
+fn signature(ask: &Ask, sha256: Option<&str>, fields: &Fields<'_>, secret: &str) -> String {
     let mut pairs: Vec<String> =
         ask.query.iter().map(|(name, value)| format!("{}={}", encode(name), encode(value))).collect();
     pairs.sort();
@@ -51,8 +64,7 @@ fn signature(ask: &Ask, upload: &[u8], fields: &Fields<'_>, secret: &str) -> Str
             format!("{name}:{}\n", value.split_whitespace().collect::<Vec<_>>().join(" "))
         })
         .collect();
-    let header = |name: &str| ask.headers.get(name).and_then(|value| value.to_str().ok());
-    let payload = header("x-amz-content-sha256").map_or_else(|| hex(&Sha256::digest(upload)), str::to_owned);
+    let payload = ask.text(PAYLOAD).or(sha256).unwrap_or_default();
     let canonical = format!(
         "{}\n{}\n{}\n{headers}\n{}\n{payload}",
         ask.method,
@@ -60,7 +72,7 @@ fn signature(ask: &Ask, upload: &[u8], fields: &Fields<'_>, secret: &str) -> Str
         pairs.join("&"),
         fields.signed_headers
     );
-    let date = header("x-amz-date").unwrap_or_default();
+    let date = ask.text("x-amz-date").unwrap_or_default();
     let digest = hex(&Sha256::digest(canonical.as_bytes()));
     let to_sign = format!("AWS4-HMAC-SHA256\n{date}\n{}\n{digest}", fields.scope);
     let key = fields.scope.split('/').fold(format!("AWS4{secret}").into_bytes(), |key, part| hmac(&key, part).to_vec());

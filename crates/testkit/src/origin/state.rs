@@ -2,20 +2,21 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
+use longshore_types::{BlockChecksum, Checksummer};
 use parking_lot::{Condvar, Mutex, RwLock};
-use serde::Serialize;
 
 use super::OriginConfig;
-use super::faults::{Fault, Verb};
+use super::checksums::Stated;
+use super::counters::Counters;
+use super::faults::Fault;
+use super::receive::{Budget, Pacer};
+use super::stores::Failure;
+use super::uploads::Uploads;
 use crate::content::{Content, mix};
-
-/// Most requests that are remembered one by one.
-const RECORDS_MAX: usize = 200_000;
 
 /// Objects by name.
 pub(super) type Files = BTreeMap<String, Arc<Object>>;
@@ -28,6 +29,9 @@ pub(super) struct Object {
     pub(super) etag: String,
     pub(super) generation: u64,
     pub(super) modified: SystemTime,
+    /// What the uploader told of it, when that is not the checksum that every object has.
+    pub(super) stated: Option<Stated>,
+    checksum: OnceLock<BlockChecksum>,
     sha256: OnceLock<String>,
 }
 
@@ -36,75 +40,25 @@ impl Object {
     pub(super) fn sha256(&self) -> &str {
         self.sha256.get_or_init(|| self.content.sha256())
     }
-}
 
-/// Counters of one object, or of one listed prefix.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct KeyCounters {
-    /// GET requests.
-    pub get: u64,
-    /// HEAD requests.
-    pub head: u64,
-    /// Bytes of bodies of GETs.
-    pub bytes: u64,
-}
-
-/// One request.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct RequestRecord {
-    /// Its kind.
-    pub verb: Verb,
-    /// Path of the object, or the prefix of a listing.
-    pub path: String,
-    /// The bytes that it asked for, when it is a GET of an object that is there.
-    pub range: Option<Range<u64>>,
-    /// HTTP status of the answer; 0 while there is none.
-    pub status: u16,
-}
-
-/// What was asked and served.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Counters {
-    /// GET requests for objects.
-    pub get: u64,
-    /// HEAD requests for objects.
-    pub head: u64,
-    /// Listings and, at the hub, questions about a repository; each page is one.
-    pub list: u64,
-    /// PUT requests.
-    pub put: u64,
-    /// DELETE requests.
-    pub delete: u64,
-    /// Bytes of objects that went out, in all GETs.
-    pub bytes: u64,
-    /// Answers with a status of 400 or more.
-    pub errors: u64,
-    /// Faults that struck.
-    pub faults: u64,
-    /// Requests being answered now.
-    pub in_flight: u64,
-    /// Most requests at the same time.
-    pub in_flight_max: u64,
-    /// Connections accepted.
-    pub connections: u64,
-    /// Requests at the redirect target that carried a token.
-    pub leaked_tokens: u64,
-    /// By path.
-    pub keys: BTreeMap<String, KeyCounters>,
-    /// The requests in order of arrival, the first 200,000.
-    pub requests: Vec<RequestRecord>,
-}
-
-impl Counters {
-    /// Requests of every kind.
-    pub fn total(&self) -> u64 {
-        self.get + self.head + self.list + self.put + self.delete
+    /// CRC-64/NVME of everything, as the store keeps it: computed when it came in, else at the first call.
+    pub(super) fn checksum(&self) -> BlockChecksum {
+        *self.checksum.get_or_init(|| {
+            let mut checksum = Checksummer::new();
+            let pieces = self.content.pieces(0..self.content.len_bytes());
+            pieces.for_each(|piece| checksum.update(&piece.expect("content behind a test is readable")));
+            checksum.finish()
+        })
     }
+}
 
-    /// The byte ranges of one object that were asked for, in order of arrival.
-    pub fn ranges(&self, path: &str) -> Vec<Range<u64>> {
-        self.requests.iter().filter(|r| r.path == path).filter_map(|r| r.range.clone()).collect()
-    }
+/// What becomes an object.
+pub(super) struct NewObject {
+    pub(super) content: Content,
+    /// With its quotes.
+    pub(super) etag: String,
+    pub(super) checksum: BlockChecksum,
+    pub(super) stated: Option<Stated>,
 }
 
 pub(super) struct State {
@@ -114,7 +68,10 @@ pub(super) struct State {
     pub(super) counters: Mutex<Counters>,
     /// Files of hub repositories at each commit that was ever asked for.
     pub(super) commits: Mutex<HashMap<(String, String), Files>>,
-    idle: Condvar,
+    pub(super) uploads: Uploads,
+    pub(super) budget: Arc<Budget>,
+    pub(super) pacer: Pacer,
+    pub(super) idle: Condvar,
     objects: RwLock<Files>,
     buckets: RwLock<BTreeSet<String>>,
     generation: AtomicU64,
@@ -123,6 +80,9 @@ pub(super) struct State {
 impl State {
     pub(super) fn new(config: OriginConfig, cdn_address: SocketAddr) -> State {
         State {
+            budget: Arc::new(Budget::new(config.memory_bytes_max)),
+            pacer: Pacer::new(config.upload_bytes_per_second),
+            uploads: Uploads::default(),
             config,
             cdn_address,
             faults: Mutex::default(),
@@ -136,13 +96,71 @@ impl State {
     }
 
     pub(super) fn put(&self, path: &str, content: Content) -> Arc<Object> {
-        let generation = self.generation.fetch_add(1, Ordering::Relaxed);
         let etag = format!("\"{}\"", content.fingerprint());
-        let object = Object { content, etag, generation, modified: SystemTime::now(), sha256: OnceLock::new() };
-        let object = Arc::new(object);
+        let object = Arc::new(self.object_of(content, etag, None, OnceLock::new()));
         self.create_bucket(path.split('/').next().unwrap_or_default());
         self.objects.write().insert(path.to_owned(), object.clone());
         object
+    }
+
+    /// Stores an object if `allows` says so of the one that is there, with nobody in between.
+    pub(super) fn put_if(
+        &self,
+        path: &str,
+        new: NewObject,
+        allows: impl FnOnce(Option<&Object>) -> Result<(), Failure>,
+    ) -> Result<Arc<Object>, Failure> {
+        let mut objects = self.objects.write();
+        allows(objects.get(path).map(Arc::as_ref))?;
+        let object = Arc::new(self.object_of(new.content, new.etag, new.stated, OnceLock::from(new.checksum)));
+        objects.insert(path.to_owned(), object.clone());
+        Ok(object)
+    }
+
+    /// Deletes an object if `allows` says so of the one that is there; whether there was one.
+    pub(super) fn remove_if(
+        &self,
+        path: &str,
+        allows: impl FnOnce(Option<&Object>) -> Result<(), Failure>,
+    ) -> Result<bool, Failure> {
+        let mut objects = self.objects.write();
+        allows(objects.get(path).map(Arc::as_ref))?;
+        Ok(objects.remove(path).is_some())
+    }
+
+    /// Turns a bit of the byte at `offset_bytes` where it lies: version and checksum stay as they were.
+    pub(super) fn flip(&self, path: &str, offset_bytes: u64) -> bool {
+        let mut objects = self.objects.write();
+        let Some(object) = objects.get(path).filter(|object| offset_bytes < object.content.len_bytes()) else {
+            return false;
+        };
+        let flipped = Object {
+            content: object.content.flipped(offset_bytes),
+            etag: object.etag.clone(),
+            generation: object.generation,
+            modified: object.modified,
+            stated: object.stated.clone(),
+            checksum: OnceLock::from(object.checksum()),
+            sha256: OnceLock::new(),
+        };
+        objects.insert(path.to_owned(), Arc::new(flipped));
+        true
+    }
+
+    /// A number that no other call got.
+    pub(super) fn next_number(&self) -> u64 {
+        self.generation.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn object_of(
+        &self,
+        content: Content,
+        etag: String,
+        stated: Option<Stated>,
+        checksum: OnceLock<BlockChecksum>,
+    ) -> Object {
+        let generation = self.next_number();
+        Object { content, etag, generation, modified: SystemTime::now(), stated, checksum, sha256: OnceLock::new() }
     }
 
     /// Other bytes of the same length.
@@ -183,31 +201,6 @@ impl State {
         *counters = Counters { in_flight, in_flight_max: in_flight, ..Counters::default() };
     }
 
-    /// Counts a request in; the ticket counts it out when it is dropped.
-    pub(super) fn enter(self: &Arc<Self>, verb: Verb, path: &str, range: Option<Range<u64>>, faults: u64) -> Ticket {
-        let mut counters = self.counters.lock();
-        counters.faults += faults;
-        match verb {
-            Verb::Get => counters.get += 1,
-            Verb::Head => counters.head += 1,
-            Verb::List => counters.list += 1,
-            Verb::Put => counters.put += 1,
-            Verb::Delete => counters.delete += 1,
-        }
-        if matches!(verb, Verb::Get | Verb::Head) {
-            let key = counters.keys.entry(path.to_owned()).or_default();
-            key.get += u64::from(verb == Verb::Get);
-            key.head += u64::from(verb == Verb::Head);
-        }
-        counters.in_flight += 1;
-        counters.in_flight_max = counters.in_flight_max.max(counters.in_flight);
-        let record = counters.requests.len();
-        if record < RECORDS_MAX {
-            counters.requests.push(RequestRecord { verb, path: path.to_owned(), range, status: 0 });
-        }
-        Ticket { state: self.clone(), path: path.to_owned(), record }
-    }
-
     pub(super) fn wait_idle(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut counters = self.counters.lock();
@@ -217,41 +210,5 @@ impl State {
             }
         }
         true
-    }
-}
-
-/// A request that is being answered; lives as long as its body.
-pub(super) struct Ticket {
-    state: Arc<State>,
-    path: String,
-    record: usize,
-}
-
-impl Ticket {
-    pub(super) fn status(&self, status: u16) {
-        let mut counters = self.state.counters.lock();
-        counters.errors += u64::from(status >= 400);
-        // After a reset the place may belong to another request or to none.
-        if let Some(record) = counters.requests.get_mut(self.record).filter(|r| r.path == self.path) {
-            record.status = status;
-        }
-    }
-
-    pub(super) fn sent(&self, bytes: u64) {
-        let mut counters = self.state.counters.lock();
-        counters.bytes += bytes;
-        if let Some(key) = counters.keys.get_mut(&self.path) {
-            key.bytes += bytes;
-        }
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let mut counters = self.state.counters.lock();
-        counters.in_flight = counters.in_flight.saturating_sub(1);
-        if counters.in_flight == 0 {
-            self.state.idle.notify_all();
-        }
     }
 }

@@ -1,4 +1,6 @@
-//! The words of S3, GCS and plain HTTP: listings, uploads and errors.
+//! The words of S3, GCS and plain HTTP: listings and errors.
+
+use std::borrow::Cow;
 
 use hyper::header;
 use hyper::{Response, StatusCode};
@@ -8,21 +10,22 @@ use super::body::{self, Body};
 use super::serve::{Call, Side, built};
 use super::sigv4;
 use super::text::{encode_path, http_date, iso_date, xml_escape};
-use crate::content::Content;
 
-const XML: &str = "application/xml";
+pub(super) const XML: &str = "application/xml";
 
 /// An error answer.
+#[derive(Debug, Clone)]
 pub(super) struct Failure {
     pub(super) status: u16,
     /// In S3's words, or the hub's `X-Error-Code`.
-    pub(super) code: &'static str,
+    pub(super) code: Cow<'static, str>,
     pub(super) message: String,
+    pub(super) retry_after_s: Option<u64>,
 }
 
 impl Failure {
-    pub(super) fn new(status: u16, code: &'static str, message: impl Into<String>) -> Failure {
-        Failure { status, code, message: message.into() }
+    pub(super) fn new(status: u16, code: impl Into<Cow<'static, str>>, message: impl Into<String>) -> Failure {
+        Failure { status, code: code.into(), message: message.into(), retry_after_s: None }
     }
 
     pub(super) fn of_status(status: u16) -> Failure {
@@ -33,10 +36,15 @@ impl Failure {
             403 => ("AccessDenied", "Access Denied"),
             404 => ("NoSuchKey", "The specified key does not exist."),
             405 => ("MethodNotAllowed", "The specified method is not allowed against this resource."),
+            409 => {
+                let message = "A conflicting conditional operation is currently in progress against this resource.";
+                ("ConditionalRequestConflict", message)
+            }
             412 => ("PreconditionFailed", "At least one of the pre-conditions you specified did not hold"),
             416 => ("InvalidRange", "The requested range is not satisfiable"),
             429 => ("TooManyRequests", "Please reduce your request rate."),
             503 => ("SlowDown", "Please reduce your request rate."),
+            507 => ("InsufficientStorage", "There is no room left for this object."),
             _ => ("InternalError", "We encountered an internal error. Please try again."),
         };
         Failure::new(status, code, message)
@@ -45,19 +53,18 @@ impl Failure {
 
 pub(super) fn failure(call: &Call, failure: Failure) -> Response<Body> {
     let status = StatusCode::from_u16(failure.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let response = Response::builder().status(status);
+    let mut response = Response::builder().status(status);
+    if let Some(seconds) = failure.retry_after_s {
+        response = response.header(header::RETRY_AFTER, seconds);
+    }
     if status == StatusCode::NOT_MODIFIED || call.ask.is_head() {
-        let response = response.header("x-error-code", failure.code);
+        let response = response.header("x-error-code", failure.code.as_ref());
         return built(response.body(body::empty()));
     }
-    let (code, message) = (failure.code, &failure.message);
+    let (code, message) = (failure.code.as_ref(), &failure.message);
     match call.state.config.dialect {
         Dialect::S3 | Dialect::Gcs => {
-            let (resource, message) = (xml_escape(&call.path), xml_escape(message));
-            let xml = format!(
-                "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
-                 <Resource>/{resource}</Resource><RequestId>FAKE</RequestId></Error>"
-            );
+            let xml = error_text(&call.path, &failure);
             built(response.header(header::CONTENT_TYPE, XML).body(body::text(xml)))
         }
         Dialect::Hub => {
@@ -67,6 +74,15 @@ pub(super) fn failure(call: &Call, failure: Failure) -> Response<Body> {
         }
         Dialect::Http => built(response.header(header::CONTENT_TYPE, "text/plain").body(body::text(message.clone()))),
     }
+}
+
+/// An error as S3 and GCS write it.
+pub(super) fn error_text(path: &str, failure: &Failure) -> String {
+    let (code, resource, message) = (&failure.code, xml_escape(path), xml_escape(&failure.message));
+    format!(
+        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n<Error><Code>{code}</Code><Message>{message}</Message>\
+         <Resource>/{resource}</Resource><RequestId>FAKE</RequestId></Error>"
+    )
 }
 
 /// Whether the request may be answered at all.
@@ -82,7 +98,7 @@ pub(super) fn check_credentials(call: &Call, side: Side) -> Result<(), Failure> 
         return Ok(());
     }
     if let (Dialect::S3, Some((id, secret))) = (config.dialect, &config.access_key) {
-        sigv4::check(&call.ask, &call.upload, id, secret)?;
+        sigv4::check(&call.ask, call.received.sha256.as_deref(), id, secret)?;
     }
     let Some(token) = &config.token else { return Ok(()) };
     let given = authorization.and_then(|value| value.strip_prefix("Bearer "));
@@ -100,11 +116,11 @@ pub(super) fn check_credentials(call: &Call, side: Side) -> Result<(), Failure> 
     }
 }
 
-fn no_such_bucket() -> Failure {
+pub(super) fn no_such_bucket() -> Failure {
     Failure::new(404, "NoSuchBucket", "The specified bucket does not exist")
 }
 
-fn bucket_of(path: &str) -> &str {
+pub(super) fn bucket_of(path: &str) -> &str {
     path.split('/').next().unwrap_or_default()
 }
 
@@ -121,29 +137,6 @@ pub(super) fn bucket(call: Call) -> Response<Body> {
         return call.fail(no_such_bucket());
     }
     call.text(StatusCode::OK, XML, String::new())
-}
-
-pub(super) fn put(call: Call) -> Response<Body> {
-    let is_store = matches!(call.state.config.dialect, Dialect::S3 | Dialect::Gcs);
-    if is_store && !call.state.has_bucket(bucket_of(&call.path)) {
-        return call.fail(no_such_bucket());
-    }
-    let current = call.state.object(&call.path);
-    let (if_match, if_none_match) = (call.ask.header(header::IF_MATCH), call.ask.header(header::IF_NONE_MATCH));
-    let holds = if_match.is_none_or(|etag| current.as_ref().is_some_and(|object| object.etag == etag))
-        && if_none_match.is_none_or(|_| current.is_none());
-    if !holds && !call.state.config.quirks.ignores_conditions {
-        return call.fail(Failure::of_status(412));
-    }
-    let object = call.state.put(&call.path, Content::from(call.upload.clone()));
-    call.ticket.status(200);
-    let response = Response::builder().header(header::ETAG, &object.etag);
-    built(response.header("x-goog-generation", object.generation).body(body::empty()))
-}
-
-pub(super) fn delete(call: Call) -> Response<Body> {
-    call.state.remove(&call.path);
-    call.text(StatusCode::NO_CONTENT, XML, String::new())
 }
 
 /// ListObjectsV2, which GCS speaks as well.

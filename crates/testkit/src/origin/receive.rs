@@ -1,0 +1,289 @@
+//! Bodies that come in: at the pace that was configured, checked, and kept in memory or in a file without a name.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use longshore_types::{BlockChecksum, Checksummer};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use super::checksums::{Hasher, Stated};
+use super::counters::Ticket;
+use super::faults::Misbehaviour;
+use super::stores::Failure;
+use crate::content::{Content, Segment, hex};
+
+/// Largest body of a request that is no upload: a list of ten thousand parts.
+const SMALL_BYTES_MAX: u64 = 16 << 20;
+/// Largest upload in one request, as in S3.
+const UPLOAD_BYTES_MAX: u64 = 5 << 30;
+/// Smaller bodies stay in memory even when there is a folder for data.
+const FILE_BYTES_MIN: u64 = 256 << 10;
+const WRITE_BYTES: usize = 1 << 20;
+
+/// Memory for uploads, in bytes.
+pub(super) struct Budget {
+    free: Mutex<u64>,
+}
+
+impl Budget {
+    pub(super) fn new(bytes: u64) -> Budget {
+        Budget { free: Mutex::new(bytes) }
+    }
+
+    fn take(&self, bytes: u64) -> Result<(), Failure> {
+        let mut free = self.free.lock();
+        *free = free.checked_sub(bytes).ok_or_else(|| Failure::of_status(507))?;
+        Ok(())
+    }
+}
+
+/// A part of the budget, given back when it is dropped.
+struct Held {
+    budget: Arc<Budget>,
+    bytes: u64,
+}
+
+impl Held {
+    fn grow(&mut self, bytes: u64) -> Result<(), Failure> {
+        self.budget.take(bytes)?;
+        self.bytes += bytes;
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        *self.budget.free.lock() += self.bytes;
+    }
+}
+
+struct HeldBytes {
+    bytes: Vec<u8>,
+    _held: Held,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Lets all uploads together pass at a number of bytes a second.
+pub(super) struct Pacer {
+    /// 0: as fast as they come.
+    bytes_per_second: AtomicU64,
+    next: Mutex<Instant>,
+}
+
+impl Pacer {
+    pub(super) fn new(bytes_per_second: Option<u64>) -> Pacer {
+        Pacer { bytes_per_second: AtomicU64::new(bytes_per_second.unwrap_or(0)), next: Mutex::new(Instant::now()) }
+    }
+
+    pub(super) fn set(&self, bytes_per_second: Option<u64>) {
+        self.bytes_per_second.store(bytes_per_second.unwrap_or(0), Ordering::Relaxed);
+        *self.next.lock() = Instant::now();
+    }
+
+    async fn pass(&self, bytes: u64) {
+        let rate = self.bytes_per_second.load(Ordering::Relaxed);
+        if rate == 0 {
+            return;
+        }
+        let until = {
+            let mut next = self.next.lock();
+            *next = (*next).max(Instant::now()) + seconds(bytes, rate);
+            *next
+        };
+        tokio::time::sleep_until(until.into()).await;
+    }
+}
+
+fn seconds(bytes: u64, rate: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / rate as f64)
+}
+
+/// What to do with a body.
+pub(super) struct Plan<'a> {
+    /// It is the content of an object, or of a part of one.
+    pub(super) is_content: bool,
+    pub(super) len_bytes: Option<u64>,
+    /// The checksum that it must have, or why that cannot be told.
+    pub(super) stated: Result<Option<Stated>, Failure>,
+    /// Whether its SHA-256 is needed.
+    pub(super) hashes: bool,
+    pub(super) folder: Option<&'a Path>,
+    pub(super) budget: &'a Arc<Budget>,
+    pub(super) pacer: &'a Pacer,
+    pub(super) bad: &'a Misbehaviour,
+    pub(super) ticket: &'a Ticket,
+}
+
+/// A body that came in whole.
+pub(super) struct Received {
+    pub(super) content: Content,
+    /// CRC-64/NVME of it.
+    pub(super) checksum: BlockChecksum,
+    /// What was stated of it; nothing that is wrong.
+    pub(super) stated: Option<Stated>,
+    /// In hex, when it was needed.
+    pub(super) sha256: Option<String>,
+}
+
+impl Default for Received {
+    /// An empty one.
+    fn default() -> Self {
+        Received { content: Content::default(), checksum: BlockChecksum::of(b""), stated: None, sha256: None }
+    }
+}
+
+/// Why a body did not come in.
+pub(super) enum Broken {
+    /// The connection is to be closed, or was.
+    Connection(io::Error),
+    /// It came, and is refused.
+    Refused(Failure),
+}
+
+/// Reads a body to its end, even when it is refused: a client that writes does not read answers.
+pub(super) async fn receive(incoming: Incoming, plan: Plan<'_>) -> Result<Received, Broken> {
+    let len_max = if plan.is_content { UPLOAD_BYTES_MAX } else { SMALL_BYTES_MAX };
+    let mut keeper = Keeper::new(&plan);
+    let mut refused = plan.stated.as_ref().err().or(keeper.as_ref().err()).cloned();
+    let stated = plan.stated.ok().flatten();
+    if refused.is_none() && plan.len_bytes.is_some_and(|len| len > len_max) {
+        refused = Some(too_large());
+    }
+    let mut summer = Checksummer::new();
+    let mut hasher = stated.as_ref().map(|stated| stated.algorithm.hasher());
+    let mut sha256 = plan.hashes.then(Sha256::new);
+    let mut incoming = incoming;
+    let mut at = 0;
+    while let Some(frame) = incoming.frame().await {
+        let frame = frame.map_err(|error| Broken::Connection(io::Error::other(error)))?;
+        let Ok(bytes) = frame.into_data() else { continue };
+        let bytes = plan.bad.spoil(bytes, at);
+        let (bytes, ends) = plan.bad.limit(bytes, at);
+        at += bytes.len() as u64;
+        plan.ticket.received(bytes.len() as u64);
+        if let Some(rate) = plan.bad.bytes_per_second {
+            tokio::time::sleep(seconds(bytes.len() as u64, rate)).await;
+        }
+        if plan.is_content {
+            plan.pacer.pass(bytes.len() as u64).await;
+        }
+        if ends {
+            return Err(Broken::Connection(plan.bad.end().await));
+        }
+        if at > len_max {
+            refused = Some(too_large());
+        }
+        if refused.is_some() {
+            continue;
+        }
+        summer.update(&bytes);
+        hasher.iter_mut().for_each(|hasher| hasher.update(&bytes));
+        sha256.iter_mut().for_each(|hasher| hasher.update(&bytes));
+        if let Ok(keeper) = &mut keeper
+            && let Err(failure) = keeper.keep(bytes).await
+        {
+            refused = Some(failure);
+        }
+    }
+    plan.ticket.received_whole();
+    if let Some(failure) = refused {
+        return Err(Broken::Refused(failure));
+    }
+    let raw = hasher.map(Hasher::finish);
+    if let (Some(stated), Some(raw)) = (&stated, raw)
+        && Stated::of(stated.algorithm, &raw) != *stated
+    {
+        return Err(Broken::Refused(super::checksums::mismatch(stated.algorithm)));
+    }
+    let content = match keeper {
+        Ok(keeper) => keeper.finish().await.map_err(Broken::Refused)?,
+        Err(failure) => return Err(Broken::Refused(failure)),
+    };
+    let content = plan.bad.flips_stored.iter().fold(content, |content, offset| content.flipped(*offset));
+    let sha256 = sha256.map(|sha256| hex(&sha256.finalize()));
+    Ok(Received { content, checksum: summer.finish(), stated, sha256 })
+}
+
+fn too_large() -> Failure {
+    Failure::new(400, "EntityTooLarge", "Your proposed upload exceeds the maximum allowed size")
+}
+
+fn no_room(error: &io::Error) -> Failure {
+    Failure::new(507, "InsufficientStorage", format!("the folder for data cannot be written: {error}"))
+}
+
+/// Where a body goes.
+enum Keeper {
+    Memory { bytes: Vec<u8>, held: Held },
+    File { file: Arc<File>, written: u64, pending: Vec<u8> },
+}
+
+impl Keeper {
+    fn new(plan: &Plan<'_>) -> Result<Keeper, Failure> {
+        let is_large = plan.len_bytes.is_none_or(|len| len >= FILE_BYTES_MIN);
+        if let Some(folder) = plan.folder.filter(|_| plan.is_content && is_large) {
+            let file = tempfile::tempfile_in(folder).map_err(|error| no_room(&error))?;
+            return Ok(Keeper::File { file: Arc::new(file), written: 0, pending: Vec::new() });
+        }
+        let mut held = Held { budget: plan.budget.clone(), bytes: 0 };
+        let len = plan.len_bytes.unwrap_or(0).min(UPLOAD_BYTES_MAX);
+        held.grow(len)?;
+        Ok(Keeper::Memory { bytes: Vec::with_capacity(len as usize), held })
+    }
+
+    async fn keep(&mut self, more: Bytes) -> Result<(), Failure> {
+        match self {
+            Keeper::Memory { bytes, held } => {
+                let len = (bytes.len() + more.len()) as u64;
+                held.grow(len.saturating_sub(held.bytes))?;
+                bytes.extend_from_slice(&more);
+                Ok(())
+            }
+            Keeper::File { pending, .. } => {
+                pending.extend_from_slice(&more);
+                if pending.len() >= WRITE_BYTES { self.write().await } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Writes what is pending, on a thread that may wait for a disk.
+    async fn write(&mut self) -> Result<(), Failure> {
+        let Keeper::File { file, written, pending } = self else { return Ok(()) };
+        let (file, at, bytes) = (file.clone(), *written, std::mem::take(pending));
+        let len = bytes.len() as u64;
+        let write = tokio::task::spawn_blocking(move || file.write_all_at(&bytes, at).map(|()| bytes));
+        let done = write.await.map_err(io::Error::other).and_then(|done| done);
+        let mut bytes = done.map_err(|error| no_room(&error))?;
+        bytes.clear();
+        *pending = bytes;
+        *written += len;
+        Ok(())
+    }
+
+    async fn finish(mut self) -> Result<Content, Failure> {
+        self.write().await?;
+        Ok(match self {
+            Keeper::Memory { mut bytes, held } => {
+                bytes.shrink_to_fit();
+                Content::from(Bytes::from_owner(HeldBytes { bytes, _held: held }))
+            }
+            Keeper::File { file, written, .. } => {
+                Content::of([Segment::File { file, offset_bytes: 0, len_bytes: written }])
+            }
+        })
+    }
+}
