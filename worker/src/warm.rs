@@ -101,7 +101,8 @@ impl Worker {
         let len_bytes = key.len_bytes();
         let start = (len_bytes - 1) / BLOCK_BYTES * BLOCK_BYTES;
         let block = (len_bytes - start) as usize;
-        let request = ChunkRequest { key: key.clone(), range: start..len_bytes, mode: Mode::Fill, recheck: false };
+        let range = start..len_bytes;
+        let request = ChunkRequest { range, ..ChunkRequest::whole(key.clone()) };
         let mut landing = Landing::builder().scratch(block).build()?;
         let mut attempt = 1;
         loop {

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_memory::Landing;
-use longshore_types::{Code, Error, Result};
+use longshore_types::checkpoint::AttemptId;
+use longshore_types::{BlockChecksum, ChunkKey, Code, Error, Result, redact_url};
 use tokio_util::sync::CancellationToken;
 
-use crate::service::{ChunkRequest, ChunkService, Tier};
+use crate::service::{ChunkRequest, ChunkService, PutMode, PutRequest, Tier};
 use crate::stats::{ClientCounters, ClientStats};
 use patience::Patience;
 
@@ -72,7 +73,7 @@ impl Default for ClientOptions {
 }
 
 /// What a fetch brought.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fetched {
     /// Where the server had the bytes from.
     pub tier: Tier,
@@ -82,6 +83,8 @@ pub struct Fetched {
     pub via_fd: bool,
     /// Time spent on checksums, on this thread.
     pub verify: Duration,
+    /// What each block of the range was, as it landed.
+    pub checksums: Vec<BlockChecksum>,
 }
 
 /// Fetches with pooled connections. A clone shares pool and counters. Calls block.
@@ -133,6 +136,67 @@ impl DataClient {
         });
         self.inner.counters.fetched(&result);
         result.map_err(|error| error.context(format_args!("{request} from {endpoint}")))
+    }
+
+    /// Puts a whole chunk; `blocks` are the checksums of its blocks, and the other side compares each as it lands. A chunk
+    /// that is there already is not sent.
+    ///
+    /// # Errors
+    /// [`Code::Corrupt`] when bytes and checksums disagree there, [`Code::Exhausted`] when there is no room,
+    /// [`Code::PermissionDenied`] for a chunk that nobody may put; else as [`DataClient::fetch`].
+    pub fn put(
+        &self,
+        endpoint: &Endpoint,
+        key: &ChunkKey,
+        bytes: &[u8],
+        blocks: &[BlockChecksum],
+        mode: PutMode,
+    ) -> Result<()> {
+        self.put_until(endpoint, key, bytes, blocks, mode, &CancellationToken::new())
+    }
+
+    /// As [`DataClient::put`], but gives up soon after `stop` is cancelled while the peer is silent.
+    ///
+    /// # Errors
+    /// [`Code::Cancelled`] once it is, else as [`DataClient::put`].
+    pub fn put_until(
+        &self,
+        endpoint: &Endpoint,
+        key: &ChunkKey,
+        bytes: &[u8],
+        blocks: &[BlockChecksum],
+        mode: PutMode,
+        stop: &CancellationToken,
+    ) -> Result<()> {
+        let patience = self.patience(stop);
+        let result = PutRequest::new(key.clone(), blocks.into(), mode).and_then(|request| {
+            if bytes.len() as u64 != key.len_bytes() {
+                let why = format!("{} bytes are not {request}, which has {}", bytes.len(), key.len_bytes());
+                return Err(Error::new(Code::InvalidArgument, why));
+            }
+            match endpoint {
+                Endpoint::InProcess(service) => local::put(service.as_ref(), &request, bytes, &patience),
+                _ => remote::put(&self.inner.pool, &self.inner.counters, endpoint, &request, bytes, &patience),
+            }
+        });
+        self.inner.counters.put(&result, bytes.len());
+        let named = || format!("chunk {} of {} to {endpoint}", key.index(), redact_url(key.artifact().url()));
+        result.map(drop).map_err(|error| error.context(named()))
+    }
+
+    /// Tells an endpoint that what it holds of an attempt is needed no longer.
+    ///
+    /// # Errors
+    /// As [`DataClient::fetch`].
+    pub fn release(&self, endpoint: &Endpoint, attempt: &AttemptId) -> Result<()> {
+        let result = match endpoint {
+            Endpoint::InProcess(service) => service.release(attempt),
+            _ => {
+                let patience = self.patience(&CancellationToken::new());
+                remote::release(&self.inner.pool, &self.inner.counters, endpoint, attempt, &patience)
+            }
+        };
+        result.map_err(|error| error.context(format_args!("release of attempt {attempt} at {endpoint}")))
     }
 
     /// The body of a small page, at most `len_max` bytes.

@@ -122,6 +122,11 @@ impl GrowingWriter {
         Ok(())
     }
 
+    /// The checksum of a block whose last byte has been written.
+    pub(crate) fn block_checksum(&self, index: usize) -> Option<BlockChecksum> {
+        self.chunk.blocks.get(index)?.get().copied()
+    }
+
     /// The rest of the current block, to be read into; then [`GrowingWriter::commit`] what was read. Empty at the end.
     pub fn spare(&mut self) -> &mut [u8] {
         let room = self.block_room();

@@ -15,6 +15,24 @@
 //! block, and the block's checksum as the extension `;crc64nvme=<hex>`; a fill that fails cuts the connection before
 //! the last chunk. A file handed over comes as `Longshore-Fd: 1`, `Longshore-Offset: <where the chunk begins>` and an
 //! empty body, the descriptor attached to the head. An error is its status, `Longshore-Code` and a text body.
+//!
+//! ```text
+//! PUT /v1/chunk?url=U&version=V&size=S&index=I[&hold=attempt] HTTP/1.1
+//! Content-Length: N                   of the whole chunk
+//! Longshore-Checksums: hex,hex,...    of each of its blocks
+//! Expect: 100-continue                a chunk that is there is answered with 200, and never sent
+//! Longshore-Waits: 1                  the body is sent after `100 Continue` only, however long that takes
+//!
+//! HTTP/1.1 201 Created                verified, and kept as asked for
+//!
+//! DELETE /v1/hold?attempt=A HTTP/1.1  what is held for that attempt is let go
+//! ```
+//!
+//! With `recheck=1`, `Longshore-Checksums` in a GET says what the blocks of the range must be.
+
+use std::fmt::Write as _;
+
+use longshore_types::{BLOCKS_PER_CHUNK, BlockChecksum};
 
 pub(crate) mod chunked;
 pub(crate) mod request;
@@ -29,12 +47,38 @@ pub(crate) const HEADERS_MAX: usize = 64;
 /// The path of the chunk route.
 pub(crate) const CHUNK_PATH: &str = "/v1/chunk";
 
+/// The path of what is held.
+pub(crate) const HOLD_PATH: &str = "/v1/hold";
+
 pub(crate) const CHECKSUMS: &str = "Longshore-Checksums";
 pub(crate) const TIER: &str = "Longshore-Tier";
 pub(crate) const CODE: &str = "Longshore-Code";
 pub(crate) const FD: &str = "Longshore-Fd";
 pub(crate) const ACCEPT_FD: &str = "Longshore-Accept-Fd";
 pub(crate) const OFFSET: &str = "Longshore-Offset";
+pub(crate) const WAITS: &str = "Longshore-Waits";
+
+/// Adds the header with checksums.
+fn write_checksums(head: &mut String, checksums: &[BlockChecksum]) {
+    let _ = write!(head, "{CHECKSUMS}: ");
+    for (i, checksum) in checksums.iter().enumerate() {
+        let comma = if i == 0 { "" } else { "," };
+        let _ = write!(head, "{comma}{checksum}");
+    }
+    head.push_str("\r\n");
+}
+
+/// Its value; at most one a block of a chunk.
+fn parse_checksums(value: &str) -> Option<Vec<BlockChecksum>> {
+    let mut checksums = Vec::with_capacity(BLOCKS_PER_CHUNK);
+    for item in value.split(',') {
+        if checksums.len() == BLOCKS_PER_CHUNK {
+            return None;
+        }
+        checksums.push(BlockChecksum::parse(item.trim())?);
+    }
+    Some(checksums)
+}
 
 /// The value of a header as text, trimmed; `None` when it is not ASCII text.
 fn text(value: &[u8]) -> Option<&str> {

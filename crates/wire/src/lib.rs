@@ -6,6 +6,8 @@
 //! at all. Whatever the way, the client compares the checksum of every block where the block landed: bytes that were
 //! not verified are never reported as fetched.
 //!
+//! Chunks of checkpoints also travel the other way ([`DataClient::put`]): from who saved them to who caches or holds them.
+//!
 //! A server is a [`ChunkService`] behind a [`DataServer`]; a client is a [`DataClient`] that asks an [`Endpoint`].
 //! The protocol is plain enough for curl: see `src/http.rs`.
 
@@ -16,6 +18,7 @@ use longshore_types::BLOCK_BYTES;
 mod client;
 mod growing;
 mod http;
+mod put;
 mod server;
 mod service;
 mod stats;
@@ -24,7 +27,9 @@ mod stream;
 pub use client::{ClientOptions, DataClient, Endpoint, Fetched};
 pub use growing::{GrowingChunk, GrowingWriter};
 pub use server::{DataServer, ServerHandle, ServerOptions};
-pub use service::{ChunkBody, ChunkReply, ChunkRequest, ChunkService, Mode, Page, Tier};
+pub use service::{
+    ChunkBody, ChunkReply, ChunkRequest, ChunkService, Incoming, Mode, Page, PutMode, PutRequest, PutStart, Tier,
+};
 pub use stats::{ClientStats, ServerStats};
 
 /// The byte range of block `index` in a chunk of `len_bytes`.

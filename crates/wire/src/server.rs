@@ -19,6 +19,7 @@ mod body;
 mod connection;
 mod listen;
 mod shared;
+mod take;
 
 use listen::{BoundTcp, BoundUnix};
 use shared::Shared;
@@ -40,6 +41,10 @@ pub struct ServerOptions {
     pub write_timeout: Duration,
     /// The longest wait for the next block of a chunk that is being filled.
     pub fill_timeout: Duration,
+    /// A chunk that is put may come without a byte for so long.
+    pub put_stall_timeout: Duration,
+    /// A chunk that is put has to be whole so long after its first byte.
+    pub put_timeout: Duration,
     /// Requests in flight at shutdown have so long to finish.
     pub drain_timeout: Duration,
 }
@@ -54,6 +59,8 @@ impl Default for ServerOptions {
             head_timeout: Duration::from_secs(10),
             write_timeout: Duration::from_secs(30),
             fill_timeout: Duration::from_secs(120),
+            put_stall_timeout: Duration::from_secs(20),
+            put_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(30),
         }
     }

@@ -5,9 +5,10 @@ use std::fs::File;
 use std::ops::Range;
 use std::sync::Arc;
 
+use longshore_types::checkpoint::AttemptId;
 use longshore_types::{BlockChecksum, ChunkKey, Code, Error, Result, redact_url};
 
-use crate::growing::GrowingChunk;
+use crate::growing::{GrowingChunk, GrowingWriter};
 
 /// How far the server may go to answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,13 +70,16 @@ pub struct ChunkRequest {
     pub mode: Mode,
     /// The asker found a wrong checksum: verify the stored copy, and drop it when it is bad, before answering.
     pub recheck: bool,
+    /// With `recheck`: what each block of the range must be, where the asker knows that. A copy that is whole and something
+    /// else is as bad as a torn one.
+    pub expected: Option<Arc<[BlockChecksum]>>,
 }
 
 impl ChunkRequest {
     /// The whole chunk, filled on a miss.
     pub fn whole(key: ChunkKey) -> Self {
         let range = 0..key.len_bytes();
-        ChunkRequest { key, range, mode: Mode::Fill, recheck: false }
+        ChunkRequest { key, range, mode: Mode::Fill, recheck: false, expected: None }
     }
 
     /// The indices of the blocks which the range touches.
@@ -102,6 +106,81 @@ impl fmt::Display for ChunkRequest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "chunk {} of {}", self.key.index(), redact_url(self.key.artifact().url()))
     }
+}
+
+/// What a chunk is put for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PutMode {
+    /// Into the cache: it may go at any time.
+    Cache,
+    /// As a durable copy of a checkpoint that is not in its origin yet: synced, and kept until it is released.
+    Hold {
+        /// The save that it belongs to.
+        attempt: AttemptId,
+    },
+}
+
+impl PutMode {
+    /// The name in metric labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PutMode::Cache => "cache",
+            PutMode::Hold { .. } => "hold",
+        }
+    }
+}
+
+/// One chunk to take in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PutRequest {
+    /// The chunk.
+    pub key: ChunkKey,
+    /// What each of its blocks must be, in order.
+    pub checksums: Arc<[BlockChecksum]>,
+    /// What for.
+    pub mode: PutMode,
+}
+
+impl PutRequest {
+    /// # Errors
+    /// [`Code::InvalidArgument`] when there is not one checksum for each block of the chunk.
+    pub fn new(key: ChunkKey, checksums: Arc<[BlockChecksum]>, mode: PutMode) -> Result<Self> {
+        let request = PutRequest { key, checksums, mode };
+        let (blocks, given) = (request.key.block_count(), request.checksums.len());
+        match blocks == given {
+            true => Ok(request),
+            false => Err(Error::new(
+                Code::InvalidArgument,
+                format!("{request} comes with {given} checksums for {blocks} blocks"),
+            )),
+        }
+    }
+}
+
+impl fmt::Display for PutRequest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "chunk {} of {}", self.key.index(), redact_url(self.key.artifact().url()))
+    }
+}
+
+/// How a service wants a chunk.
+pub enum PutStart {
+    /// Not at all: it has these very bytes already, as the mode asks.
+    There,
+    /// Into this.
+    Take(Box<dyn Incoming>),
+}
+
+/// A chunk on its way in. Dropped before [`Incoming::keep`], it was never there.
+pub trait Incoming: Send {
+    /// Where its bytes go.
+    fn writer(&mut self) -> &mut GrowingWriter;
+
+    /// All bytes are there, and every block was compared. Returns when the chunk is kept as its mode asks. May block.
+    ///
+    /// # Errors
+    /// [`Code::Exhausted`] without room, and what the disk says.
+    fn keep(self: Box<Self>) -> Result<()>;
 }
 
 /// The bytes of a whole chunk, wherever they lie; the server sends the asked range of them.
@@ -152,6 +231,23 @@ pub trait ChunkService: Send + Sync + 'static {
     /// The answer was cut; the service should drop the copy before the next request for it.
     fn unreadable(&self, request: &ChunkRequest) {
         let _ = request;
+    }
+
+    /// Makes room for a chunk that comes from outside. Called on a data thread, and may block for a bounded time.
+    ///
+    /// # Errors
+    /// [`Code::PermissionDenied`] for a chunk that nobody may put, [`Code::Exhausted`] without room,
+    /// [`Code::Unsupported`] for a service that takes none.
+    fn put(&self, request: &PutRequest) -> Result<PutStart> {
+        Err(Error::new(Code::Unsupported, format!("{request} cannot be put here")))
+    }
+
+    /// Lets go of what is held for an attempt. One that nothing is held for is no error. May block.
+    ///
+    /// # Errors
+    /// [`Code::Unsupported`] for a service that holds nothing.
+    fn release(&self, attempt: &AttemptId) -> Result<()> {
+        Err(Error::new(Code::Unsupported, format!("nothing is held here, of attempt {attempt} or another")))
     }
 
     /// The page at `path` (without its query), or `None`, which becomes a 404.

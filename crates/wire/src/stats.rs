@@ -23,6 +23,23 @@ pub struct ClientStats {
     pub connects: u64,
     /// Requests repeated on a new connection because the pooled one was dead.
     pub stale_connections: u64,
+    /// Chunks that were put.
+    pub puts: u64,
+    /// Bytes of those.
+    pub put_bytes: u64,
+    /// Chunks that did not have to be put: the other side had them.
+    pub puts_there: u64,
+    /// Puts that failed, for whatever reason.
+    pub put_failures: u64,
+}
+
+/// How a put ended well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Put {
+    /// The bytes went over.
+    Sent,
+    /// The other side had them.
+    There,
 }
 
 #[derive(Default)]
@@ -34,6 +51,10 @@ pub(crate) struct ClientCounters {
     corrupt: AtomicU64,
     pub(crate) connects: AtomicU64,
     pub(crate) stale_connections: AtomicU64,
+    puts: AtomicU64,
+    put_bytes: AtomicU64,
+    puts_there: AtomicU64,
+    put_failures: AtomicU64,
 }
 
 impl ClientCounters {
@@ -51,6 +72,17 @@ impl ClientCounters {
         }
     }
 
+    pub(crate) fn put(&self, result: &Result<Put>, bytes: usize) {
+        match result {
+            Ok(Put::Sent) => {
+                self.puts.fetch_add(1, Relaxed);
+                self.put_bytes.fetch_add(bytes as u64, Relaxed);
+            }
+            Ok(Put::There) => drop(self.puts_there.fetch_add(1, Relaxed)),
+            Err(_) => drop(self.put_failures.fetch_add(1, Relaxed)),
+        }
+    }
+
     pub(crate) fn snapshot(&self) -> ClientStats {
         ClientStats {
             fetches: self.fetches.load(Relaxed),
@@ -60,6 +92,10 @@ impl ClientCounters {
             corrupt: self.corrupt.load(Relaxed),
             connects: self.connects.load(Relaxed),
             stale_connections: self.stale_connections.load(Relaxed),
+            puts: self.puts.load(Relaxed),
+            put_bytes: self.put_bytes.load(Relaxed),
+            puts_there: self.puts_there.load(Relaxed),
+            put_failures: self.put_failures.load(Relaxed),
         }
     }
 }
@@ -83,6 +119,10 @@ pub struct ServerStats {
     pub files_handed_over: u64,
     /// Bodies cut short: a fill failed, a file ended early, a reader was stuck or went away.
     pub cut: u64,
+    /// Chunks that were put here, verified and kept.
+    pub puts: u64,
+    /// Bytes of chunk bodies that came in, good or not.
+    pub received_bytes: u64,
 }
 
 #[derive(Default)]
@@ -95,6 +135,8 @@ pub(crate) struct ServerCounters {
     pub(crate) sent_bytes: AtomicU64,
     pub(crate) files_handed_over: AtomicU64,
     pub(crate) cut: AtomicU64,
+    pub(crate) puts: AtomicU64,
+    pub(crate) received_bytes: AtomicU64,
 }
 
 impl ServerCounters {
@@ -108,6 +150,8 @@ impl ServerCounters {
             sent_bytes: self.sent_bytes.load(Relaxed),
             files_handed_over: self.files_handed_over.load(Relaxed),
             cut: self.cut.load(Relaxed),
+            puts: self.puts.load(Relaxed),
+            received_bytes: self.received_bytes.load(Relaxed),
         }
     }
 }

@@ -45,6 +45,7 @@ impl Chunks {
                     range: writer.written_bytes()..(writer.written_bytes() + step_bytes).min(fill.chunk.len_bytes()),
                     mode: ask.mode,
                     recheck,
+                    expected: None,
                 },
                 buffer,
             };

@@ -124,7 +124,8 @@ fn fetch(
     loop {
         let whole = 0..len;
         let mut landing = Landing::builder().buffer(buffer, vec![whole]).build()?;
-        let request = ChunkRequest { key: key.clone(), range: range.clone(), mode: Mode::Fill, recheck };
+        let mode = Mode::Fill;
+        let request = ChunkRequest { key: key.clone(), range: range.clone(), mode, recheck, expected: None };
         let fetched = chunks.client.fetch(endpoint, &request, &mut landing);
         buffer = landing
             .into_buffers()

@@ -63,9 +63,9 @@ impl Connection {
         self.start == self.end && self.fds.is_empty()
     }
 
-    /// Sends a request and reads the head of its answer.
-    pub(crate) fn ask(&mut self, request: &str) -> Result<ResponseHead, Failure> {
-        if let Err(e) = self.stream.write_all(&mut [io::IoSlice::new(request.as_bytes())])
+    /// Sends a request (or the body of one that was told to go on) and reads the head of its answer.
+    pub(crate) fn ask(&mut self, request: &[u8]) -> Result<ResponseHead, Failure> {
+        if let Err(e) = self.stream.write_all(&mut [io::IoSlice::new(request)])
             && !closed(&e)
         {
             return Err(self.failed("sending the request", e).into());

@@ -7,7 +7,9 @@ use crate::client::Fetched;
 use crate::client::patience::Patience;
 use crate::client::receive::{Receiver, scatter};
 use crate::http::status;
-use crate::service::{ChunkBody, ChunkRequest, ChunkService, Page};
+use crate::put::land;
+use crate::service::{ChunkBody, ChunkRequest, ChunkService, Page, PutRequest, PutStart};
+use crate::stats::Put;
 
 pub(crate) fn fetch(
     service: &dyn ChunkService,
@@ -33,6 +35,23 @@ pub(crate) fn fetch(
         }
     }
     Ok(receiver.fetched(reply.tier, false))
+}
+
+pub(crate) fn put(service: &dyn ChunkService, request: &PutRequest, bytes: &[u8], patience: &Patience) -> Result<Put> {
+    patience.check()?;
+    let mut incoming = match service.put(request)? {
+        PutStart::There => return Ok(Put::There),
+        PutStart::Take(incoming) => incoming,
+    };
+    let mut rest = bytes;
+    land(incoming.as_mut(), request, |room| {
+        let count = room.len().min(rest.len());
+        room[..count].copy_from_slice(&rest[..count]);
+        rest = &rest[count..];
+        Ok(count)
+    })?;
+    incoming.keep()?;
+    Ok(Put::Sent)
 }
 
 pub(crate) fn page(service: &dyn ChunkService, path: &str, len_max: usize) -> Result<Vec<u8>> {

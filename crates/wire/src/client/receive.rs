@@ -5,7 +5,7 @@ use std::io::IoSliceMut;
 use std::time::{Duration, Instant};
 
 use longshore_memory::Landing;
-use longshore_types::{BlockChecksum, Checksummer, Code, Error, Result};
+use longshore_types::{BLOCKS_PER_CHUNK, BlockChecksum, Checksummer, Code, Error, Result};
 
 use crate::client::Fetched;
 use crate::service::{ChunkRequest, Tier};
@@ -21,16 +21,17 @@ pub(crate) struct Receiver<'a> {
     request: &'a ChunkRequest,
     at: usize,
     verify: Duration,
+    checksums: Vec<BlockChecksum>,
 }
 
 impl<'a> Receiver<'a> {
     pub(crate) fn new(landing: &'a mut Landing, request: &'a ChunkRequest) -> Self {
-        Receiver { landing, request, at: 0, verify: Duration::ZERO }
+        Receiver { landing, request, at: 0, verify: Duration::ZERO, checksums: Vec::with_capacity(BLOCKS_PER_CHUNK) }
     }
 
     /// What was landed and verified, out of `tier`.
-    pub(crate) fn fetched(&self, tier: Tier, via_fd: bool) -> Fetched {
-        Fetched { tier, bytes: self.at as u64, via_fd, verify: self.verify }
+    pub(crate) fn fetched(self, tier: Tier, via_fd: bool) -> Fetched {
+        Fetched { tier, bytes: self.at as u64, via_fd, verify: self.verify, checksums: self.checksums }
     }
 
     /// Bytes of block `index` of the chunk.
@@ -66,6 +67,7 @@ impl<'a> Receiver<'a> {
         }
         let got = checksum.finish();
         if got == wanted {
+            self.checksums.push(got);
             return Ok(());
         }
         Err(Error::new(Code::Corrupt, format!("block {index} has checksum {got} instead of {wanted}")))

@@ -5,6 +5,7 @@ use std::io::IoSliceMut;
 use std::sync::atomic::Ordering::Relaxed;
 
 use longshore_memory::Landing;
+use longshore_types::checkpoint::AttemptId;
 use longshore_types::{Code, Error, Result};
 
 use crate::client::connection::{Connection, Failure, violation};
@@ -12,10 +13,10 @@ use crate::client::patience::Patience;
 use crate::client::pool::{Lease, Pool};
 use crate::client::receive::Receiver;
 use crate::client::{Endpoint, Fetched};
-use crate::http::response::{Framing, ResponseHead};
+use crate::http::response::{CONTINUE, Framing, ResponseHead};
 use crate::http::{request, status, target};
-use crate::service::{ChunkRequest, Tier};
-use crate::stats::ClientCounters;
+use crate::service::{ChunkRequest, PutRequest, Tier};
+use crate::stats::{ClientCounters, Put};
 
 /// The most of an error's text that is read and passed on.
 const ERROR_BODY_BYTES_MAX: usize = 4 << 10;
@@ -42,6 +43,55 @@ pub(crate) fn fetch(
     Ok(fetched)
 }
 
+/// Asks whether the chunk is wanted, and sends it if so.
+pub(crate) fn put(
+    pool: &Pool,
+    counters: &ClientCounters,
+    endpoint: &Endpoint,
+    request: &PutRequest,
+    bytes: &[u8],
+    patience: &Patience,
+) -> Result<Put> {
+    let target = target::encode_put(request);
+    let (mut lease, head) =
+        ask(pool, counters, endpoint, patience, |host, _| request::encode_put(&target, host, request))?;
+    if head.status != CONTINUE {
+        end_small(lease, &head)?;
+        return Ok(Put::There);
+    }
+    // Nothing is repeated from here on: the server may have kept the chunk already.
+    let head = match lease.connection()?.ask(bytes) {
+        Ok(head) if (200..300).contains(&head.status) => head,
+        Ok(head) => return Err(refused(lease, &head)),
+        Err(Failure::Dead(error) | Failure::Failed(error)) => return Err(error),
+    };
+    end_small(lease, &head)?;
+    Ok(Put::Sent)
+}
+
+pub(crate) fn release(
+    pool: &Pool,
+    counters: &ClientCounters,
+    endpoint: &Endpoint,
+    attempt: &AttemptId,
+    patience: &Patience,
+) -> Result<()> {
+    let target = target::encode_hold(attempt);
+    let (lease, head) = ask(pool, counters, endpoint, patience, |host, _| request::encode_delete(&target, host))?;
+    end_small(lease, &head)
+}
+
+/// The end of a good answer that has nothing to say.
+fn end_small(lease: Lease<'_>, head: &ResponseHead) -> Result<()> {
+    if head.framing != Framing::Length(0) || head.status == CONTINUE {
+        return Err(violation("more of an answer than there should be"));
+    }
+    if head.keep_alive {
+        lease.give_back();
+    }
+    Ok(())
+}
+
 pub(crate) fn page(
     pool: &Pool,
     counters: &ClientCounters,
@@ -55,6 +105,9 @@ pub(crate) fn page(
     }
     let (mut lease, head) = ask(pool, counters, endpoint, patience, |host, _| request::encode_get(path, host))?;
     let Framing::Length(len) = head.framing else { return Err(violation("a page without a length")) };
+    if head.status == CONTINUE {
+        return Err(violation("a page that asks for more"));
+    }
     if len > len_max as u64 {
         return Err(Error::new(Code::Exhausted, format!("{len} bytes where {len_max} are the most")));
     }
@@ -85,8 +138,8 @@ fn ask<'a>(
         let reused = lease.reused;
         let connection = lease.connection()?;
         let encoded = encode(host, connection.is_unix());
-        match connection.ask(&encoded) {
-            Ok(head) if (200..300).contains(&head.status) => return Ok((lease, head)),
+        match connection.ask(encoded.as_bytes()) {
+            Ok(head) if head.status == CONTINUE || (200..300).contains(&head.status) => return Ok((lease, head)),
             Ok(head) => return Err(refused(lease, &head)),
             Err(Failure::Dead(_)) if reused && replaced < REPLACED_MAX => {
                 counters.stale_connections.fetch_add(1, Relaxed);

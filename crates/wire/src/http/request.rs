@@ -3,12 +3,29 @@
 use std::fmt::Write as _;
 use std::ops::Range;
 
-use crate::http::{ACCEPT_FD, HEAD_BYTES_MAX, HEADERS_MAX, decimal, names_token, text};
-use crate::service::ChunkRequest;
+use longshore_types::BlockChecksum;
+
+use crate::http::{
+    ACCEPT_FD, CHECKSUMS, CHUNK_PATH, HEAD_BYTES_MAX, HEADERS_MAX, HOLD_PATH, WAITS, decimal, names_token,
+    parse_checksums, text, write_checksums,
+};
+use crate::service::{ChunkRequest, PutRequest};
+
+/// What is to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Method {
+    /// GET or HEAD.
+    Get,
+    /// PUT of a chunk.
+    Put,
+    /// DELETE of what is held.
+    Delete,
+}
 
 /// What a request asks for, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RequestHead {
+    pub(crate) method: Method,
     /// HEAD: the same head, no body.
     pub(crate) head_only: bool,
     pub(crate) path: String,
@@ -19,6 +36,14 @@ pub(crate) struct RequestHead {
     /// HTTP/1.1 clients understand `Transfer-Encoding: chunked`; HTTP/1.0 ones do not.
     pub(crate) chunked_ok: bool,
     pub(crate) keep_alive: bool,
+    /// Bytes of the body; only a PUT has one.
+    pub(crate) body_bytes: Option<u64>,
+    /// Of the chunk that is put; or what the blocks of the range must be.
+    pub(crate) checksums: Option<Vec<BlockChecksum>>,
+    /// The client would like to be told to go on before it sends the body.
+    pub(crate) expects_continue: bool,
+    /// It never sends the body before.
+    pub(crate) waits: bool,
 }
 
 /// A request that is not even looked at: answered with `status`, then the connection closes.
@@ -78,15 +103,18 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, Refusa
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err(too_large),
         Err(_) => return Err(Refusal { status: 400, message: "the request is not HTTP/1" }),
     };
-    let head_only = match request.method {
-        Some("GET") => false,
-        Some("HEAD") => true,
-        _ => return Err(Refusal { status: 405, message: "only GET and HEAD are served here" }),
-    };
     let target = request.path.unwrap_or_default();
     let (path, query) = target.split_once('?').unwrap_or((target, ""));
+    let (method, head_only) = match request.method {
+        Some("GET") => (Method::Get, false),
+        Some("HEAD") => (Method::Get, true),
+        Some("PUT") if path == CHUNK_PATH => (Method::Put, false),
+        Some("DELETE") if path == HOLD_PATH => (Method::Delete, false),
+        _ => return Err(Refusal { status: 405, message: "this method is not served here" }),
+    };
     let chunked_ok = request.version == Some(1);
     let mut head = RequestHead {
+        method,
         head_only,
         path: path.to_owned(),
         query: query.to_owned(),
@@ -94,9 +122,16 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, Refusa
         accept_fd: false,
         chunked_ok,
         keep_alive: chunked_ok,
+        body_bytes: None,
+        checksums: None,
+        expects_continue: false,
+        waits: false,
     };
     for header in request.headers.iter() {
         apply(&mut head, header)?;
+    }
+    if method == Method::Put && head.body_bytes.is_none() {
+        return Err(Refusal { status: 411, message: "a chunk is put with its length" });
     }
     Ok(Some((head, len)))
 }
@@ -115,6 +150,19 @@ fn apply(head: &mut RequestHead, header: &httparse::Header<'_>) -> Result<(), Re
         }
     } else if is(ACCEPT_FD) {
         head.accept_fd = value == "1";
+    } else if is(CHECKSUMS) {
+        let malformed = Refusal { status: 400, message: "the list of checksums is malformed" };
+        head.checksums = Some(parse_checksums(value).ok_or(malformed)?);
+    } else if is("expect") {
+        head.expects_continue = value.eq_ignore_ascii_case("100-continue");
+    } else if is(WAITS) {
+        head.waits = value == "1";
+    } else if is("content-length") && head.method == Method::Put {
+        let malformed = Refusal { status: 400, message: "the length of the body is not told, or told twice" };
+        let length = decimal(value).ok_or(malformed.clone())?;
+        if head.body_bytes.replace(length).is_some() {
+            return Err(malformed);
+        }
     } else if is("transfer-encoding") || (is("content-length") && decimal(value) != Some(0)) {
         // Where the body of one request ended, the next would begin: refuse rather than guess.
         return Err(has_body);
@@ -132,14 +180,35 @@ pub(crate) fn encode_chunk(target: &str, host: &str, request: &ChunkRequest, acc
     if accept_fd {
         let _ = write!(head, "{ACCEPT_FD}: 1\r\n");
     }
+    if let Some(expected) = request.expected.as_deref().filter(|_| request.recheck) {
+        write_checksums(&mut head, expected);
+    }
     head.push_str("\r\n");
     head
 }
 
+/// The head of a chunk to put. The body follows only when the server says so.
+pub(crate) fn encode_put(target: &str, host: &str, request: &PutRequest) -> String {
+    let mut head = encode("PUT", target, host);
+    let _ = write!(head, "Content-Length: {}\r\nExpect: 100-continue\r\n{WAITS}: 1\r\n", request.key.len_bytes());
+    write_checksums(&mut head, &request.checksums);
+    head.push_str("\r\n");
+    head
+}
+
+/// The head of a request without more to say, the empty line included.
+pub(crate) fn encode_delete(target: &str, host: &str) -> String {
+    encode("DELETE", target, host) + "\r\n"
+}
+
 /// The head of a plain GET. The host is ours to write: what is no visible ASCII in it is left out.
 pub(crate) fn encode_get(target: &str, host: &str) -> String {
+    encode("GET", target, host) + "\r\n"
+}
+
+fn encode(method: &str, target: &str, host: &str) -> String {
     let host: String = host.chars().filter(char::is_ascii_graphic).collect();
-    format!("GET {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: longshore\r\n\r\n")
+    format!("{method} {target} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: longshore\r\n")
 }
 
 #[cfg(test)]

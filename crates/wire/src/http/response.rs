@@ -2,11 +2,16 @@
 
 use std::fmt::Write as _;
 
-use longshore_types::chunk::BLOCKS_PER_CHUNK;
 use longshore_types::{BlockChecksum, Code};
 
-use crate::http::{CHECKSUMS, CODE, FD, HEAD_BYTES_MAX, HEADERS_MAX, OFFSET, TIER, decimal, names_token, status, text};
+use crate::http::{
+    CHECKSUMS, CODE, FD, HEAD_BYTES_MAX, HEADERS_MAX, OFFSET, TIER, decimal, names_token, parse_checksums, status,
+    text, write_checksums,
+};
 use crate::service::Tier;
+
+/// The status that asks for the body.
+pub(crate) const CONTINUE: u16 = 100;
 
 /// How the end of a body is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,12 +47,14 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, &'sta
         Ok(_) | Err(httparse::Error::TooManyHeaders) => return Err("the head of the answer is too large"),
         Err(_) => return Err("the answer is not HTTP/1"),
     };
-    let status = response.code.filter(|code| (200..600).contains(code)).ok_or("the status has no meaning here")?;
+    let known = |code: &u16| *code == CONTINUE || (200..600).contains(code);
+    let status = response.code.filter(known).ok_or("the status has no meaning here")?;
     let mut fields = Fields { keep_alive: response.version == Some(1), ..Fields::default() };
     for header in response.headers.iter() {
         fields.apply(header)?;
     }
     let framing = match (fields.chunked, fields.length) {
+        (false, None | Some(0)) if status == CONTINUE => Framing::Length(0),
         (true, None) => Framing::Chunked,
         (false, Some(length)) => Framing::Length(length),
         (true, Some(_)) => return Err("the answer has two lengths"),
@@ -102,17 +109,6 @@ impl Fields {
     }
 }
 
-fn parse_checksums(value: &str) -> Option<Vec<BlockChecksum>> {
-    let mut checksums = Vec::with_capacity(BLOCKS_PER_CHUNK);
-    for item in value.split(',') {
-        if checksums.len() == BLOCKS_PER_CHUNK {
-            return None;
-        }
-        checksums.push(BlockChecksum::parse(item.trim())?);
-    }
-    Some(checksums)
-}
-
 /// A response head in the making.
 pub(crate) struct HeadWriter(String);
 
@@ -129,12 +125,7 @@ impl HeadWriter {
     }
 
     pub(crate) fn checksums(mut self, checksums: &[BlockChecksum]) -> Self {
-        let _ = write!(self.0, "{CHECKSUMS}: ");
-        for (i, checksum) in checksums.iter().enumerate() {
-            let comma = if i == 0 { "" } else { "," };
-            let _ = write!(self.0, "{comma}{checksum}");
-        }
-        self.0.push_str("\r\n");
+        write_checksums(&mut self.0, checksums);
         self
     }
 
@@ -151,6 +142,7 @@ impl HeadWriter {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use longshore_types::BLOCKS_PER_CHUNK;
     use proptest::prelude::*;
 
     use super::*;
@@ -184,13 +176,20 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_wants_the_body_says_no_more() {
+        let (head, len) = parse(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 201").unwrap().unwrap();
+        assert_eq!((head.status, head.framing, len), (CONTINUE, Framing::Length(0), 25));
+    }
+
+    #[test]
     fn malformed_heads_are_refused() {
         let long = format!("HTTP/1.1 200 OK\r\nA: {}", "x".repeat(HEAD_BYTES_MAX));
         let sums = "0123456789abcdef,".repeat(BLOCKS_PER_CHUNK + 1);
         let many = format!("HTTP/1.1 200 OK\r\nContent-Length: 1\r\nLongshore-Checksums: {sums}\r\n\r\n");
         for head in [
             "HTTP/1.1 200 OK\r\n\r\n",
-            "HTTP/1.1 100 Continue\r\n\r\n",
+            "HTTP/1.1 100 Continue\r\nContent-Length: 1\r\n\r\n",
+            "HTTP/1.1 101 Switching Protocols\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
             "HTTP/1.1 200 OK\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n",

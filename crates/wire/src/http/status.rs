@@ -22,7 +22,7 @@ pub(crate) fn of_code(code: Code) -> u16 {
 /// The code of an answer without `Longshore-Code`: not one of our servers, or something in between.
 pub(crate) fn to_code(status: u16) -> Code {
     match status {
-        400 | 405 | 414 | 416 | 431 => Code::InvalidArgument,
+        400 | 405 | 411 | 413 | 414 | 416 | 431 => Code::InvalidArgument,
         401 => Code::Unauthenticated,
         403 => Code::PermissionDenied,
         404 => Code::NotFound,
@@ -38,7 +38,9 @@ pub(crate) fn to_code(status: u16) -> Code {
 /// The reason phrase, for people who read the head.
 pub(crate) fn reason(status: u16) -> &'static str {
     match status {
+        100 => "Continue",
         200 => "OK",
+        201 => "Created",
         206 => "Partial Content",
         400 => "Bad Request",
         401 => "Unauthorized",
@@ -46,7 +48,9 @@ pub(crate) fn reason(status: u16) -> &'static str {
         404 => "Not Found",
         405 => "Method Not Allowed",
         408 => "Request Timeout",
+        411 => "Length Required",
         412 => "Precondition Failed",
+        413 => "Content Too Large",
         416 => "Range Not Satisfiable",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",

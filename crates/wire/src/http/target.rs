@@ -6,8 +6,10 @@ use std::sync::Arc;
 use longshore_types::{Artifact, ChunkKey, Code, Error, Result, Version};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 
-use crate::http::{CHUNK_PATH, decimal};
-use crate::service::{ChunkRequest, Mode};
+use longshore_types::checkpoint::AttemptId;
+
+use crate::http::{CHUNK_PATH, HOLD_PATH, decimal};
+use crate::service::{ChunkRequest, Mode, PutMode, PutRequest};
 
 /// What is escaped in a query value; what stays is only what keeps URLs readable.
 const ESCAPED: &AsciiSet =
@@ -19,15 +21,13 @@ pub(crate) struct ChunkTarget {
     pub(crate) key: ChunkKey,
     pub(crate) mode: Mode,
     pub(crate) recheck: bool,
+    /// Of a chunk that is put.
+    pub(crate) hold: Option<AttemptId>,
 }
 
 /// Writes the target of `request`; the range goes into a header.
 pub(crate) fn encode(request: &ChunkRequest) -> String {
-    let artifact = request.key.artifact();
-    let url = utf8_percent_encode(artifact.url(), ESCAPED);
-    let version = utf8_percent_encode(artifact.version().as_str(), ESCAPED);
-    let (size, index) = (artifact.size_bytes(), request.key.index());
-    let mut target = format!("{CHUNK_PATH}?url={url}&version={version}&size={size}&index={index}");
+    let mut target = encode_key(&request.key);
     match request.mode {
         Mode::Fill => {}
         Mode::OnlyIfCached => target.push_str("&mode=cached"),
@@ -39,12 +39,46 @@ pub(crate) fn encode(request: &ChunkRequest) -> String {
     target
 }
 
+/// Writes the target of a chunk to put.
+pub(crate) fn encode_put(request: &PutRequest) -> String {
+    let mut target = encode_key(&request.key);
+    if let PutMode::Hold { attempt } = request.mode {
+        let _ = write!(target, "&hold={attempt}");
+    }
+    target
+}
+
+/// Writes the target of what is held for an attempt.
+pub(crate) fn encode_hold(attempt: &AttemptId) -> String {
+    format!("{HOLD_PATH}?attempt={attempt}")
+}
+
+/// Reads the query of what is held for an attempt.
+///
+/// # Errors
+/// [`Code::InvalidArgument`].
+pub(crate) fn decode_hold(query: &str) -> Result<AttemptId> {
+    let mut given = query.split('&').filter_map(|pair| pair.strip_prefix("attempt="));
+    match (given.next(), given.next()) {
+        (Some(attempt), None) => AttemptId::parse(attempt),
+        _ => Err(Error::new(Code::InvalidArgument, "hold request: parameter attempt is missing or given twice")),
+    }
+}
+
+fn encode_key(key: &ChunkKey) -> String {
+    let artifact = key.artifact();
+    let url = utf8_percent_encode(artifact.url(), ESCAPED);
+    let version = utf8_percent_encode(artifact.version().as_str(), ESCAPED);
+    let (size, index) = (artifact.size_bytes(), key.index());
+    format!("{CHUNK_PATH}?url={url}&version={version}&size={size}&index={index}")
+}
+
 /// Reads the query of a chunk target. Parameters we do not know are skipped, so that newer clients are understood.
 ///
 /// # Errors
 /// [`Code::InvalidArgument`], naming the parameter that is missing, repeated or wrong.
 pub(crate) fn decode(query: &str) -> Result<ChunkTarget> {
-    let [mut url, mut version, mut size, mut index, mut mode, mut recheck] = [const { None }; 6];
+    let [mut url, mut version, mut size, mut index, mut mode, mut recheck, mut hold] = [const { None }; 7];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let slot = match name {
@@ -54,6 +88,7 @@ pub(crate) fn decode(query: &str) -> Result<ChunkTarget> {
             "index" => &mut index,
             "mode" => &mut mode,
             "recheck" => &mut recheck,
+            "hold" => &mut hold,
             _ => continue,
         };
         let decoded = percent_decode_str(value).decode_utf8().map_err(|_| wrong(name, "is not UTF-8"))?;
@@ -77,8 +112,9 @@ pub(crate) fn decode(query: &str) -> Result<ChunkTarget> {
         Some("1") => true,
         Some(_) => return Err(wrong("recheck", "must be 0 or 1")),
     };
+    let hold = hold.as_deref().map(AttemptId::parse).transpose()?;
     let artifact = Artifact::new(url, Version::new(version)?, size)?;
-    Ok(ChunkTarget { key: ChunkKey::new(Arc::new(artifact), index)?, mode, recheck })
+    Ok(ChunkTarget { key: ChunkKey::new(Arc::new(artifact), index)?, mode, recheck, hold })
 }
 
 fn wrong(parameter: &str, why: &str) -> Error {
@@ -103,7 +139,7 @@ mod tests {
                 prop_assert!(target.bytes().all(|b| b.is_ascii_graphic()), "{}", target);
                 let (path, query) = target.split_once('?').unwrap();
                 prop_assert_eq!(path, CHUNK_PATH);
-                prop_assert_eq!(decode(query).unwrap(), ChunkTarget { key, mode, recheck });
+                prop_assert_eq!(decode(query).unwrap(), ChunkTarget { key, mode, recheck, hold: None });
             }
         }
 

@@ -10,11 +10,11 @@ use std::fs::File;
 use std::os::fd::AsFd;
 
 use crate::growing::GrowingChunk;
-use crate::http::request::RequestHead;
+use crate::http::request::{Method, RequestHead};
 use crate::http::response::HeadWriter;
 use crate::http::{CHUNK_PATH, CODE, FD, OFFSET, TIER, status, target};
-use crate::server::body;
 use crate::server::shared::Shared;
+use crate::server::{body, take};
 use crate::service::{ChunkBody, ChunkReply, ChunkRequest};
 use crate::stream::Stream;
 
@@ -22,9 +22,19 @@ use crate::stream::Stream;
 ///
 /// # Errors
 /// When the answer could not be sent to its end: the connection must be cut.
-pub(crate) fn answer(shared: &Shared, stream: &Stream, head: &RequestHead) -> io::Result<bool> {
+pub(crate) fn answer(
+    shared: &Shared,
+    stream: &Stream,
+    head: &RequestHead,
+    body: &mut dyn FnMut(&mut [u8]) -> io::Result<usize>,
+) -> io::Result<bool> {
     let keep_alive = head.keep_alive && !shared.is_draining();
     let exchange = Exchange { shared, stream, head, keep_alive };
+    match head.method {
+        Method::Get => {}
+        Method::Put => return take::put(&exchange, body),
+        Method::Delete => return take::release(&exchange).map(|()| keep_alive),
+    }
     if head.path == CHUNK_PATH {
         exchange.chunk()?;
     } else {
@@ -66,7 +76,12 @@ impl Exchange<'_> {
             Some(range) => range,
             None => return self.not_satisfiable(len),
         };
-        let request = ChunkRequest { key: target.key, range, mode: target.mode, recheck: target.recheck };
+        let expected = self.head.checksums.clone().map(Arc::from);
+        let request = ChunkRequest { key: target.key, range, mode: target.mode, recheck: target.recheck, expected };
+        if request.expected.as_ref().is_some_and(|expected| expected.len() != request.blocks().len()) {
+            let why = format!("{request} is asked for with not one checksum for each block");
+            return self.error(&Error::new(Code::InvalidArgument, why));
+        }
         let reply = match self.shared.service.get(&request) {
             Ok(reply) => reply,
             Err(error) => return self.error(&error),
@@ -158,7 +173,7 @@ impl Exchange<'_> {
         head.header("Content-Range", format_args!("bytes {first}-{last}/{}", request.key.len_bytes()))
     }
 
-    fn error(&self, error: &Error) -> io::Result<()> {
+    pub(crate) fn error(&self, error: &Error) -> io::Result<()> {
         self.shared.counters.errors.fetch_add(1, Relaxed);
         let answer = error_answer(error, self.keep_alive, self.head.head_only);
         self.stream.write_all(&mut [IoSlice::new(&answer)])
@@ -195,7 +210,7 @@ fn text_answer(status: u16, error: &Error, keep_alive: bool, head_only: bool) ->
         head = head.header("Retry-After", 1);
     }
     if status == 405 {
-        head = head.header("Allow", "GET, HEAD");
+        head = head.header("Allow", "GET, HEAD, PUT, DELETE");
     }
     let mut answer = head.end(keep_alive).into_bytes();
     if !head_only {

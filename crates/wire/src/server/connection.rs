@@ -32,7 +32,7 @@ pub(crate) fn serve(shared: &Shared, seat: &Seat) {
         match heads.next() {
             Next::Request(head) => {
                 shared.counters.requests.fetch_add(1, Relaxed);
-                match answer(shared, stream, &head) {
+                match answer(shared, stream, &head, &mut |room| heads.body(room)) {
                     Ok(true) => {}
                     Ok(false) => return,
                     Err(error) => {
@@ -107,6 +107,18 @@ impl Heads<'_> {
         next
     }
 
+    /// Bytes of a body into `room`: those that were read beyond the head come first. 0 at the end of the stream.
+    fn body(&mut self, room: &mut [u8]) -> io::Result<usize> {
+        let ahead = &self.buffer[self.start..self.end];
+        if ahead.is_empty() {
+            return self.stream.read(&mut [IoSliceMut::new(room)]);
+        }
+        let count = ahead.len().min(room.len());
+        room[..count].copy_from_slice(&ahead[..count]);
+        self.start += count;
+        Ok(count)
+    }
+
     fn fill(&mut self) -> io::Result<usize> {
         if self.start > 0 {
             self.buffer.copy_within(self.start..self.end, 0);
@@ -122,7 +134,12 @@ impl Heads<'_> {
 /// Says why, then reads on a little: closing with unread bytes would reset the connection under the answer.
 fn refuse(stream: &Stream, refusal: &Refusal) {
     let answer = refusal_answer(refusal.status, &Error::new(Code::InvalidArgument, refusal.message));
-    if stream.write_all(&mut [IoSlice::new(&answer)]).is_err() || stream.shutdown(Shutdown::Write).is_err() {
+    dismiss(stream, &answer);
+}
+
+/// Sends the last answer of a connection whose client may still be sending.
+pub(crate) fn dismiss(stream: &Stream, answer: &[u8]) {
+    if stream.write_all(&mut [IoSlice::new(answer)]).is_err() || stream.shutdown(Shutdown::Write).is_err() {
         return;
     }
     let deadline = Instant::now() + LINGER;

@@ -104,7 +104,9 @@ fn the_request_arrives_as_it_was_made() {
     let server = start(ServerOptions::default(), service);
     for mode in [Mode::Fill, Mode::OnlyIfCached, Mode::FromPeer] {
         for recheck in [false, true] {
-            let request = ChunkRequest { key: key.clone(), range: 1 << 20..LEN as u64, mode, recheck };
+            // What the blocks should be goes along with a recheck only.
+            let expected = recheck.then(|| (0..3).map(longshore_types::BlockChecksum).collect());
+            let request = ChunkRequest { key: key.clone(), range: 1 << 20..LEN as u64, mode, recheck, expected };
             fetch(&client, &server.tcp(), &request).unwrap_err();
             assert_eq!(seen.lock().pop(), Some(request));
         }
