@@ -172,6 +172,7 @@ fn checksums_are_checked_kept_and_told() {
 
 /// Begins an upload with these headers; its id.
 fn begin(origin: &FakeOrigin, key: &str, headers: &[(&str, &str)]) -> String {
+    let key = key.replace(' ', "%20");
     let begun = ask(origin, "POST", &format!("bucket/{key}?uploads"), headers, b"");
     assert_eq!(begun.status, 200, "{begun:?}");
     begun.element("UploadId")

@@ -7,11 +7,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, ValueEnum};
+use longshore_testkit::origin::Quirks;
 use longshore_testkit::{Dialect, FakeOrigin, OriginConfig};
 use longshore_types::ByteSize;
 
-/// A fast object store that counts what it serves and misbehaves on demand; see its pages /_counters, /_reset, /_fault
-/// and /_put.
+/// A fast object store that counts what it serves and takes, and misbehaves on demand; see its pages /_counters,
+/// /_fault and /_objects.
 #[derive(Parser)]
 #[command(name = "fake-origin")]
 struct Args {
@@ -45,6 +46,55 @@ struct Args {
     /// Largest page of a listing.
     #[arg(long, default_value_t = 1000)]
     page_size: usize,
+    /// Make an empty bucket, to be written to. May be repeated.
+    #[arg(long)]
+    bucket: Vec<String>,
+    /// Keep what is uploaded in nameless files in this folder instead of in memory.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// Most memory for what is uploaded; more is refused with 507.
+    #[arg(long, default_value = "4GiB")]
+    memory: ByteSize,
+    /// Smallest part of a multipart upload, except for the last.
+    #[arg(long, default_value = "5MiB")]
+    part_min: ByteSize,
+    /// Most bytes a second of all uploads together.
+    #[arg(long)]
+    upload_bandwidth: Option<ByteSize>,
+    /// Get something wrong as a real server does. May be repeated.
+    #[arg(long, value_enum)]
+    quirk: Vec<Quirk>,
+}
+
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+enum Quirk {
+    /// No condition is looked at.
+    IgnoresConditions,
+    /// Conditions of writes are not looked at.
+    IgnoresConditionalPuts,
+    /// Ranges are answered with everything.
+    IgnoresRanges,
+    /// No ETag is sent.
+    HasNoEtag,
+    /// Checksums are neither checked nor told.
+    HasNoChecksums,
+    /// Writes with a checksum are refused.
+    RejectsChecksums,
+    /// Open uploads cannot be listed.
+    CannotListUploads,
+}
+
+fn quirks(given: &[Quirk]) -> Quirks {
+    let has = |quirk| given.contains(&quirk);
+    Quirks {
+        ignores_conditions: has(Quirk::IgnoresConditions),
+        ignores_conditional_puts: has(Quirk::IgnoresConditionalPuts),
+        ignores_ranges: has(Quirk::IgnoresRanges),
+        has_no_etag: has(Quirk::HasNoEtag),
+        has_no_checksums: has(Quirk::HasNoChecksums),
+        rejects_checksums: has(Quirk::RejectsChecksums),
+        cannot_list_uploads: has(Quirk::CannotListUploads),
+    }
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -70,9 +120,14 @@ fn main() -> anyhow::Result<()> {
         token: args.token,
         page_size: args.page_size,
         redirects_large_files: args.redirect,
-        ..OriginConfig::default()
+        quirks: quirks(&args.quirk),
+        data_dir: args.data_dir,
+        memory_bytes_max: args.memory.0,
+        part_bytes_min: args.part_min.0,
+        upload_bytes_per_second: args.upload_bandwidth.map(|rate| rate.0),
     })
     .with_context(|| format!("cannot listen on {}", args.listen))?;
+    args.bucket.iter().for_each(|name| origin.create_bucket(name));
     if let Some(folder) = &args.folder {
         origin.put_folder(&args.prefix, folder).with_context(|| format!("cannot read {}", folder.display()))?;
     }
