@@ -98,11 +98,14 @@ impl SlabPiece {
     }
 
     /// Gives the memory back now, also where a client has it mapped: one that still touches it is ended by SIGBUS.
-    pub fn free(self) {
-        if let Err(error) = self.file.set_len(0) {
-            // hugetlbfs and tmpfs do not refuse; the file is removed, and its memory goes with the last mapping.
-            debug_assert!(false, "cannot free {}: {error}", self.name);
-        }
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] when the file system refuses; then the memory goes with the last mapping.
+    pub fn free(&self) -> Result<()> {
+        self.file.set_len(0).map_err(|error| {
+            Error::new(Code::Unavailable, format!("cannot free shared memory {}: {error}", self.name))
+                .with_source(error)
+        })
     }
 }
 
