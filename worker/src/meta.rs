@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use longshore_cluster::Member;
 use longshore_origin::Origins;
-use longshore_types::{Artifact, Code, Error, Manifest, Resolved, Result, Selection};
+use longshore_types::{Artifact, Code, Error, Manifest, ModelFile, Resolved, Result, Selection};
 use tokio::sync::Semaphore;
 
 use crate::fill::Chunks;
@@ -318,7 +318,12 @@ fn list_bytes(resolved: &Resolved) -> usize {
 }
 
 fn manifest_bytes(manifest: &Manifest) -> usize {
-    let files: usize = manifest.files.iter().map(|file| file.name.len() + file.artifact.url().len() + 200).sum();
+    let file_bytes = |file: &ModelFile| {
+        let known = file.checksums.as_ref().map_or(0, |checksums| 8 * checksums.len());
+        let runs = file.chunks.as_ref().map_or(0, |chunks| 32 * chunks.runs().len());
+        file.name.len() + file.artifact.url().len() + 200 + known + runs
+    };
+    let files: usize = manifest.files.iter().map(file_bytes).sum();
     let tensors: usize = manifest.tensors.iter().map(|tensor| tensor.name.len() + 8 * tensor.shape.len() + 150).sum();
     let skipped: usize = manifest.skipped.iter().map(|(name, why)| name.len() + why.len() + 50).sum();
     files + tensors + skipped

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use futures::StreamExt;
 use longshore_memory::Landing;
-use longshore_types::{BLOCK_BYTES, ChunkKey, Code, Error, Result, Selection};
-use longshore_wire::{ChunkRequest, Endpoint, Mode, Tier};
+use longshore_types::chunk::chunk_count;
+use longshore_types::{BLOCK_BYTES, ChunkKey, Code, Error, ModelFile, Result, Selection};
+use longshore_wire::{ChunkRequest, Endpoint, Tier};
 use tokio::sync::mpsc;
 
 use crate::meta::Ask;
@@ -51,8 +52,8 @@ impl Worker {
     ) -> Result<WarmEvent> {
         let manifest = self.manifest(url, selection, Ask { revalidate, forwarded: false }).await?.value;
         let mut event = WarmEvent { bytes_total: manifest.size_bytes(), ..WarmEvent::default() };
-        let artifacts: Vec<_> = manifest.files.iter().map(|file| file.artifact.clone()).collect();
-        let keys = artifacts.into_iter().flat_map(|artifact| ChunkKey::all(&artifact));
+        let keys = manifest.files.iter().map(keys_of).collect::<Result<Vec<_>>>()?;
+        let keys = keys.into_iter().flatten();
         let asks = keys.map(|key| {
             let worker = self.clone();
             async move {
@@ -113,6 +114,14 @@ impl Worker {
                 Err(error) => return Err(error),
             }
         }
+    }
+}
+
+/// The chunks that a file lies in. A file without an object of its own names chunks of others.
+fn keys_of(file: &ModelFile) -> Result<Vec<ChunkKey>> {
+    match &file.chunks {
+        Some(chunks) => (0..chunk_count(file.artifact.size_bytes())).map(|index| chunks.key(index)).collect(),
+        None => Ok(ChunkKey::all(&file.artifact).collect()),
     }
 }
 

@@ -15,6 +15,8 @@
 
 mod builder;
 mod chunks;
+mod committed;
+mod heads;
 mod select;
 
 use std::ops::Range;

@@ -21,14 +21,9 @@ pub async fn manifest(origins: &Origins, url: &str, selection: &Selection) -> Re
         match builder.advance()? {
             Progress::Done(manifest) => return Ok(manifest),
             Progress::Need(reads) => {
-                let files = builder.resolved().files.clone();
-                let reads = reads.into_iter().map(|needed| {
-                    let artifact = files.get(needed.file).map(|file| file.artifact.clone());
-                    async move {
-                        let artifact = artifact.ok_or_else(|| Error::new(Code::Internal, "no such file to read"))?;
-                        let bytes = read(origins, &artifact, &needed).await?;
-                        Ok::<_, Error>((needed, bytes))
-                    }
+                let reads = reads.into_iter().map(|needed| async move {
+                    let bytes = read(origins, &needed).await?;
+                    Ok::<_, Error>((needed, bytes))
                 });
                 let mut answers = stream::iter(reads).buffer_unordered(READS_IN_FLIGHT);
                 while let Some((needed, bytes)) = answers.try_next().await? {
@@ -40,14 +35,11 @@ pub async fn manifest(origins: &Origins, url: &str, selection: &Selection) -> Re
     Err(Error::new(Code::Internal, format!("the manifest of {url} is not done after {ROUNDS_MAX} rounds")))
 }
 
-async fn read(
-    origins: &Origins,
-    artifact: &std::sync::Arc<longshore_types::Artifact>,
-    needed: &ReadNeeded,
-) -> Result<BytesMut> {
-    // The builder bounds the range: an index of at most 100 MB, or a header that was checked against its file.
+async fn read(origins: &Origins, needed: &ReadNeeded) -> Result<BytesMut> {
+    // The builder bounds the range: an index of at most 100 MB, a commit of a bounded size, or a header that was checked
+    // against its file.
     let mut bytes = BytesMut::with_capacity((needed.range.end - needed.range.start) as usize);
-    let mut body = origins.read(artifact, needed.range.clone());
+    let mut body = origins.read(&needed.artifact, needed.object_range.clone());
     while let Some(piece) = body.try_next().await? {
         bytes.extend_from_slice(&piece);
     }

@@ -26,23 +26,17 @@ const READS_MAX: usize = 16;
 /// # Errors
 /// As [`ManifestBuilder`] and the reads give them.
 pub fn build(chunks: &Arc<Chunks>, resolved: Resolved, selection: &Selection) -> Result<Manifest> {
-    let artifacts: Vec<Arc<Artifact>> = resolved.files.iter().map(|file| file.artifact.clone()).collect();
     let mut builder = ManifestBuilder::new(resolved, selection)?;
     loop {
         match builder.advance()? {
             Progress::Done(manifest) => return Ok(manifest),
-            Progress::Need(reads) => read_round(chunks, &artifacts, &reads, &mut builder)?,
+            Progress::Need(reads) => read_round(chunks, &reads, &mut builder)?,
         }
     }
 }
 
 /// One round of reads, a few at a time; each is supplied as it comes, so that only few are held in memory.
-fn read_round(
-    chunks: &Arc<Chunks>,
-    artifacts: &[Arc<Artifact>],
-    reads: &[ReadNeeded],
-    builder: &mut ManifestBuilder,
-) -> Result<()> {
+fn read_round(chunks: &Arc<Chunks>, reads: &[ReadNeeded], builder: &mut ManifestBuilder) -> Result<()> {
     let next = AtomicUsize::new(0);
     let (sender, results) = mpsc::sync_channel(1);
     std::thread::scope(|scope| {
@@ -50,7 +44,7 @@ fn read_round(
             let (sender, next) = (sender.clone(), &next);
             scope.spawn(move || {
                 while let Some(read) = reads.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    let bytes = read_range(chunks, &artifacts[read.file], read.range.clone());
+                    let bytes = read_range(chunks, &read.artifact, read.object_range.clone());
                     // The receiver is gone when another read failed.
                     if sender.send((read, bytes)).is_err() {
                         return;

@@ -1,14 +1,22 @@
 //! Builds a [`Manifest`] in rounds of reads: indexes first, then headers, then the long headers' rest.
+//!
+//! Where there is a commit, it is read alone, and says nearly everything: only safetensors files that were saved byte for
+//! byte have headers that must be read.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
+use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::committed::{self, Found};
+use super::heads::Heads;
 use super::select::{Choice, FolderFacts, SINGLE_NAME, Selection, is_index, is_safetensors};
 use super::{Extent, FILES_MAX, Manifest, ModelFile, Resolved, Tensor};
+use crate::artifact::Artifact;
+use crate::checkpoint::Commit;
 use crate::error::{Code, Error, Result};
-use crate::header::{self, SafetensorsHeader};
+use crate::header::{self, SafetensorsHeader, TensorHeader};
 use crate::names::{base_of, check_relative, folder_of, join};
 
 /// Largest index file that is read, in bytes: the largest public ones have about 20 MB.
@@ -21,10 +29,22 @@ const WARNINGS_MAX: usize = 100;
 /// A read that the builder asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReadNeeded {
-    /// Index into the files of [`Resolved`].
+    /// Index into the files of [`Resolved`], or of a checkpoint.
     pub file: usize,
-    /// Byte range in that file; never longer than [`INDEX_BYTES_MAX`] plus a prefix.
+    /// Byte range in that file; never longer than [`INDEX_BYTES_MAX`] plus a prefix, or than
+    /// [`COMMIT_BYTES_MAX`](crate::checkpoint::COMMIT_BYTES_MAX) for a commit.
     pub range: Range<u64>,
+    /// Where to read it: the file itself, or the object that these bytes of it lie in.
+    pub artifact: Arc<Artifact>,
+    /// Byte range there, as long as `range`.
+    pub object_range: Range<u64>,
+}
+
+impl ReadNeeded {
+    /// The first `len_bytes` of a file that is an object.
+    pub(super) fn whole(file: usize, artifact: &Arc<Artifact>, len_bytes: u64) -> ReadNeeded {
+        ReadNeeded { file, range: 0..len_bytes, artifact: artifact.clone(), object_range: 0..len_bytes }
+    }
 }
 
 /// What [`ManifestBuilder::advance`] says.
@@ -43,6 +63,8 @@ struct RawIndex {
 
 enum Stage {
     Indexes,
+    /// The commit is wanted: the file of that index in the listing.
+    Commit(usize),
     Headers,
 }
 
@@ -53,9 +75,14 @@ pub struct ManifestBuilder {
     stage: Stage,
     /// Per index file: the tensors it names and the file that holds each, relative to the model.
     indexes: BTreeMap<usize, HashMap<String, String>>,
+    /// What may be loaded: the files of the listing, or those of the commit.
+    files: Vec<ModelFile>,
+    /// The tensors that a commit tells of, by file and offset.
+    committed: Vec<Tensor>,
+    revision: String,
     headers: BTreeMap<usize, SafetensorsHeader>,
-    /// Safetensors files of the load whose header is not known, with the bytes to read.
-    wanted: BTreeMap<usize, u64>,
+    /// Safetensors files of the load whose header is not known.
+    heads: Heads,
     chosen: Vec<usize>,
     skipped: Vec<(String, String)>,
 }
@@ -78,16 +105,50 @@ impl ManifestBuilder {
         for file in &resolved.files {
             check_relative(&file.name, &resolved.url)?;
         }
+        let stage = match committed::look_for_commit(&resolved, !selection.include.is_empty())? {
+            Found::Commit(file) => Stage::Commit(file),
+            Found::Nothing => Stage::Indexes,
+        };
+        let plain = |file: &super::ResolvedFile| ModelFile::plain(file.name.clone(), file.artifact.clone(), false);
+        let files = match stage {
+            Stage::Commit(_) => Vec::new(),
+            _ => resolved.files.iter().map(plain).collect(),
+        };
         Ok(ManifestBuilder {
-            resolved,
             selection: selection.clone(),
-            stage: Stage::Indexes,
+            stage,
             indexes: BTreeMap::new(),
+            files,
+            committed: Vec::new(),
+            revision: resolved.revision.clone(),
             headers: BTreeMap::new(),
-            wanted: BTreeMap::new(),
+            heads: Heads::default(),
             chosen: Vec::new(),
             skipped: Vec::new(),
+            resolved,
         })
+    }
+
+    /// Starts with a commit that is known already, of the checkpoint in the folder `url`.
+    ///
+    /// # Errors
+    /// [`Code::Corrupt`] when the commit contradicts itself, [`Code::NotFound`] when nothing of it is selected.
+    pub fn of_commit(commit: &Commit, url: &str, selection: &Selection) -> Result<Self> {
+        let mut builder = ManifestBuilder {
+            resolved: Resolved { url: url.to_owned(), revision: String::new(), files: Vec::new() },
+            selection: selection.clone(),
+            stage: Stage::Headers,
+            indexes: BTreeMap::new(),
+            files: Vec::new(),
+            committed: Vec::new(),
+            revision: String::new(),
+            headers: BTreeMap::new(),
+            heads: Heads::default(),
+            chosen: Vec::new(),
+            skipped: Vec::new(),
+        };
+        builder.take_commit(commit)?;
+        Ok(builder)
     }
 
     /// The files that the reads refer to.
@@ -100,6 +161,10 @@ impl ManifestBuilder {
     /// # Errors
     /// [`Code::Corrupt`] or [`Code::NotFound`] naming the file and the reason.
     pub fn advance(&mut self) -> Result<Progress> {
+        if let Stage::Commit(file) = self.stage {
+            let artifact = &self.resolved.files[file].artifact;
+            return Ok(Progress::Need(vec![ReadNeeded::whole(file, artifact, artifact.size_bytes())]));
+        }
         if matches!(self.stage, Stage::Indexes) {
             let reads = self.index_reads()?;
             if !reads.is_empty() {
@@ -108,11 +173,10 @@ impl ManifestBuilder {
             self.choose_files()?;
             self.stage = Stage::Headers;
         }
-        if self.wanted.is_empty() {
+        if self.heads.is_empty() {
             return self.finish().map(Progress::Done);
         }
-        let reads = self.wanted.iter().map(|(&file, &end)| ReadNeeded { file, range: 0..end });
-        Ok(Progress::Need(reads.collect()))
+        self.heads.reads(&self.files).map(Progress::Need)
     }
 
     /// Gives the bytes of one read of the last round.
@@ -125,8 +189,38 @@ impl ManifestBuilder {
         }
         match self.stage {
             Stage::Indexes => self.supply_index(read.file, bytes),
-            Stage::Headers => self.supply_head(read.file, bytes),
+            Stage::Commit(file) => {
+                let commit = Commit::parse(bytes, self.resolved.files[file].artifact.url())?;
+                self.take_commit(&commit)?;
+                self.stage = Stage::Headers;
+                Ok(())
+            }
+            Stage::Headers => self.supply_head(read, bytes),
         }
+    }
+
+    /// The files and tensors are those of the commit, and of nothing else that lies beside it.
+    fn take_commit(&mut self, commit: &Commit) -> Result<()> {
+        self.files = committed::files(commit, &self.resolved.url)?;
+        self.committed = committed::tensors(commit);
+        // The same whether the commit was listed or is known already.
+        self.revision = format!("attempt:{}", commit.attempt);
+        for tensor in &self.committed {
+            let file = self.files.get_mut(tensor.extent.file);
+            let missing = || format!("tensor {:?} of {} lies in no file of it", tensor.name, self.resolved.url);
+            file.ok_or_else(|| Error::new(Code::Corrupt, missing()))?.is_tensors = true;
+        }
+        let own: BTreeSet<&str> = committed::own_objects(commit).collect();
+        let names = self.resolved.files.iter().map(|file| file.name.as_str());
+        let beside = names.filter(|name| !own.contains(name));
+        self.skipped = beside.map(|name| (name.to_owned(), committed::reason_to_skip(name))).collect();
+        for (file, entry) in self.files.iter().enumerate() {
+            match self.selection.choose_plainly(&entry.name) {
+                Choice::Load => self.chosen.push(file),
+                Choice::Skip(reason) => self.skipped.push((entry.name.clone(), reason)),
+            }
+        }
+        self.want_heads()
     }
 
     fn index_reads(&self) -> Result<Vec<ReadNeeded>> {
@@ -143,7 +237,7 @@ impl ManifestBuilder {
                     format!("{}: index has {size} bytes, must have 1 to {INDEX_BYTES_MAX}", entry.name),
                 ));
             }
-            reads.push(ReadNeeded { file, range: 0..size });
+            reads.push(ReadNeeded::whole(file, &entry.artifact, size));
         }
         Ok(reads)
     }
@@ -191,6 +285,11 @@ impl ManifestBuilder {
                 Choice::Skip(reason) => self.skipped.push((entry.name.clone(), reason)),
             }
         }
+        self.want_heads()
+    }
+
+    /// Asks for the headers of the chosen safetensors files whose tensors are not known.
+    fn want_heads(&mut self) -> Result<()> {
         if self.chosen.is_empty() {
             return Err(Error::new(
                 Code::NotFound,
@@ -198,28 +297,30 @@ impl ManifestBuilder {
             ));
         }
         for &file in &self.chosen {
-            let entry = &self.resolved.files[file];
-            if is_safetensors(&entry.name) {
+            let entry = &self.files[file];
+            if is_safetensors(&entry.name) && !entry.is_tensors {
                 let size = entry.artifact.size_bytes();
                 if size < header::PREFIX_BYTES {
                     header::header_span(&[], size, &entry.name)?;
                 }
-                self.wanted.insert(file, size.min(HEAD_GUESS_BYTES));
+                self.heads.want(file, entry, size.min(HEAD_GUESS_BYTES));
             }
         }
         Ok(())
     }
 
-    fn supply_head(&mut self, file: usize, bytes: &[u8]) -> Result<()> {
-        let entry = &self.resolved.files[file];
+    fn supply_head(&mut self, read: &ReadNeeded, bytes: &[u8]) -> Result<()> {
+        let unknown = || Error::new(Code::Internal, "a read of a file that nobody asked for");
+        let (file, entry) = (read.file, self.files.get(read.file).ok_or_else(unknown)?);
+        let Some(head) = self.heads.supply(read, bytes, entry)? else { return Ok(()) };
         let size = entry.artifact.size_bytes();
-        let span = header::header_span(bytes, size, &entry.name)?;
-        if span > bytes.len() as u64 {
-            self.wanted.insert(file, span);
+        let span = header::header_span(&head, size, &entry.name)?;
+        if span > head.len() as u64 {
+            self.heads.want(file, entry, span);
             return Ok(());
         }
-        let header = SafetensorsHeader::parse(bytes, size, &entry.name)?;
-        self.wanted.remove(&file);
+        let header = SafetensorsHeader::parse(&head, size, &entry.name)?;
+        self.heads.done(file);
         self.headers.insert(file, header);
         Ok(())
     }
@@ -229,42 +330,40 @@ impl ManifestBuilder {
         let mut tensors = Vec::new();
         let mut warnings = Warnings::default();
         let mut holders: HashMap<String, usize> = HashMap::new();
+        let mut committed = std::mem::take(&mut self.committed).into_iter().peekable();
         for (position, &file) in self.chosen.iter().enumerate() {
-            let entry = &self.resolved.files[file];
+            let entry = &self.files[file];
             let header = self.headers.remove(&file);
-            files.push(ModelFile::plain(entry.name.clone(), entry.artifact.clone(), header.is_some()));
-            for raw in header.into_iter().flat_map(|header| header.tensors) {
-                let name = join(folder_of(&entry.name), &raw.name);
+            files.push(ModelFile { is_tensors: entry.is_tensors || header.is_some(), ..entry.clone() });
+            // Those of files that were not chosen are left out.
+            while committed.next_if(|tensor| tensor.extent.file < file).is_some() {}
+            let told = std::iter::from_fn(|| committed.next_if(|tensor| tensor.extent.file == file));
+            let read = header.into_iter().flat_map(|header| header.tensors).map(|raw| from_header(&entry.name, raw));
+            for mut tensor in told.chain(read) {
+                let name = &tensor.name;
                 if let Some(other) = holders.insert(name.clone(), file) {
                     return Err(Error::new(
                         Code::Corrupt,
                         format!(
                             "tensor {name:?} is in both {} and {}; choose one with --include",
-                            self.resolved.files[other].name, entry.name
+                            self.files[other].name, entry.name
                         ),
                     ));
                 }
-                if raw.dtype.is_none() {
+                if tensor.dtype.is_none() {
                     warnings.push(format!(
                         "tensor {name:?} in {} has the unknown dtype {:?}: delivered as bytes",
-                        entry.name, raw.dtype_name
+                        entry.name, tensor.dtype_name
                     ));
                 }
-                let length_bytes = raw.range.end - raw.range.start;
-                tensors.push(Tensor {
-                    name,
-                    dtype_name: raw.dtype_name,
-                    dtype: raw.dtype,
-                    shape: raw.shape,
-                    extent: Extent { file: position, offset_bytes: raw.range.start, length_bytes },
-                    piece: None,
-                });
+                tensor.extent.file = position;
+                tensors.push(tensor);
             }
         }
         self.check_indexes(&holders)?;
         Ok(Manifest {
             url: self.resolved.url.clone(),
-            revision: self.resolved.revision.clone(),
+            revision: self.revision.clone(),
             files,
             tensors,
             skipped: std::mem::take(&mut self.skipped),
@@ -274,12 +373,12 @@ impl ManifestBuilder {
 
     /// Every tensor that an index names must be in the shard that it names, when that shard is loaded.
     fn check_indexes(&self, holders: &HashMap<String, usize>) -> Result<()> {
-        let chosen: BTreeSet<&str> = self.chosen.iter().map(|&f| self.resolved.files[f].name.as_str()).collect();
+        let chosen: BTreeSet<&str> = self.chosen.iter().map(|&f| self.files[f].name.as_str()).collect();
         for (&index, map) in &self.indexes {
             let index_name = &self.resolved.files[index].name;
             for (tensor, shard) in map {
                 let holder = holders.get(&join(folder_of(index_name), tensor));
-                if chosen.contains(shard.as_str()) && holder.map(|&f| &self.resolved.files[f].name) != Some(shard) {
+                if chosen.contains(shard.as_str()) && holder.map(|&f| &self.files[f].name) != Some(shard) {
                     return Err(Error::new(
                         Code::Corrupt,
                         format!("{index_name} says that {} holds tensor {tensor:?}, but it does not", base_of(shard)),
@@ -288,6 +387,19 @@ impl ManifestBuilder {
             }
         }
         Ok(())
+    }
+}
+
+/// A tensor as a header has it; the file of its extent is still to be set.
+fn from_header(file_name: &str, raw: TensorHeader) -> Tensor {
+    let length_bytes = raw.range.end - raw.range.start;
+    Tensor {
+        name: join(folder_of(file_name), &raw.name),
+        dtype_name: raw.dtype_name,
+        dtype: raw.dtype,
+        shape: raw.shape,
+        extent: Extent { file: 0, offset_bytes: raw.range.start, length_bytes },
+        piece: None,
     }
 }
 

@@ -37,6 +37,8 @@ const OTHER_WEIGHTS: [&str; 20] = [
     ".nemo",
 ];
 
+const NO_MATCH: &str = "matches no include pattern";
+
 pub(super) enum Choice {
     Load,
     Skip(String),
@@ -55,13 +57,18 @@ impl Selection {
         Ok(Selection { include })
     }
 
+    /// Decides for one file of a checkpoint: all of them, or those that match.
+    pub(super) fn choose_plainly(&self, name: &str) -> Choice {
+        match self.include.is_empty() || self.include.iter().any(|pattern| matches(pattern, name)) {
+            true => Choice::Load,
+            false => Choice::Skip(NO_MATCH.to_owned()),
+        }
+    }
+
     /// Decides for one file. `indexed` are the weight files that an index names, or `None` when there is no index.
     pub(super) fn choose(&self, name: &str, folder: &FolderFacts<'_>) -> Choice {
         if !self.include.is_empty() {
-            return match self.include.iter().any(|pattern| matches(pattern, name)) {
-                true => Choice::Load,
-                false => Choice::Skip("matches no include pattern".to_owned()),
-            };
+            return self.choose_plainly(name);
         }
         if is_safetensors(name) {
             return folder.choose_safetensors(name);

@@ -54,7 +54,8 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, &'sta
         fields.apply(header)?;
     }
     let framing = match (fields.chunked, fields.length) {
-        (false, None | Some(0)) if status == CONTINUE => Framing::Length(0),
+        (false, None) if status == CONTINUE => Framing::Length(0),
+        _ if status == CONTINUE => return Err("an answer that asks for more has a body"),
         (true, None) => Framing::Chunked,
         (false, Some(length)) => Framing::Length(length),
         (true, Some(_)) => return Err("the answer has two lengths"),
