@@ -3,11 +3,14 @@
 //! Its own retries are switched off: it would repeat inside our attempts, multiply them and hide them. What it keeps
 //! to itself (status, error code, `Retry-After`, the raw listing) is seen by the HTTP layer in `watch.rs`.
 
+mod azure;
 mod build;
 mod explain;
 mod listing;
 mod version;
 mod watch;
+mod writing;
+mod xml;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -25,10 +28,12 @@ use crate::fault::{Attempt, Fault};
 use crate::lane::Lane;
 use crate::options::OriginOptions;
 use crate::stats::{Counters, count};
+use crate::write::Writes;
 pub(crate) use build::check_options;
 use explain::{Call, explain, explain_body};
 use version::{if_match, is_same, version_of};
 use watch::{Exchange, Main};
+use writing::Writer;
 
 /// Requests at a time for objects whose version the listing left out.
 const STATS_AT_ONCE: usize = 16;
@@ -41,6 +46,7 @@ pub(crate) struct Bucket {
     store: Arc<dyn ObjectStore>,
     /// Listing page by page; HTTP servers have no pages.
     pages: Option<Arc<dyn PaginatedListStore>>,
+    writer: Writer,
 }
 
 impl Bucket {
@@ -51,14 +57,15 @@ impl Bucket {
         counters: Arc<Counters>,
     ) -> longshore_types::Result<Self> {
         let lane = Arc::new(Lane::new(options, counters));
-        let (store, pages) = build::cloud(cloud, bucket, options, lane.clone())?;
-        Ok(Bucket { lane, cloud: Some(cloud), store, pages: Some(pages) })
+        let opened = build::cloud(cloud, bucket, options, lane.clone())?;
+        let (store, pages, writer) = (opened.store, Some(opened.pages), opened.writer);
+        Ok(Bucket { lane, cloud: Some(cloud), store, pages, writer })
     }
 
     pub(crate) fn web(server: &str, options: &OriginOptions, counters: Arc<Counters>) -> longshore_types::Result<Self> {
         let lane = Arc::new(Lane::new(options, counters));
         let store = build::web(server, options, lane.clone())?;
-        Ok(Bucket { lane, cloud: None, store, pages: None })
+        Ok(Bucket { lane, cloud: None, store, pages: None, writer: Writer::None("it is a plain HTTP server") })
     }
 
     fn call<'a>(&self, doing: &'static str, url: &'a str) -> Call<'a> {
@@ -187,6 +194,10 @@ impl Backend for Bucket {
 
     fn lane(&self) -> &Lane {
         &self.lane
+    }
+
+    fn writer(&self) -> Option<&dyn Writes> {
+        self.cloud.is_some().then_some(self as &dyn Writes)
     }
 }
 

@@ -28,6 +28,7 @@ mod read;
 mod resolve;
 mod stats;
 mod verify;
+mod version;
 mod write;
 
 pub use cover::covers;

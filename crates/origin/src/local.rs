@@ -4,7 +4,11 @@
 //! Symbolic links are followed, also out of the folder: a Hugging Face cache keeps `snapshots/<sha>/<file>` as links
 //! into `blobs/`. The version of a file is its size, modification time and inode, taken from the open descriptor.
 
+mod files;
+mod temporary;
+mod uploads;
 mod walk;
+mod writing;
 
 use std::fs::{File, Metadata};
 use std::io::{ErrorKind, Read, Seek, SeekFrom};
@@ -26,6 +30,8 @@ use crate::fault::{Attempt, Fault};
 use crate::lane::Lane;
 use crate::options::OriginOptions;
 use crate::stats::{Counters, count};
+use crate::version::is_attempt;
+use crate::write::Writes;
 
 /// Bytes read by one blocking call; at most two such buffers are alive for each read.
 const PIECE_BYTES: u64 = 1 << 20;
@@ -102,6 +108,10 @@ impl Backend for Local {
     fn lane(&self) -> &Lane {
         &self.lane
     }
+
+    fn writer(&self) -> Option<&dyn Writes> {
+        Some(self)
+    }
 }
 
 /// The file that is read and what it must be.
@@ -115,13 +125,20 @@ impl Source {
     fn check(&self, file: &File) -> Attempt<()> {
         let metadata = file.metadata().map_err(|error| io_fault(&self.path, "look at", &error))?;
         let now = version_of(&metadata)?;
-        if &now == self.artifact.version() {
+        let is_same = if is_attempt(self.artifact.version()) {
+            // What is read is compared with the checksums of the commit.
+            metadata.size() == self.artifact.size_bytes()
+        } else {
+            &now == self.artifact.version()
+        };
+        if is_same {
             return Ok(());
         }
         let text = format!(
-            "{} changed since it was resolved: it was {} and is {now}; resolve the model again",
+            "{} changed since it was resolved: it was {} of {} bytes and is {now}; resolve the model again",
             self.artifact.url(),
-            self.artifact.version()
+            self.artifact.version(),
+            self.artifact.size_bytes()
         );
         Err(Fault::fatal(Code::FailedPrecondition, text))
     }
@@ -188,6 +205,12 @@ fn io_fault(path: &Path, doing: &str, error: &std::io::Error) -> Fault {
             ),
             Err(_) => Fault::fatal(Code::NotFound, format!("{name} does not exist")),
         },
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            Fault::fatal(Code::Exhausted, format!("cannot {doing} {name}: {error}; make room"))
+        }
+        ErrorKind::ReadOnlyFilesystem => {
+            Fault::fatal(Code::PermissionDenied, format!("cannot {doing} {name}: its file system is read-only"))
+        }
         ErrorKind::PermissionDenied => Fault::fatal(
             Code::PermissionDenied,
             format!("cannot {doing} {name}: permission denied; check its mode and owner"),

@@ -1,23 +1,38 @@
 //! Opening a store: the standard environment variables first, then our options over them.
 
+mod s3;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_types::{Code, Error, Result, redact_url};
-use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey, AwsCredential};
+use object_store::aws::AmazonS3ConfigKey;
 use object_store::azure::{AzureConfigKey, MicrosoftAzureBuilder};
-use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::client::HttpClient;
+use object_store::gcp::{GcpCredential, GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::http::HttpBuilder;
 use object_store::list::PaginatedListStore;
+use object_store::signer::HeaderMap;
 use object_store::{BackoffConfig, ClientConfigKey, ClientOptions, ObjectStore, RetryConfig, StaticCredentialProvider};
 use url::Url;
 
+use super::azure::AzureWriter;
 use super::watch::{Watcher, root_cause};
+use super::writing::Writer;
+use super::xml::{Auth, Wire, XmlWriter};
 use crate::address::Cloud;
 use crate::lane::Lane;
 use crate::options::OriginOptions;
 
-type Opened = (Arc<dyn ObjectStore>, Arc<dyn PaginatedListStore>);
+/// Google's own endpoint of the XML language.
+const GCS_URL: &str = "https://storage.googleapis.com";
+
+/// A bucket in the three ways in which it is used.
+pub(super) struct Opened {
+    pub store: Arc<dyn ObjectStore>,
+    pub pages: Arc<dyn PaginatedListStore>,
+    pub writer: Writer,
+}
 
 /// Checks what can be checked before any store is opened: endpoints and the names of store options.
 pub(crate) fn check_options(options: &OriginOptions) -> Result<()> {
@@ -63,7 +78,7 @@ pub(crate) fn check_options(options: &OriginOptions) -> Result<()> {
 pub(super) fn cloud(cloud: Cloud, bucket: &str, options: &OriginOptions, lane: Arc<Lane>) -> Result<Opened> {
     let watcher = watcher(options, lane, false);
     let opened = match cloud {
-        Cloud::S3 => s3(bucket, options, watcher),
+        Cloud::S3 => s3::open(bucket, options, watcher),
         Cloud::Gcs => gcs(bucket, options, watcher),
         Cloud::Azure => azure(bucket, options, watcher),
     };
@@ -74,7 +89,8 @@ pub(super) fn cloud(cloud: Cloud, bucket: &str, options: &OriginOptions, lane: A
 }
 
 fn watcher(options: &OriginOptions, lane: Arc<Lane>, all_main: bool) -> Watcher {
-    Watcher { lane, connections_max: options.connections_max.clamp(1, 4096) as usize, all_main }
+    let connections_max = options.connections_max.clamp(1, 4096) as usize;
+    Watcher { lane, connections_max, made: Arc::default(), all_main }
 }
 
 /// Retries are ours alone.
@@ -91,43 +107,6 @@ fn is_plain(endpoint: Option<&String>) -> bool {
     endpoint.is_some_and(|endpoint| endpoint.to_ascii_lowercase().starts_with("http://"))
 }
 
-fn s3(bucket: &str, options: &OriginOptions, watcher: Watcher) -> object_store::Result<Opened> {
-    let mut builder = AmazonS3Builder::from_env().with_bucket_name(bucket);
-    for (key, value) in settings::<AmazonS3ConfigKey>(options, "aws_") {
-        builder = builder.with_config(key, value);
-    }
-    if let Some(endpoint) = &options.s3_endpoint {
-        builder = builder.with_config(AmazonS3ConfigKey::S3Endpoint, endpoint);
-    }
-    if let Some(region) = &options.s3_region {
-        builder = builder.with_region(region);
-    }
-    if let (Some(key_id), Some(secret_key)) = (&options.s3_access_key_id, &options.s3_secret_access_key) {
-        // Not through the builder: a session token from the environment belongs to other keys.
-        builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(AwsCredential {
-            key_id: key_id.clone(),
-            secret_key: secret_key.expose().to_owned(),
-            token: None,
-        })));
-    }
-    if options.s3_skip_signature {
-        builder = builder.with_skip_signature(true);
-    }
-    let endpoint = builder
-        .get_config_value(&AmazonS3ConfigKey::S3Endpoint)
-        .or_else(|| builder.get_config_value(&AmazonS3ConfigKey::Endpoint));
-    if is_plain(endpoint.as_ref()) {
-        builder = builder.with_allow_http(true);
-    }
-    let store = builder
-        .with_config(AmazonS3ConfigKey::Client(ClientConfigKey::ConnectTimeout), connect_timeout(options))
-        .with_retry(no_retries())
-        .with_http_connector(watcher)
-        .build()?;
-    let store = Arc::new(store);
-    Ok((store.clone(), store))
-}
-
 fn gcs(bucket: &str, options: &OriginOptions, watcher: Watcher) -> object_store::Result<Opened> {
     let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
     for (key, value) in settings::<GoogleConfigKey>(options, "google_") {
@@ -139,16 +118,32 @@ fn gcs(bucket: &str, options: &OriginOptions, watcher: Watcher) -> object_store:
     if options.gcs_skip_signature {
         builder = builder.with_skip_signature(true);
     }
+    let is_unsigned = is_true(builder.get_config_value(&GoogleConfigKey::SkipSignature));
+    if is_unsigned {
+        // Else the metadata service of a machine is asked, for what is not sent.
+        let nothing = GcpCredential { bearer: String::new() };
+        builder = builder.with_credentials(Arc::new(StaticCredentialProvider::new(nothing)));
+    }
+    let base_url = builder.get_config_value(&GoogleConfigKey::BaseUrl);
     if is_plain(builder.get_config_value(&GoogleConfigKey::BaseUrl).as_ref()) {
         builder = builder.with_config(GoogleConfigKey::Client(ClientConfigKey::AllowHttp), "true");
     }
     let store = builder
         .with_config(GoogleConfigKey::Client(ClientConfigKey::ConnectTimeout), connect_timeout(options))
         .with_retry(no_retries())
-        .with_http_connector(watcher)
+        .with_http_connector(watcher.clone())
         .build()?;
+    let base_url = base_url.as_deref().unwrap_or(GCS_URL).trim_end_matches('/');
+    let wire = Wire {
+        cloud: Cloud::Gcs,
+        bucket_url: format!("{base_url}/{bucket}"),
+        client: client_of(&watcher)?,
+        auth: if is_unsigned { Auth::Nothing } else { Auth::Google(store.credentials().clone()) },
+        lane: watcher.lane.clone(),
+    };
+    let writer = Writer::Xml(Box::new(XmlWriter::new(wire, HeaderMap::new())));
     let store = Arc::new(store);
-    Ok((store.clone(), store))
+    Ok(Opened { store: store.clone(), pages: store, writer })
 }
 
 fn azure(container: &str, options: &OriginOptions, watcher: Watcher) -> object_store::Result<Opened> {
@@ -171,10 +166,22 @@ fn azure(container: &str, options: &OriginOptions, watcher: Watcher) -> object_s
     let store = builder
         .with_config(AzureConfigKey::Client(ClientConfigKey::ConnectTimeout), connect_timeout(options))
         .with_retry(no_retries())
-        .with_http_connector(watcher)
+        .with_http_connector(watcher.clone())
         .build()?;
     let store = Arc::new(store);
-    Ok((store.clone(), store))
+    let writer = Writer::Azure(AzureWriter { store: store.clone(), lane: watcher.lane.clone() });
+    Ok(Opened { store: store.clone(), pages: store, writer })
+}
+
+/// The client of the store that was built with this watcher.
+fn client_of(watcher: &Watcher) -> object_store::Result<HttpClient> {
+    let made = watcher.made.lock().clone();
+    made.ok_or_else(|| object_store::Error::Generic { store: "bucket", source: "it has made no HTTP client".into() })
+}
+
+/// Whether a setting of a store is switched on.
+fn is_true(value: Option<String>) -> bool {
+    value.is_some_and(|value| matches!(value.to_ascii_lowercase().as_str(), "true" | "1" | "yes" | "on" | "y"))
 }
 
 /// Opens a plain HTTP server. Sends nothing.

@@ -34,6 +34,27 @@ const BAD_CREDENTIALS: &[&str] = &[
     "MissingSecurityHeader",
 ];
 
+/// Error codes that say the store is full, whatever the status.
+const OUT_OF_ROOM: &[&str] = &[
+    "QuotaExceeded",
+    "QuotaExceededException",
+    "InsufficientStorage",
+    "XMinioStorageFull",
+    "XMinioAdminBucketQuotaExceeded",
+    "StorageQuotaExceeded",
+    "AccountStorageLimitExceeded",
+];
+
+/// Error codes that say the bytes changed on their way: sending them again helps.
+const DAMAGED: &[&str] = &[
+    "BadDigest",
+    "XAmzContentChecksumMismatch",
+    "XAmzContentSHA256Mismatch",
+    "IncompleteBody",
+    "Md5Mismatch",
+    "Crc64Mismatch",
+];
+
 /// Explains a failed request.
 pub(super) fn explain(call: &Call<'_>, error: object_store::Error, exchange: &Exchange) -> Fault {
     let seen = exchange.seen();
@@ -124,7 +145,22 @@ fn meaning(call: &Call<'_>, seen: &Seen, status: u16, store_code: &str) -> (Code
     if seen.names_no_bucket() {
         return (Code::NotFound, "there is no such bucket: check its name and the endpoint".to_owned());
     }
+    if OUT_OF_ROOM.contains(&store_code) {
+        return (Code::Exhausted, "the store is full: make room or raise its quota".to_owned());
+    }
+    if DAMAGED.contains(&store_code) {
+        return (Code::Unavailable, "the bytes were changed on their way".to_owned());
+    }
     match (status, store_code) {
+        (507, _) => (Code::Exhausted, "the store is full: make room or raise its quota".to_owned()),
+        (_, "NoSuchUpload") => {
+            (Code::NotFound, "there is no such upload any more: it was completed or aborted".to_owned())
+        }
+        (_, "InvalidPart" | "InvalidPartOrder" | "InvalidBlockList" | "InvalidBlobOrBlock") => {
+            (Code::FailedPrecondition, "parts of the upload are not there (any more): send them again".to_owned())
+        }
+        (_, "EntityTooSmall") => (Code::InvalidArgument, "a part is smaller than this store allows".to_owned()),
+        (409, "ConditionalRequestConflict" | "OperationAborted") => (Code::Unavailable, String::new()),
         (400, "RequestTimeout") => (Code::Unavailable, String::new()),
         (300..400, _) | (400, "AuthorizationHeaderMalformed") if call.cloud == Some(Cloud::S3) => {
             let region = seen.region.as_deref().map(|region| format!(" {region}")).unwrap_or_default();

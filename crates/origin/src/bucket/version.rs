@@ -8,6 +8,7 @@ use object_store::ObjectMeta;
 
 use crate::address::Cloud;
 use crate::fault::{Attempt, Fault};
+use crate::version::is_attempt;
 
 /// The version that a response or a listing tells. `generation` comes from a listing; in a response it is a header.
 pub(super) fn version_of(
@@ -37,9 +38,22 @@ pub(super) fn is_weak(version: &Version) -> bool {
     version.as_str().starts_with("modified:")
 }
 
+/// The version that the answer to a write tells, as a question for the object would tell it.
+pub(super) fn written(etag: Option<&str>, generation: Option<&str>) -> Option<Version> {
+    match (generation, etag.and_then(quoted)) {
+        (Some(generation), _) => Version::new(format!("generation:{generation}")).ok(),
+        (None, Some(etag)) => Version::new(format!("etag:{etag}")).ok(),
+        (None, None) => None,
+    }
+}
+
 /// The ETag in quotes: Azure's listing leaves them out, its headers do not.
 fn etag_of(meta: &ObjectMeta) -> Option<String> {
-    let etag = meta.e_tag.as_deref().map(str::trim).filter(|etag| !etag.is_empty())?;
+    quoted(meta.e_tag.as_deref()?)
+}
+
+fn quoted(etag: &str) -> Option<String> {
+    let etag = etag.trim();
     let (weak, value) = etag.strip_prefix("W/").map_or(("", etag), |value| ("W/", value));
     let value = value.trim_matches('"');
     (!value.is_empty()).then(|| format!("{weak}\"{value}\""))
@@ -58,6 +72,9 @@ pub(super) fn generation(version: &Version) -> Option<String> {
 /// Whether a response is of the version that was asked for.
 pub(super) fn is_same(cloud: Option<Cloud>, meta: &ObjectMeta, version: &Version) -> bool {
     let expected = version.as_str();
+    if is_attempt(version) {
+        return true;
+    }
     if expected.starts_with("generation:") {
         return cloud == Some(Cloud::Gcs) && meta.version.as_deref() == expected.strip_prefix("generation:");
     }

@@ -17,11 +17,17 @@ use parking_lot::Mutex;
 
 use crate::fault::Retry;
 use crate::lane::Lane;
+use crate::options::Limits;
 
 /// Most bytes of one page of a listing.
-const LISTING_BYTES_MAX: usize = 32 << 20;
+pub(super) const LISTING_BYTES_MAX: usize = 32 << 20;
 /// Most bytes of an error's body that are looked at.
 const ERROR_BYTES_MAX: usize = 64 << 10;
+/// Bytes of a request's body that may take as long to be sent as a body may stall while it is read.
+const SENT_BYTES_PER_STALL: u64 = 4 << 20;
+/// How many times longer than a first byte the answer to the end of an upload may take: stores then put the parts
+/// together.
+const COMPLETION_PATIENCE: u32 = 8;
 /// Longest error code of a store, in bytes.
 const STORE_CODE_BYTES_MAX: usize = 64;
 
@@ -84,6 +90,14 @@ impl Exchange {
         self.0.lock().clone()
     }
 
+    /// Takes the error that came within a successful answer as its status. What the store cannot name is its own failure.
+    pub(super) fn note_late_refusal(&self, code: &str) {
+        self.note(|seen| {
+            seen.status = Some(if matches!(code, "SlowDown" | "ServiceUnavailable") { 503 } else { 500 });
+            seen.store_code = plain_code(code);
+        });
+    }
+
     fn note(&self, note: impl FnOnce(&mut Seen)) {
         note(&mut self.0.lock());
     }
@@ -94,6 +108,8 @@ impl Exchange {
 pub(super) struct Watcher {
     pub lane: Arc<Lane>,
     pub connections_max: usize,
+    /// The client that was made last: builders make the one of the store itself after those for credentials.
+    pub made: Arc<Mutex<Option<HttpClient>>>,
     /// All requests are the call's own: a plain HTTP server needs no requests for credentials.
     pub all_main: bool,
 }
@@ -109,7 +125,9 @@ impl HttpConnector for Watcher {
         // No limit on a whole request: a large range may take long. Its parts are limited here and by the reader.
         let options = options.clone().with_timeout_disabled().with_pool_max_idle_per_host(self.connections_max);
         let inner = ReqwestConnector::default().connect(&options)?;
-        Ok(HttpClient::new(Watched { inner, watcher: self.clone() }))
+        let client = HttpClient::new(Watched { inner, watcher: self.clone() });
+        *self.made.lock() = Some(client.clone());
+        Ok(client)
     }
 }
 
@@ -123,14 +141,15 @@ struct Watched {
 impl HttpService for Watched {
     async fn call(&self, request: HttpRequest) -> Result<HttpResponse, HttpError> {
         let exchange = EXCHANGE.try_with(Clone::clone).unwrap_or_default();
-        let is_main = self.watcher.all_main || request.extensions().get::<Main>().is_some();
+        let is_main = self.watcher.all_main || request.extensions().get::<Main>().is_some() || is_upload(&request);
         let is_listing = is_main && is_listing(&request);
         let host = request.uri().authority().map_or("", |authority| authority.as_str());
         let host = host.rsplit('@').next().unwrap_or_default().to_owned();
         exchange.note(|seen| *seen = Seen { host, of_credentials: !is_main, ..Seen::default() });
 
         let limits = self.watcher.lane.limits;
-        let response = match tokio::time::timeout(limits.first_byte, self.inner.execute(request)).await {
+        let patience = patience(&request, limits);
+        let response = match tokio::time::timeout(patience, self.inner.execute(request)).await {
             Ok(Ok(response)) => response,
             Ok(Err(error)) => {
                 exchange.note(|seen| seen.transport = Some(transport_of(&error)));
@@ -165,6 +184,25 @@ impl HttpService for Watched {
         }
         Ok(response)
     }
+}
+
+/// How long to wait for the head of the response. The request's body is sent within that time, so it counts as well.
+fn patience(request: &HttpRequest, limits: Limits) -> Duration {
+    let body_bytes = request.body().content_length() as u64;
+    let sending = limits.stall.saturating_mul(body_bytes.div_ceil(SENT_BYTES_PER_STALL).try_into().unwrap_or(u32::MAX));
+    let query = request.uri().query().unwrap_or_default();
+    let completes = query.contains("comp=blocklist")
+        || (request.method().as_str() == "POST" && query.split('&').any(|pair| pair.starts_with("uploadId=")));
+    let answering = if completes { limits.first_byte.saturating_mul(COMPLETION_PATIENCE) } else { limits.first_byte };
+    answering.saturating_add(sending)
+}
+
+/// Whether this is a step of an upload or a deletion, which `object_store` sends without our mark. None of the services
+/// that give credentials is asked in such words.
+fn is_upload(request: &HttpRequest) -> bool {
+    let query = request.uri().query().unwrap_or_default();
+    request.method().as_str() == "DELETE"
+        || query.split('&').any(|pair| matches!(pair, "comp=block" | "comp=blocklist" | "comp=batch"))
 }
 
 fn is_listing(request: &HttpRequest) -> bool {
@@ -209,7 +247,7 @@ fn plain_code(text: &str) -> Option<String> {
 }
 
 /// Collects a body up to `bytes_max`, growing as bytes arrive and never from an announced length.
-async fn collect(
+pub(super) async fn collect(
     mut body: futures::stream::BoxStream<'static, Result<Bytes, HttpError>>,
     bytes_max: usize,
     stall: Duration,

@@ -7,14 +7,14 @@ use std::path::Path;
 use longshore_types::manifest::FILES_MAX;
 use longshore_types::{Code, names};
 
-use super::io_fault;
+use super::{io_fault, temporary};
 use crate::fault::{Attempt, Fault};
 
 /// Deepest folder below the model's own.
 const DEPTH_MAX: usize = 64;
 
 /// Names relative to `folder`, with what they lead to. Nothing when `folder` is a file or does not exist: then the
-/// caller asks for the file itself and reports that. Broken links are left out, with a warning naming their target.
+/// caller asks for the file itself and reports that. Unfinished writes are left out. Broken links are left out, with a warning naming their target.
 pub(super) fn files_below(folder: &Path) -> Attempt<Vec<(String, Metadata)>> {
     let mut files = Vec::new();
     match std::fs::metadata(folder) {
@@ -33,7 +33,12 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
 }
 
 fn walk(folder: &Path, prefix: &str, trail: &mut Vec<(u64, u64)>, files: &mut Vec<(String, Metadata)>) -> Attempt<()> {
-    let entries = std::fs::read_dir(folder).map_err(|error| io_fault(folder, "list", &error))?;
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        // Deleted between the listing above it and now, as its files may be below.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(io_fault(folder, "list", &error)),
+    };
     for entry in entries {
         let path = entry.map_err(|error| io_fault(folder, "list", &error))?.path();
         let base = path.file_name().unwrap_or_default();
@@ -41,6 +46,9 @@ fn walk(folder: &Path, prefix: &str, trail: &mut Vec<(u64, u64)>, files: &mut Ve
             let text = format!("the name of {} is not UTF-8: rename or move it", path.display());
             return Err(Fault::fatal(Code::InvalidArgument, text));
         };
+        if temporary::is_temporary(base) {
+            continue;
+        }
         let name = names::join(prefix, base);
         let metadata = match std::fs::metadata(&path) {
             Ok(metadata) => metadata,
