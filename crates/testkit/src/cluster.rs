@@ -50,8 +50,12 @@ pub struct ClusterSpec {
     pub unix_sockets: bool,
     /// Whether the data plane of each worker is reached through a [`FaultProxy`].
     pub proxied: bool,
+    /// Whether each loader has folders of its own for checkpoints.
+    pub checkpoints: bool,
     /// Variables for every process: origins and their credentials.
     pub env: Vec<(String, String)>,
+    /// Further variables for loaders.
+    pub loader_env: Vec<(String, String)>,
     /// Further arguments of workers.
     pub worker_args: Vec<String>,
     /// Further arguments of loaders.
@@ -69,7 +73,9 @@ impl ClusterSpec {
             loader_memory: "1GiB".to_owned(),
             unix_sockets: false,
             proxied: false,
+            checkpoints: false,
             env: Vec::new(),
+            loader_env: Vec::new(),
             worker_args: Vec::new(),
             loader_args: Vec::new(),
         }
@@ -110,6 +116,19 @@ impl ClusterSpec {
         ClusterSpec { proxied: true, ..self }
     }
 
+    /// With folders for checkpoints at each loader.
+    #[must_use]
+    pub fn checkpoints(self) -> ClusterSpec {
+        ClusterSpec { checkpoints: true, ..self }
+    }
+
+    /// With another variable for loaders.
+    #[must_use]
+    pub fn loader_env(mut self, name: &str, value: &str) -> ClusterSpec {
+        self.loader_env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
     /// With further arguments for workers.
     #[must_use]
     pub fn worker_args(mut self, args: &[&str]) -> ClusterSpec {
@@ -129,6 +148,7 @@ impl ClusterSpec {
 pub struct Cluster {
     spec: ClusterSpec,
     folder: TempDir,
+    shared_memory: TempDir,
     workers: Vec<Daemon>,
     loaders: Vec<Daemon>,
     proxies: Vec<FaultProxy>,
@@ -158,9 +178,15 @@ impl Cluster {
         };
         let workers = ports.iter().enumerate().map(|(i, &port)| worker(&spec, folder.path(), i, port).envs(&members));
         let workers = workers.map(|worker| worker.envs(&spec.env).args(&spec.worker_args)).collect();
-        let loaders = (0..spec.loaders).map(|i| loader(&spec, folder.path(), i).envs(&members));
-        let loaders = loaders.map(|loader| loader.envs(&spec.env).args(&spec.loader_args)).collect();
-        let mut cluster = Cluster { spec, folder, workers, loaders, proxies };
+        let shared_memory = shared_memory();
+        let loaders = (0..spec.loaders).map(|i| {
+            let loader = loader(&spec, folder.path(), i).envs(&members).envs(&spec.env);
+            let loader =
+                if spec.checkpoints { checkpoints(loader, folder.path(), shared_memory.path(), i) } else { loader };
+            loader.envs(&spec.loader_env).args(&spec.loader_args)
+        });
+        let loaders = loaders.collect();
+        let mut cluster = Cluster { spec, folder, shared_memory, workers, loaders, proxies };
         // Workers ask each other who they are, so all start before any is waited for.
         cluster.workers.iter_mut().for_each(Daemon::spawn);
         cluster.workers.iter_mut().for_each(Daemon::wait_ready);
@@ -207,6 +233,16 @@ impl Cluster {
     /// The cache folder of a worker.
     pub fn cache_folder(&self, worker: usize) -> PathBuf {
         self.folder.path().join(format!("cache-{worker}"))
+    }
+
+    /// The folder of a loader's checkpoints, with [`ClusterSpec::checkpoints`].
+    pub fn checkpoint_folder(&self, loader: usize) -> PathBuf {
+        checkpoint_folder(self.folder.path(), loader)
+    }
+
+    /// The folder of a loader's slabs, with [`ClusterSpec::checkpoints`]; in shared memory where there is some.
+    pub fn slab_folder(&self, loader: usize) -> PathBuf {
+        slab_folder(self.shared_memory.path(), loader)
     }
 
     /// The gRPC socket of a loader.
@@ -260,6 +296,26 @@ fn loader(spec: &ClusterSpec, folder: &Path, index: usize) -> Daemon {
         .env("LONGSHORE_SOCKET_DIR", folder.join(format!("loader-{index}")).display().to_string())
         .env("LONGSHORE_LOADER_LISTEN", "none".to_owned())
         .env("LONGSHORE_LOADER_MEMORY", spec.loader_memory.clone())
+}
+
+fn checkpoint_folder(folder: &Path, loader: usize) -> PathBuf {
+    folder.join(format!("checkpoints-{loader}"))
+}
+
+fn slab_folder(shared_memory: &Path, loader: usize) -> PathBuf {
+    shared_memory.join(format!("slabs-{loader}"))
+}
+
+/// A folder in memory, so that what a killed daemon leaves goes with the cluster.
+fn shared_memory() -> TempDir {
+    let folder = tempfile::Builder::new().prefix("longshore-test-").tempdir_in("/dev/shm");
+    folder.or_else(|_| tempfile::tempdir()).expect("a temporary folder")
+}
+
+fn checkpoints(daemon: Daemon, folder: &Path, shared_memory: &Path, index: usize) -> Daemon {
+    daemon
+        .env("LONGSHORE_CHECKPOINT_DIR", checkpoint_folder(folder, index).display().to_string())
+        .env("LONGSHORE_CHECKPOINT_SLAB_DIR", slab_folder(shared_memory, index).display().to_string())
 }
 
 impl Drop for Cluster {

@@ -1,5 +1,7 @@
 //! One daemon: how it is started, watched, killed and started again.
 
+mod crash;
+
 use std::fs::{File, OpenOptions};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -34,7 +36,11 @@ pub fn binary() -> PathBuf {
 
 /// A command of the product with nothing of the surrounding environment that could change what it does.
 pub(super) fn clean_command(home: &Path) -> Command {
-    let mut command = Command::new(binary());
+    clean_command_of(&binary(), home)
+}
+
+fn clean_command_of(program: &Path, home: &Path) -> Command {
+    let mut command = Command::new(program);
     let foreign = ["LONGSHORE_", "AWS_", "GOOGLE_", "AZURE_", "HF_", "XDG_", "OTEL_", "HTTP_PROXY", "http_proxy"];
     for (name, _) in std::env::vars_os() {
         if foreign.iter().any(|prefix| name.to_string_lossy().starts_with(prefix)) {
@@ -54,6 +60,8 @@ pub struct Daemon {
     data_address: String,
     env: Vec<(String, String)>,
     args: Vec<String>,
+    /// Another program than the product's.
+    program: Option<PathBuf>,
     child: Mutex<Option<Child>>,
 }
 
@@ -69,6 +77,7 @@ impl Daemon {
             ops_address,
             data_address: String::new(),
             args: Vec::new(),
+            program: None,
             child: Mutex::new(None),
         }
     }
@@ -127,7 +136,7 @@ impl Daemon {
         assert!(!self.is_running(), "{} runs already", self.name);
         let log = || OpenOptions::new().create(true).append(true).open(self.log_path()).expect("a log file");
         let log: (File, File) = (log(), log());
-        let mut command = clean_command(&self.folder);
+        let mut command = clean_command_of(&self.program.clone().unwrap_or_else(binary), &self.folder);
         command.arg(&self.kind).args(&self.args).envs(self.env.iter().map(|(name, value)| (name, value)));
         let child = command.stdout(log.0).stderr(log.1).spawn();
         *self.child.lock() = Some(child.unwrap_or_else(|error| panic!("{} does not start: {error}", self.name)));

@@ -1,5 +1,7 @@
 //! The engine: accepts, routes, lets faults strike, answers.
 
+mod route;
+
 use std::collections::HashMap;
 use std::future::pending;
 use std::io;
@@ -10,7 +12,7 @@ use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
 use super::body::{self, Body};
@@ -23,6 +25,9 @@ use super::text::http_date;
 use super::write::Deletes;
 use super::{Dialect, admin, checksums, hub, sigv4, stores, uploads, write};
 
+pub(super) use route::Route;
+use route::route;
+
 /// Largest body of a request of the server's own pages, in bytes.
 const ADMIN_BYTES_MAX: usize = 1 << 20;
 
@@ -32,25 +37,6 @@ pub(super) enum Side {
     Front,
     /// The target of the hub's redirects.
     Cdn,
-}
-
-/// What a request wants.
-pub(super) enum Route {
-    Object,
-    List,
-    Bucket,
-    Put,
-    Delete,
-    DeleteMany,
-    CreateUpload,
-    UploadPart,
-    CompleteUpload,
-    AbortUpload,
-    ListUploads,
-    ListParts,
-    PropFind,
-    Hub(hub::HubRoute),
-    Unknown,
 }
 
 /// A request on its way to an answer.
@@ -114,51 +100,6 @@ async fn answer(state: Arc<State>, side: Side, request: Request<Incoming>) -> io
         }
     }
     call.answer(route, side).await
-}
-
-fn route(state: &State, ask: &Ask, side: Side) -> (Route, Verb, String) {
-    let verb = if ask.is_head() { Verb::Head } else { Verb::Get };
-    match state.config.dialect {
-        Dialect::Hub => {
-            let (route, verb, path) = hub::route(state, ask, side, verb);
-            (Route::Hub(route), verb, path)
-        }
-        Dialect::Http => match ask.method.as_str() {
-            "GET" | "HEAD" => (Route::Object, verb, ask.path.clone()),
-            "PROPFIND" => (Route::PropFind, Verb::List, ask.path.clone()),
-            "PUT" => (Route::Put, Verb::Put, ask.path.clone()),
-            "DELETE" => (Route::Delete, Verb::Delete, ask.path.clone()),
-            _ => (Route::Unknown, verb, ask.path.clone()),
-        },
-        Dialect::S3 | Dialect::Gcs => route_of_store(ask, verb),
-    }
-}
-
-fn route_of_store(ask: &Ask, reads: Verb) -> (Route, Verb, String) {
-    let (bucket, key) = ask.path.split_once('/').unwrap_or((&ask.path, ""));
-    let has = |name| ask.param(name).is_some();
-    let path = ask.path.clone();
-    let listed = || format!("{bucket}/{}", ask.param("prefix").unwrap_or_default());
-    if key.is_empty() {
-        return match ask.method {
-            Method::GET if has("uploads") => (Route::ListUploads, Verb::ListUploads, listed()),
-            Method::GET => (Route::List, Verb::List, listed()),
-            Method::HEAD => (Route::Bucket, Verb::List, bucket.to_owned()),
-            Method::POST if has("delete") => (Route::DeleteMany, Verb::Delete, bucket.to_owned()),
-            _ => (Route::Unknown, reads, path),
-        };
-    }
-    match ask.method {
-        Method::GET if has("uploadId") => (Route::ListParts, Verb::ListUploads, path),
-        Method::GET | Method::HEAD => (Route::Object, reads, path),
-        Method::PUT if has("uploadId") => (Route::UploadPart, Verb::UploadPart, path),
-        Method::PUT => (Route::Put, Verb::Put, path),
-        Method::DELETE if has("uploadId") => (Route::AbortUpload, Verb::AbortUpload, path),
-        Method::DELETE => (Route::Delete, Verb::Delete, path),
-        Method::POST if has("uploads") => (Route::CreateUpload, Verb::CreateUpload, path),
-        Method::POST if has("uploadId") => (Route::CompleteUpload, Verb::CompleteUpload, path),
-        _ => (Route::Unknown, reads, path),
-    }
 }
 
 fn object_at(state: &State, route: &Route, path: &str) -> Option<Arc<Object>> {
