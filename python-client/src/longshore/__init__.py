@@ -5,6 +5,17 @@
 >>> module.load_state_dict(model.state_dict(), assign=True)   # doctest: +SKIP
 """
 
+from longshore._checkpoints import (
+    Checkpoint,
+    CheckpointFile,
+    CheckpointInfo,
+    CheckpointPiece,
+    CheckpointTensor,
+    DeleteResult,
+    delete,
+    latest,
+)
+from longshore._checkpoints import list_checkpoints as list
 from longshore._errors import (
     Cancelled,
     Corrupt,
@@ -20,6 +31,7 @@ from longshore._errors import (
     Unavailable,
     Unsupported,
 )
+from longshore._handle import SaveHandle, SaveStatus
 from longshore._load import load
 from longshore._model import Model, TensorInfo
 from longshore._node import Node, attach, connect
@@ -39,12 +51,19 @@ from longshore._records import (
     UnknownModel,
     UnloadResult,
 )
+from longshore._save import save
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Cancelled",
+    "Checkpoint",
+    "CheckpointFile",
+    "CheckpointInfo",
+    "CheckpointPiece",
+    "CheckpointTensor",
     "Corrupt",
+    "DeleteResult",
     "DeviceStatus",
     "Error",
     "Exhausted",
@@ -67,6 +86,8 @@ __all__ = [
     "PinnedStatus",
     "Progress",
     "Replicate",
+    "SaveHandle",
+    "SaveStatus",
     "SkippedFile",
     "Split",
     "StepTime",
@@ -80,5 +101,9 @@ __all__ = [
     "__version__",
     "attach",
     "connect",
+    "delete",
+    "latest",
+    "list",
     "load",
+    "save",
 ]

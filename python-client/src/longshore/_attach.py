@@ -1,28 +1,23 @@
 """The attach protocol: asks a loader for a model's memory over its unix socket.
 
-Messages are a little-endian u32 length and that many bytes. One request, one response, then the descriptors of the
-regions' segments by SCM_RIGHTS, in batches of at most 64, each with one data byte. The open socket is the lease.
+One request, one response, then the descriptors of the regions' segments. The open socket is the lease.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-import struct
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
 from longshore import _cuda, _gpu
-from longshore._errors import Corrupt, Error, Exhausted, InvalidArgument, Timeout, Unavailable, from_code
+from longshore._errors import Corrupt, InvalidArgument, from_code
 from longshore._frameworks import Framework, Region, require_gpus
+from longshore._framing import Connection, Descriptors
 from longshore._memory import Lease, map_region
 from longshore._proto import loader_pb2
 
 MESSAGE_BYTES_MAX = 64 << 20
-FDS_PER_MESSAGE_MAX = 64
 #: Segments of a model: at 1 GiB each, 4 TiB.
 FDS_MAX = 4096
 
@@ -49,7 +44,7 @@ def attach(
 
     A writable model on a GPU is a private copy, and its lease has ended already: there is nothing that it would keep.
     """
-    connection = _Connection(path, timeout_seconds)
+    connection = Connection(path, "attach", timeout_seconds, MESSAGE_BYTES_MAX)
     lease = Lease(connection.sock)
     regions: tuple[Region, ...] = ()
     try:
@@ -122,7 +117,7 @@ def _gpus(response: loader_pb2.AttachResponse, framework: Framework) -> list[_cu
 
 
 def _map_regions(
-    connection: _Connection, response: loader_pb2.AttachResponse, gpus: list[_cuda.Gpu | None], lease: Lease
+    connection: Connection, response: loader_pb2.AttachResponse, gpus: list[_cuda.Gpu | None], lease: Lease
 ) -> tuple[Region, ...]:
     regions = response.model.regions
     announced = sum(len(region.segment_bytes) for region in regions)
@@ -132,7 +127,7 @@ def _map_regions(
         if gpu is None and sum(region.segment_bytes) != region.size_bytes:
             raise Corrupt(f"attach: the segments of a region of {region.size_bytes} bytes do not add up to it")
 
-    fds = _Descriptors(connection, announced)
+    fds = Descriptors(connection, announced)
     mapped: list[Region] = []
     try:
         for region, gpu in zip(regions, gpus, strict=True):
@@ -148,105 +143,3 @@ def _map_regions(
     finally:
         fds.close()
     return tuple(mapped)
-
-
-class _Descriptors:
-    """Receives descriptors as they are needed; those that were taken are closed with the next `take` or `close`."""
-
-    def __init__(self, connection: _Connection, count: int) -> None:
-        self._connection = connection
-        self._to_come = count
-        self._ready: list[int] = []
-        self._taken: list[int] = []
-
-    def take(self, count: int) -> list[int]:
-        self._close(self._taken)
-        while len(self._ready) < count:
-            batch = self._connection.receive_fds()
-            self._ready += batch
-            self._to_come -= len(batch)
-            if not batch or self._to_come < 0:
-                raise Corrupt("attach: the loader sent another number of descriptors than it announced")
-        self._taken = self._ready[:count]
-        del self._ready[:count]
-        return self._taken
-
-    def close(self) -> None:
-        self._close(self._taken)
-        self._close(self._ready)
-
-    @staticmethod
-    def _close(fds: list[int]) -> None:
-        while fds:
-            os.close(fds.pop())
-
-
-class _Connection:
-    """Reads and writes on the attach socket, all within one deadline."""
-
-    def __init__(self, path: str, timeout_seconds: float) -> None:
-        self._path = path
-        self._timeout_seconds = timeout_seconds
-        self._deadline = time.monotonic() + timeout_seconds
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self._arm()
-            self.sock.connect(path)
-        except BaseException as error:
-            self.sock.close()
-            if isinstance(error, OSError):
-                raise self._failed(error) from error
-            raise
-
-    def _arm(self) -> None:
-        left = self._deadline - time.monotonic()
-        if left <= 0:
-            raise TimeoutError
-        self.sock.settimeout(left)
-
-    def _failed(self, error: OSError) -> Error:
-        if isinstance(error, Error):
-            return error
-        if isinstance(error, TimeoutError):
-            return Timeout(f"attach at {self._path}: no answer within {self._timeout_seconds:.1f} s")
-        return Unavailable(f"attach at {self._path}: {error.strerror or error}")
-
-    def send(self, message: bytes) -> None:
-        try:
-            self._arm()
-            self.sock.sendall(struct.pack("<I", len(message)) + message)
-        except OSError as error:
-            raise self._failed(error) from error
-
-    def receive(self) -> bytes:
-        (length,) = struct.unpack("<I", self._exactly(4))
-        if length > MESSAGE_BYTES_MAX:
-            raise Corrupt(f"attach at {self._path}: an answer of {length} bytes is over the limit of 64 MiB")
-        return bytes(self._exactly(length))
-
-    def _exactly(self, count: int) -> bytearray:
-        """Not one byte more: the next one carries descriptors. Grows with what arrives, not with what is announced."""
-        data = bytearray()
-        while len(data) < count:
-            try:
-                self._arm()
-                piece = self.sock.recv(min(count - len(data), 1 << 20))
-            except OSError as error:
-                raise self._failed(error) from error
-            if not piece:
-                raise Unavailable(f"attach at {self._path}: the loader closed the connection")
-            data += piece
-        return data
-
-    def receive_fds(self) -> list[int]:
-        try:
-            self._arm()
-            data, fds, flags, _ = socket.recv_fds(self.sock, 1, FDS_PER_MESSAGE_MAX, socket.MSG_CMSG_CLOEXEC)
-        except OSError as error:
-            raise self._failed(error) from error
-        if flags & socket.MSG_CTRUNC:
-            _Descriptors._close(list(fds))
-            raise Exhausted("attach: this process cannot take more file descriptors; raise its limit (ulimit -n)")
-        if not data:
-            raise Unavailable(f"attach at {self._path}: the loader closed the connection")
-        return list(fds)

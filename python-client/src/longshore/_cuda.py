@@ -79,9 +79,33 @@ class AccessDesc(ctypes.Structure):
     _fields_ = (("location", Location), ("flags", ctypes.c_int))
 
 
+class Memcpy2D(ctypes.Structure):
+    """CUDA_MEMCPY2D."""
+
+    _fields_ = (
+        ("src_x_bytes", ctypes.c_size_t),
+        ("src_y", ctypes.c_size_t),
+        ("src_memory_type", ctypes.c_int),
+        ("src_host", ctypes.c_void_p),
+        ("src_device", ctypes.c_uint64),
+        ("src_array", ctypes.c_void_p),
+        ("src_pitch", ctypes.c_size_t),
+        ("dst_x_bytes", ctypes.c_size_t),
+        ("dst_y", ctypes.c_size_t),
+        ("dst_memory_type", ctypes.c_int),
+        ("dst_host", ctypes.c_void_p),
+        ("dst_device", ctypes.c_uint64),
+        ("dst_array", ctypes.c_void_p),
+        ("dst_pitch", ctypes.c_size_t),
+        ("width", ctypes.c_size_t),
+        ("height", ctypes.c_size_t),
+    )
+
+
 _Device = ctypes.c_int
 _Context = ctypes.c_void_p
 _Stream = ctypes.c_void_p
+_Event = ctypes.c_void_p
 _Pointer = ctypes.c_uint64
 _Handle = ctypes.c_uint64
 _Flags = ctypes.c_uint64
@@ -118,6 +142,15 @@ _FUNCTIONS: dict[str, tuple[Any, ...]] = {
     "cuStreamCreate": (ctypes.POINTER(_Stream), ctypes.c_uint),
     "cuStreamSynchronize": (_Stream,),
     "cuStreamDestroy_v2": (_Stream,),
+    "cuStreamWaitEvent": (_Stream, _Event, ctypes.c_uint),
+    "cuEventCreate": (ctypes.POINTER(_Event), ctypes.c_uint),
+    "cuEventRecord": (_Event, _Stream),
+    "cuEventSynchronize": (_Event,),
+    "cuEventDestroy_v2": (_Event,),
+    "cuMemHostRegister_v2": (ctypes.c_void_p, _Size, ctypes.c_uint),
+    "cuMemHostUnregister": (ctypes.c_void_p,),
+    "cuMemcpyDtoHAsync_v2": (ctypes.c_void_p, _Pointer, _Size, _Stream),
+    "cuMemcpy2DAsync_v2": (ctypes.POINTER(Memcpy2D), _Stream),
 }
 
 

@@ -279,9 +279,9 @@ class Node:
         )
         return _records.node_status(response)
 
-    def _call(self, name: str, request: Any, answer: Any, timeout: float | None) -> Any:
+    def _call(self, name: str, request: Any, answer: Any, timeout: float | None, service: str = _SERVICE) -> Any:
         method = self._open().unary_unary(
-            _SERVICE + name,
+            service + name,
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )

@@ -476,14 +476,16 @@ class SlabResponse(_message.Message):
     def __init__(self, error_code: _Optional[str] = ..., error_message: _Optional[str] = ..., fd_count: _Optional[int] = ..., welcome: _Optional[_Union[SlabWelcome, _Mapping]] = ..., grant: _Optional[_Union[SlabGrant, _Mapping]] = ...) -> None: ...
 
 class SlabHello(_message.Message):
-    __slots__ = ("protocol", "session", "expected_bytes")
+    __slots__ = ("protocol", "session", "expected_bytes", "clients")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     SESSION_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CLIENTS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     session: str
     expected_bytes: int
-    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[str] = ..., expected_bytes: _Optional[int] = ...) -> None: ...
+    clients: int
+    def __init__(self, protocol: _Optional[int] = ..., session: _Optional[str] = ..., expected_bytes: _Optional[int] = ..., clients: _Optional[int] = ...) -> None: ...
 
 class SlabWelcome(_message.Message):
     __slots__ = ("session", "slab_bytes", "piece_bytes", "sealed")
