@@ -8,7 +8,7 @@
 
 pub(crate) mod attach;
 mod control;
-mod frame;
+pub(crate) mod frame;
 mod keep;
 mod link;
 mod memory;

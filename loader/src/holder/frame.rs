@@ -1,4 +1,4 @@
-//! Messages on the holder's sockets: a little-endian `u32` length and that many bytes of protobuf, then descriptors.
+//! Messages on the holder's sockets and that of the slabs: a little-endian `u32` length and that many bytes of protobuf, then descriptors.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -15,7 +15,7 @@ const FIRST_BYTES: u64 = 64 << 10;
 ///
 /// # Errors
 /// [`Code::InvalidArgument`] for one over `bytes_max`, [`Code::Unavailable`] when the other side left.
-pub(super) async fn length(stream: &mut (impl AsyncRead + Unpin), bytes_max: usize) -> Result<u32> {
+pub(crate) async fn length(stream: &mut (impl AsyncRead + Unpin), bytes_max: usize) -> Result<u32> {
     let length = stream.read_u32_le().await.map_err(left)?;
     match length as usize <= bytes_max {
         true => Ok(length),
@@ -30,7 +30,7 @@ pub(super) async fn length(stream: &mut (impl AsyncRead + Unpin), bytes_max: usi
 ///
 /// # Errors
 /// [`Code::InvalidArgument`] for what is no protobuf, [`Code::Unavailable`] when the other side left.
-pub(super) async fn body<M: Message + Default>(stream: &mut (impl AsyncRead + Unpin), length: u32) -> Result<M> {
+pub(crate) async fn body<M: Message + Default>(stream: &mut (impl AsyncRead + Unpin), length: u32) -> Result<M> {
     let length = u64::from(length);
     let mut bytes = Vec::with_capacity(length.min(FIRST_BYTES) as usize);
     // Not a byte more: with the next one descriptors may come.
@@ -46,7 +46,7 @@ pub(super) async fn body<M: Message + Default>(stream: &mut (impl AsyncRead + Un
 ///
 /// # Errors
 /// As [`length`] and [`body`].
-pub(super) async fn read<M: Message + Default>(stream: &mut (impl AsyncRead + Unpin), bytes_max: usize) -> Result<M> {
+pub(crate) async fn read<M: Message + Default>(stream: &mut (impl AsyncRead + Unpin), bytes_max: usize) -> Result<M> {
     let length = length(stream, bytes_max).await?;
     body(stream, length).await
 }
@@ -55,7 +55,7 @@ pub(super) async fn read<M: Message + Default>(stream: &mut (impl AsyncRead + Un
 ///
 /// # Errors
 /// [`Code::Unavailable`] when the other side left.
-pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()> {
+pub(crate) async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) -> Result<()> {
     stream.write_all(bytes).await.map_err(left)
 }
 
@@ -63,7 +63,7 @@ pub(super) async fn write(stream: &mut (impl AsyncWrite + Unpin), bytes: &[u8]) 
 ///
 /// # Errors
 /// [`Code::Exhausted`] for one over `bytes_max`.
-pub(super) fn encode(message: &impl Message, bytes_max: usize) -> Result<Vec<u8>> {
+pub(crate) fn encode(message: &impl Message, bytes_max: usize) -> Result<Vec<u8>> {
     let length = message.encoded_len();
     let prefix = prefix(length, bytes_max)?;
     let mut bytes = Vec::with_capacity(4 + length);
@@ -74,7 +74,7 @@ pub(super) fn encode(message: &impl Message, bytes_max: usize) -> Result<Vec<u8>
 
 /// # Errors
 /// [`Code::Exhausted`] for a message over `bytes_max`.
-pub(super) fn prefix(length: usize, bytes_max: usize) -> Result<[u8; 4]> {
+pub(crate) fn prefix(length: usize, bytes_max: usize) -> Result<[u8; 4]> {
     let fits = u32::try_from(length).ok().filter(|_| length <= bytes_max);
     fits.map(u32::to_le_bytes)
         .ok_or_else(|| Error::new(Code::Exhausted, format!("a message of {length} bytes is over the limit")))
@@ -84,7 +84,7 @@ pub(super) fn prefix(length: usize, bytes_max: usize) -> Result<[u8; 4]> {
 ///
 /// # Errors
 /// [`Code::Unavailable`] when the other side left or takes no more.
-pub(super) async fn send_fds(stream: &UnixStream, fds: &[BorrowedFd<'_>]) -> Result<()> {
+pub(crate) async fn send_fds(stream: &UnixStream, fds: &[BorrowedFd<'_>]) -> Result<()> {
     for batch in fds.chunks(FDS_PER_MESSAGE_MAX) {
         let sent = stream.async_io(Interest::WRITABLE, || send_with_fds(stream.as_fd(), &[0], batch)).await;
         sent.map_err(|error| {
@@ -98,7 +98,7 @@ pub(super) async fn send_fds(stream: &UnixStream, fds: &[BorrowedFd<'_>]) -> Res
 ///
 /// # Errors
 /// [`Code::InvalidArgument`] when others come than were announced; [`Code::Unavailable`] when the other side left.
-pub(super) async fn receive_fds(stream: &UnixStream, count: usize) -> Result<Vec<OwnedFd>> {
+pub(crate) async fn receive_fds(stream: &UnixStream, count: usize) -> Result<Vec<OwnedFd>> {
     let mut fds = Vec::new();
     while fds.len() < count {
         let before = fds.len();
@@ -114,7 +114,7 @@ pub(super) async fn receive_fds(stream: &UnixStream, count: usize) -> Result<Vec
 ///
 /// # Errors
 /// As [`receive_fds`].
-pub(super) fn check_batch(bytes: usize, before: usize, after: usize, count: usize) -> Result<()> {
+pub(crate) fn check_batch(bytes: usize, before: usize, after: usize, count: usize) -> Result<()> {
     match (bytes, after - before, after <= count) {
         (0, ..) => Err(left(std::io::ErrorKind::UnexpectedEof.into())),
         (_, 0, _) | (_, _, false) => Err(Error::new(
@@ -126,6 +126,6 @@ pub(super) fn check_batch(bytes: usize, before: usize, after: usize, count: usiz
 }
 
 /// The other side is gone, or as good as.
-pub(super) fn left(error: std::io::Error) -> Error {
+pub(crate) fn left(error: std::io::Error) -> Error {
     Error::new(Code::Unavailable, format!("the other side left: {error}")).with_source(error)
 }
