@@ -155,6 +155,34 @@ def test_the_loader_can_be_restarted_without_the_holder():
         assert settings["RuntimeDirectoryPreserve"] == ["yes"]
 
 
+def test_what_is_being_saved_outlives_the_loader():
+    loader = unit("loader")
+    folder = Path(environment_lines(loader)["LONGSHORE_CHECKPOINT_DIR"])
+    kept = [Path("/var/lib", name) for name in loader["StateDirectory"][0].split()]
+    assert folder in kept
+    assert loader["StateDirectoryMode"] == ["0700"]
+    assert "PrivateIPC" not in loader
+
+    pod = daemon_sets()["longshore-loader"]["template"]["spec"]
+    (container,) = pod["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    made = {path for init in pod["initContainers"] for path in init["command"] if path.startswith("/")}
+    environment = environment_of(container)
+    for name in ("LONGSHORE_CHECKPOINT_DIR", "LONGSHORE_CHECKPOINT_SLAB_DIR"):
+        assert environment[name] in made
+        assert "hostPath" in volumes[mounts[environment[name]]]
+    slabs = volumes[mounts[environment["LONGSHORE_CHECKPOINT_SLAB_DIR"]]]["hostPath"]["path"]
+    assert slabs.startswith("/dev/shm/")
+    memory, slab_memory = environment["LONGSHORE_LOADER_MEMORY"], environment["LONGSHORE_CHECKPOINT_MEMORY"]
+    pinned = environment["LONGSHORE_LOADER_PINNED_MEMORY"]
+    assert gibibytes(slab_memory) + gibibytes(pinned) < gibibytes(memory)
+
+
+def environment_lines(settings):
+    return dict(line.split("=", 1) for line in settings["Environment"])
+
+
 def test_reserved_huge_pages_are_a_setting_of_this_kernel():
     lines = (HERE / "systemd" / "longshore-hugepages.conf").read_text().splitlines()
     settings = [line.split("=") for line in lines if line and not line.startswith("#")]
