@@ -7,6 +7,7 @@
 mod admin;
 mod body;
 mod checksums;
+mod chunked;
 mod counters;
 mod faults;
 mod hub;

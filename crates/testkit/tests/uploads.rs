@@ -294,6 +294,49 @@ fn open_uploads_and_their_parts_are_listed_in_pages() {
 }
 
 #[test]
+fn checksums_may_come_behind_the_body() {
+    let origin = start_open();
+    let headers = [
+        ("content-encoding", "aws-chunked"),
+        ("x-amz-content-sha256", "STREAMING-UNSIGNED-PAYLOAD-TRAILER"),
+        ("x-amz-decoded-content-length", "5"),
+        ("x-amz-trailer", "x-amz-checksum-crc64nvme"),
+    ];
+    let put = |trailer: &str| {
+        let body = format!("3\r\nhel\r\n2\r\nlo\r\n0\r\n{trailer}\r\n\r\n");
+        ask(&origin, "PUT", "bucket/k", &headers, body.as_bytes())
+    };
+    let right = crc64(b"hello");
+    assert_eq!(put(&format!("x-amz-checksum-crc64nvme:{}", crc64(b"hallo"))).element("Code"), "BadDigest");
+    assert_eq!(put("x-amz-other:1").element("Code"), "MalformedTrailerError");
+    assert!(origin.content("bucket/k").is_none());
+    let done = put(&format!("x-amz-checksum-crc64nvme:{right}"));
+    assert_eq!((done.status, done.header("x-amz-checksum-crc64nvme")), (200, Some(right.as_str())));
+    assert_eq!(origin.content("bucket/k").unwrap().to_vec(), b"hello");
+    assert_eq!(ask(&origin, "PUT", "bucket/k", &headers, b"5\r\nhel").element("Code"), "IncompleteBody");
+}
+
+#[test]
+fn other_checksums_of_whole_objects_combine() {
+    let origin = start_open();
+    // Of "hel", "lo" and "hello", by zlib.
+    let (one, two, whole) = ("5QvxGw==", "VZxKnQ==", "NhCmhg==");
+    let id = begin(&origin, "k", &[("x-amz-checksum-algorithm", "CRC32"), ("x-amz-checksum-type", "FULL_OBJECT")]);
+    let put = |number: u32, body: &[u8], checksum: &str| {
+        let target = format!("bucket/k?partNumber={number}&uploadId={id}");
+        let answer = ask(&origin, "PUT", &target, &[("x-amz-checksum-crc32", checksum)], body);
+        answer.header("etag").unwrap_or_else(|| panic!("{answer:?}")).to_owned()
+    };
+    let list = list_of(&[(1, &put(1, b"hel", one)), (2, &put(2, b"lo", two))]);
+    let done =
+        ask(&origin, "POST", &format!("bucket/k?uploadId={id}"), &[("x-amz-checksum-crc32", whole)], list.as_bytes());
+    assert_eq!(
+        (done.element("ChecksumCRC32"), done.element("ChecksumType")),
+        (whole.to_owned(), "FULL_OBJECT".to_owned())
+    );
+}
+
+#[test]
 fn worse_stores_can_be_had() {
     let quirky = |quirks| start(OriginConfig { quirks, part_bytes_min: 1, ..OriginConfig::default() });
     let origin = quirky(Quirks { ignores_conditional_puts: true, ..Quirks::default() });

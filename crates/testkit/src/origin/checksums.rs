@@ -109,6 +109,23 @@ impl Stated {
         Stated { algorithm, text: format!("{}-{count}", BASE64_STANDARD.encode(hasher.finish())) }
     }
 
+    /// The checksum of parts of these lengths, one behind the other; only of CRCs.
+    pub(super) fn combined<'a>(algorithm: Algorithm, parts: impl Iterator<Item = (&'a Stated, u64)>) -> Stated {
+        let crc = match algorithm {
+            Algorithm::Crc32c => CrcAlgorithm::Crc32Iscsi,
+            Algorithm::Crc32 => CrcAlgorithm::Crc32IsoHdlc,
+            _ => CrcAlgorithm::Crc64Nvme,
+        };
+        let raw = |stated: &Stated| {
+            let bytes = BASE64_STANDARD.decode(&stated.text).unwrap_or_default();
+            bytes.iter().fold(0_u64, |number, byte| number << 8 | u64::from(*byte))
+        };
+        let combine = |sum, (part, len): (&Stated, u64)| crc_fast::checksum_combine(crc, sum, raw(part), len);
+        let sum = parts.fold(crc_fast::Digest::new(crc).finalize(), combine);
+        let bytes = sum.to_be_bytes();
+        Stated::of(algorithm, if algorithm == Algorithm::Crc64Nvme { &bytes } else { &bytes[4..] })
+    }
+
     pub(super) fn kind(&self) -> &'static str {
         if self.text.contains('-') { "COMPOSITE" } else { "FULL_OBJECT" }
     }
@@ -122,8 +139,7 @@ impl Stated {
 /// The checksum that a request states in a header.
 pub(super) fn stated(ask: &Ask, quirks: &Quirks) -> Result<Option<Stated>, Failure> {
     if quirks.rejects_checksums && ask.headers.keys().any(|name| name.as_str().starts_with(PREFIX)) {
-        let message = "A header you provided implies functionality that is not implemented";
-        return Err(Failure::new(501, "NotImplemented", message));
+        return Err(not_implemented());
     }
     if quirks.has_no_checksums {
         return Ok(None);
@@ -138,6 +154,19 @@ pub(super) fn stated(ask: &Ask, quirks: &Quirks) -> Result<Option<Stated>, Failu
         }
     }
     Ok(found)
+}
+
+/// The checksum that a request states behind its body.
+pub(super) fn trailer(ask: &Ask, quirks: &Quirks) -> Result<Option<Algorithm>, Failure> {
+    let Some(name) = ask.text("x-amz-trailer").and_then(|name| name.strip_prefix(PREFIX)) else { return Ok(None) };
+    if quirks.rejects_checksums {
+        return Err(not_implemented());
+    }
+    if quirks.has_no_checksums { Ok(None) } else { Algorithm::parse(name).map(Some) }
+}
+
+fn not_implemented() -> Failure {
+    Failure::new(501, "NotImplemented", "A header you provided implies functionality that is not implemented")
 }
 
 /// The error of S3 for bytes that are not those that were sent.

@@ -15,7 +15,8 @@ use longshore_types::{BlockChecksum, Checksummer};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
-use super::checksums::{Hasher, Stated};
+use super::checksums::{Algorithm, Hasher, Stated};
+use super::chunked::Decoder;
 use super::counters::Ticket;
 use super::faults::Misbehaviour;
 use super::stores::Failure;
@@ -119,6 +120,10 @@ pub(super) struct Plan<'a> {
     pub(super) len_bytes: Option<u64>,
     /// The checksum that it must have, or why that cannot be told.
     pub(super) stated: Result<Option<Stated>, Failure>,
+    /// It comes in the coding `aws-chunked`.
+    pub(super) is_chunked: bool,
+    /// The checksum that is stated behind it.
+    pub(super) trailer: Option<Algorithm>,
     /// Whether its SHA-256 is needed.
     pub(super) hashes: bool,
     pub(super) folder: Option<&'a Path>,
@@ -160,11 +165,13 @@ pub(super) async fn receive(incoming: Incoming, plan: Plan<'_>) -> Result<Receiv
     let mut keeper = Keeper::new(&plan);
     let mut refused = plan.stated.as_ref().err().or(keeper.as_ref().err()).cloned();
     let stated = plan.stated.ok().flatten();
+    let mut decoder = plan.is_chunked.then(Decoder::new);
+    let algorithm = stated.as_ref().map(|stated| stated.algorithm).or(plan.trailer);
     if refused.is_none() && plan.len_bytes.is_some_and(|len| len > len_max) {
         refused = Some(too_large());
     }
     let mut summer = Checksummer::new();
-    let mut hasher = stated.as_ref().map(|stated| stated.algorithm.hasher());
+    let mut hasher = algorithm.map(Algorithm::hasher);
     let mut sha256 = plan.hashes.then(Sha256::new);
     let mut incoming = incoming;
     let mut at = 0;
@@ -190,19 +197,36 @@ pub(super) async fn receive(incoming: Incoming, plan: Plan<'_>) -> Result<Receiv
         if refused.is_some() {
             continue;
         }
-        summer.update(&bytes);
-        hasher.iter_mut().for_each(|hasher| hasher.update(&bytes));
         sha256.iter_mut().for_each(|hasher| hasher.update(&bytes));
-        if let Ok(keeper) = &mut keeper
-            && let Err(failure) = keeper.keep(bytes).await
-        {
-            refused = Some(failure);
+        let mut rest = bytes;
+        loop {
+            let piece = match &mut decoder {
+                Some(decoder) => decoder.next(&mut rest),
+                None => Ok(Some(std::mem::take(&mut rest)).filter(|piece| !piece.is_empty())),
+            };
+            let kept = match (piece, &mut keeper) {
+                (Ok(Some(piece)), Ok(keeper)) => {
+                    summer.update(&piece);
+                    hasher.iter_mut().for_each(|hasher| hasher.update(&piece));
+                    keeper.keep(piece).await
+                }
+                (Ok(_), _) => break,
+                (Err(failure), _) => Err(failure),
+            };
+            if let Err(failure) = kept {
+                refused = Some(failure);
+                break;
+            }
         }
     }
     plan.ticket.received_whole();
     if let Some(failure) = refused {
         return Err(Broken::Refused(failure));
     }
+    let stated = match (stated, &decoder) {
+        (None, Some(decoder)) => behind(decoder, plan.trailer).map_err(Broken::Refused)?,
+        (stated, _) => stated,
+    };
     let raw = hasher.map(Hasher::finish);
     if let (Some(stated), Some(raw)) = (&stated, raw)
         && Stated::of(stated.algorithm, &raw) != *stated
@@ -216,6 +240,17 @@ pub(super) async fn receive(incoming: Incoming, plan: Plan<'_>) -> Result<Receiv
     let content = plan.bad.flips_stored.iter().fold(content, |content, offset| content.flipped(*offset));
     let sha256 = sha256.map(|sha256| hex(&sha256.finalize()));
     Ok(Received { content, checksum: summer.finish(), stated, sha256 })
+}
+
+/// The checksum behind a body.
+fn behind(decoder: &Decoder, algorithm: Option<Algorithm>) -> Result<Option<Stated>, Failure> {
+    let Some(algorithm) = algorithm else { return decoder.trailer("").map(|_| None) };
+    let text = decoder.trailer(algorithm.header())?.ok_or_else(|| {
+        let message =
+            "The request contained trailing data that was not well-formed or did not conform to our published schema.";
+        Failure::new(400, "MalformedTrailerError", message)
+    })?;
+    Ok(Some(Stated { algorithm, text: text.to_owned() }))
 }
 
 fn too_large() -> Failure {

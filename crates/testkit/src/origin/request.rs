@@ -43,9 +43,15 @@ impl Ask {
         self.headers.get(name).and_then(|value| value.to_str().ok())
     }
 
-    /// Length of its own body, when it says so.
+    /// Length of what it brings, when it says so.
     pub(super) fn content_length(&self) -> Option<u64> {
-        self.header(hyper::header::CONTENT_LENGTH).and_then(|text| text.parse().ok())
+        let decoded = self.text("x-amz-decoded-content-length");
+        decoded.or_else(|| self.header(hyper::header::CONTENT_LENGTH)).and_then(|text| text.parse().ok())
+    }
+
+    /// Whether its body is in the coding `aws-chunked`.
+    pub(super) fn is_chunked(&self) -> bool {
+        self.text("x-amz-content-sha256").is_some_and(|payload| payload.starts_with("STREAMING-"))
     }
 
     pub(super) fn param(&self, name: &str) -> Option<&str> {

@@ -120,16 +120,22 @@ impl Call {
     async fn receive(&self, verb: Verb, incoming: Incoming) -> Result<Received, Broken> {
         let config = &self.state.config;
         let is_write = !matches!(verb, Verb::Get | Verb::Head | Verb::List | Verb::ListUploads);
-        let stated = match is_write {
-            // Of a completion it is the checksum of the object.
-            true => checksums::stated(&self.ask, &config.quirks)
-                .map(|stated| stated.filter(|_| verb != Verb::CompleteUpload)),
-            false => Ok(None),
+        let (stated, trailer) = match is_write {
+            true => (checksums::stated(&self.ask, &config.quirks), checksums::trailer(&self.ask, &config.quirks)),
+            false => (Ok(None), Ok(None)),
+        };
+        // Of a completion it is the checksum of the object.
+        let stated = stated.map(|stated| stated.filter(|_| verb != Verb::CompleteUpload));
+        let (stated, trailer) = match trailer {
+            Ok(trailer) => (stated, trailer),
+            Err(failure) => (Err(failure), None),
         };
         let plan = Plan {
             is_content: verb.brings_content(),
             len_bytes: self.ask.content_length(),
             stated,
+            is_chunked: self.ask.is_chunked(),
+            trailer,
             hashes: config.access_key.is_some() && sigv4::signs_body(&self.ask),
             folder: config.data_dir.as_deref(),
             budget: &self.state.budget,

@@ -128,11 +128,14 @@ fn assemble(call: &Call, upload: &Upload, listed: &[CompletePart]) -> Result<New
         let message = "The provided 'x-amz-mp-object-size' header does not match what was computed.";
         return Err(Failure::new(400, "InvalidRequest", message));
     }
-    let stated = upload.algorithm.filter(|_| upload.is_composite).map(|algorithm| {
-        Stated::composite(
-            algorithm,
-            parts.iter().filter_map(|part| part.stated.as_ref()).collect::<Vec<_>>().into_iter(),
-        )
+    // CRC-64/NVME is what every object has.
+    let stated = upload.algorithm.filter(|algorithm| *algorithm != Algorithm::Crc64Nvme).map(|algorithm| {
+        let of_parts =
+            parts.iter().filter_map(|part| part.stated.as_ref().map(|stated| (stated, part.content.len_bytes())));
+        match upload.is_composite {
+            true => Stated::composite(algorithm, of_parts.map(|(stated, _)| stated).collect::<Vec<_>>().into_iter()),
+            false => Stated::combined(algorithm, of_parts),
+        }
     });
     let is = stated.clone().unwrap_or_else(|| Stated::crc64(checksum));
     // Of the object, and not of the body of this request.
