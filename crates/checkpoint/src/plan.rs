@@ -17,6 +17,7 @@ use longshore_types::checkpoint::{Alias, AttemptId, object_url, step_folder};
 use serde::{Deserialize, Serialize};
 
 pub use join::Planner;
+pub(crate) use names::INDEX_NAME;
 pub use layout::layout;
 
 /// Most bytes of a safetensors file, when the options do not say.

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::checkpoint::{AttemptId, COMMIT_BYTES_MAX, MARK_BYTES_MAX, StoredFile, StoredObject, frame, text, validate};
+use crate::checkpoint::{
+    AttemptId, COMMIT_BYTES_MAX, MARK_BYTES_MAX, Parent, StoredFile, StoredObject, frame, text, validate,
+};
 use crate::checksum::BlockChecksum;
 use crate::error::Result;
 
@@ -20,6 +22,9 @@ pub struct Intent {
     pub world_size: u32,
     /// When the save was planned, milliseconds since 1970.
     pub created_ms: u64,
+    /// The checkpoint that this delta refers to: its objects stay while the intent is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub parent: Option<Parent>,
 }
 
 /// `_LATEST.json`: a hint to the newest committed checkpoint of a run. Readers verify it.
@@ -49,7 +54,7 @@ pub struct RankRecord {
     pub files: Vec<RankFile>,
     /// The parent that unchanged chunks were taken from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub parent: Option<super::Parent>,
+    pub parent: Option<Parent>,
     /// Deltas between this checkpoint and its full ancestor.
     pub delta_depth: u32,
 }

@@ -1,0 +1,359 @@
+//! One object after the other to the origin: parts as soon as they are on the disk, completion, verification.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt, TryStreamExt};
+use longshore_origin::{PartId, PutHow, PutOutcome, UploadId, Verified};
+use longshore_types::{BlockChecksum, Code, Error, Result, Version};
+
+use super::Writeback;
+use crate::attempt::{Record, StoredHow};
+use crate::failpoint;
+use crate::plan::PLAIN_FILE_BYTES_MAX;
+
+/// How often an upload is begun afresh because the origin lost it or has other bytes.
+const RESTARTS_MAX: u32 = 4;
+
+/// What an object must be.
+#[derive(Debug, Clone, Copy)]
+struct Total {
+    checksum: BlockChecksum,
+    size_bytes: u64,
+}
+
+/// How one try to bring an object over ended.
+enum Tried {
+    Stored(Version, Verified),
+    /// The origin does not have the upload any more, or has other bytes: begin afresh.
+    Lost(Error),
+}
+
+impl Writeback {
+    /// All objects of a rank; each is verified when this returns, and offered to the caches.
+    pub(super) async fn carry_objects(self: &Arc<Self>, rank: u32) -> Result<()> {
+        let objects = self.attempt.objects_of(rank);
+        stream::iter(objects)
+            .map(|object| {
+                let this = Arc::clone(self);
+                async move { this.carry_object(object).await }
+            })
+            .buffer_unordered(self.uploads.count)
+            .try_for_each(|()| async { Ok(()) })
+            .await
+    }
+
+    async fn carry_object(self: &Arc<Self>, object: u32) -> Result<()> {
+        let attempt = &self.attempt;
+        let is_verified = attempt.state().uploads.get(&object).is_some_and(|upload| upload.verified.is_some());
+        let size_bytes = self.size_of(object).await?;
+        let is_pack = object as usize >= attempt.plan().files.len();
+        if is_pack && size_bytes == 0 {
+            return Ok(());
+        }
+        if is_verified {
+            self.uploaded(size_bytes);
+            return Ok(());
+        }
+        let url = self.object_url(object);
+        let limits = self.run.origins.upload_limits(&url)?;
+        let part_bytes = limits.part_bytes(size_bytes, self.uploads.part_bytes);
+        let is_plain = attempt.plan().files.get(object as usize).is_some_and(|file| !file.is_tensors());
+        let in_one = size_bytes <= part_bytes || (is_plain && size_bytes <= PLAIN_FILE_BYTES_MAX);
+        for _ in 0..RESTARTS_MAX {
+            let tried = if in_one {
+                self.put_whole(object, &url, is_plain).await?
+            } else {
+                self.put_parts(object, &url, size_bytes, part_bytes).await?
+            };
+            match tried {
+                Tried::Stored(version, how) => return self.stored(object, size_bytes, version, how).await,
+                Tried::Lost(error) => {
+                    attempt.note(format!("{url} is uploaded again: {error}"));
+                    if attempt.state().uploads.contains_key(&object) {
+                        attempt.record(Record::UploadDropped { object }).await?;
+                    }
+                }
+            }
+        }
+        Err(Error::new(
+            Code::Unavailable,
+            format!("{url} was uploaded {RESTARTS_MAX} times and never had the right bytes: see the notes of the save"),
+        ))
+    }
+
+    async fn stored(&self, object: u32, size_bytes: u64, version: Version, how: Verified) -> Result<()> {
+        let attempt = &self.attempt;
+        let how = match how {
+            Verified::ByStore => StoredHow::ByStore,
+            Verified::ReadBack => {
+                if size_bytes > 0 {
+                    attempt.note("the store keeps no checksums of whole objects: they are read back");
+                }
+                StoredHow::ReadBack
+            }
+        };
+        failpoint::hit("before_verified_record");
+        attempt.record(Record::Verified { object, version: version.as_str().to_owned(), how }).await?;
+        self.cache(object).await;
+        Ok(())
+    }
+
+    /// Size of an object; that of a pack once its rank is durable.
+    async fn size_of(&self, object: u32) -> Result<u64> {
+        if let Some(file) = self.attempt.plan().files.get(object as usize) {
+            return Ok(file.size_bytes);
+        }
+        let rank = self.attempt.rank_of_object(object);
+        self.attempt.until(|state| state.ranks.get(&rank).is_some_and(|rank| rank.durable)).await?;
+        self.attempt
+            .object_bytes(object)
+            .ok_or_else(|| Error::new(Code::Internal, format!("the size of {} is not known", self.object_url(object))))
+    }
+
+    /// Waits until an object is flushed up to `end`.
+    async fn flushed(&self, object: u32, end: u64) -> Result<()> {
+        let mut flushed = self.attempt.flushed(object);
+        tokio::select! {
+            () = self.attempt.token().cancelled() => Err(self.attempt.why_stopped()),
+            waited = flushed.wait_for(|flushed| *flushed >= end) => match waited {
+                Ok(_) => Ok(()),
+                Err(_) => Err(Error::new(Code::Internal, "an attempt ended while it was uploaded".to_owned())),
+            },
+        }
+    }
+
+    async fn total(&self, object: u32) -> Result<Total> {
+        let attempt = Arc::clone(&self.attempt);
+        let (checksum, size_bytes) = blocking(move || attempt.object_total(object)).await?;
+        Ok(Total { checksum, size_bytes })
+    }
+
+    pub(super) async fn read(&self, object: u32, range: Range<u64>) -> Result<(Bytes, BlockChecksum)> {
+        let attempt = Arc::clone(&self.attempt);
+        blocking(move || {
+            let bytes = attempt.read(object, range)?;
+            let checksum = BlockChecksum::of(&bytes);
+            Ok((bytes, checksum))
+        })
+        .await
+    }
+
+    /// Bytes are in the origin.
+    fn uploaded(&self, bytes: u64) {
+        self.attempt.update(|status| status.bytes_uploaded = status.bytes_uploaded.saturating_add(bytes));
+    }
+
+    /// A small object by one request. Under a name of the attempt it may overwrite: nobody else writes there.
+    async fn put_whole(&self, object: u32, url: &str, is_plain: bool) -> Result<Tried> {
+        let size_bytes = self.size_of(object).await?;
+        self.flushed(object, size_bytes).await?;
+        let total = self.total(object).await?;
+        let _slot = self.uploads.slot(size_bytes).await?;
+        let (bytes, checksum) = self.read(object, 0..size_bytes).await?;
+        self.check_local(object, checksum, total)?;
+        let tried = self.put_checked(url, bytes, total.checksum, is_plain).await?;
+        if matches!(tried, Tried::Stored(..)) {
+            self.uploaded(size_bytes);
+            self.count_uploaded(size_bytes);
+        }
+        Ok(tried)
+    }
+
+    /// Puts bytes and verifies them. A plain name is created; what has that name is replaced only while the intent is ours.
+    async fn put_checked(&self, url: &str, bytes: Bytes, checksum: BlockChecksum, is_plain: bool) -> Result<Tried> {
+        let what = format!("the origin to take {url}");
+        let size_bytes = bytes.len() as u64;
+        let verified = self
+            .retry
+            .run_but(&what, &[Code::Corrupt], || async {
+                let how = if is_plain { PutHow::Create } else { PutHow::Overwrite };
+                if let PutOutcome::Written(_) = self.run.origins.put(url, bytes.clone(), how).await? {
+                    return self.run.origins.verify(url, size_bytes, checksum).await;
+                }
+                match self.run.origins.verify(url, size_bytes, checksum).await {
+                    Err(error) if error.code() == Code::Corrupt => {}
+                    same => return same,
+                }
+                self.run.check_claim(self.attempt.plan()).await?;
+                let found = self.run.origins.stat(url).await?;
+                let how = PutHow::Replace(found.version().clone());
+                if self.run.origins.put(url, bytes.clone(), how).await? == PutOutcome::Conflict {
+                    return Err(Error::new(Code::Unavailable, format!("{url} is being written by somebody else")));
+                }
+                self.run.origins.verify(url, size_bytes, checksum).await
+            })
+            .await;
+        match verified {
+            Ok((how, version)) => Ok(Tried::Stored(version, how)),
+            Err(error) if error.code() == Code::Corrupt => Ok(Tried::Lost(error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Puts a small file that was made here and gives its version.
+    pub(super) async fn put_made(&self, url: &str, bytes: Bytes) -> Result<Version> {
+        let checksum = BlockChecksum::of(&bytes);
+        for _ in 0..RESTARTS_MAX {
+            match self.put_checked(url, bytes.clone(), checksum, true).await? {
+                Tried::Stored(version, _) => return Ok(version),
+                Tried::Lost(error) => self.attempt.note(format!("{url} is written again: {error}")),
+            }
+        }
+        Err(Error::new(Code::Unavailable, format!("{url} never had the right bytes")))
+    }
+
+    /// A large object in parts.
+    async fn put_parts(self: &Arc<Self>, object: u32, url: &str, size_bytes: u64, part_bytes: u64) -> Result<Tried> {
+        let known = self.attempt.state().uploads.get(&object).cloned().unwrap_or_default();
+        if known.complete_sent {
+            // The answer was lost, perhaps: what is there decides.
+            let total = self.total(object).await?;
+            match self.verify(url, total).await {
+                Err(error) if error.code() == Code::NotFound => {}
+                verified => return lost_when_corrupt(verified),
+            }
+        }
+        let id = match known.id {
+            Some(id) => id,
+            None => self.begin(object, url).await?,
+        };
+        let count = size_bytes.div_ceil(part_bytes);
+        let sent = stream::iter(0..count)
+            .map(|index| {
+                let range = index * part_bytes..((index + 1) * part_bytes).min(size_bytes);
+                let (this, id, url) = (Arc::clone(self), id.clone(), url.to_owned());
+                async move { this.part(object, &url, &id, index as u32, range).await }
+            })
+            .buffer_unordered(self.uploads.count)
+            .try_for_each(|()| async { Ok(()) })
+            .await;
+        match sent {
+            Err(error) if error.code() == Code::NotFound => {
+                return Ok(Tried::Lost(error));
+            }
+            sent => sent?,
+        }
+        self.complete(object, url, &id, count, part_bytes).await
+    }
+
+    async fn begin(&self, object: u32, url: &str) -> Result<UploadId> {
+        let what = format!("the origin to begin {url}");
+        let id = self.retry.run(&what, || self.run.origins.upload_start(url)).await?;
+        failpoint::hit("upload_created");
+        self.attempt.record(Record::UploadStarted { object, id: id.clone() }).await?;
+        Ok(id)
+    }
+
+    async fn part(&self, object: u32, url: &str, id: &UploadId, index: u32, range: Range<u64>) -> Result<()> {
+        let length = range.end - range.start;
+        let is_there =
+            self.attempt.state().uploads.get(&object).is_some_and(|upload| upload.parts.contains_key(&index));
+        if is_there {
+            self.uploaded(length);
+            return Ok(());
+        }
+        self.flushed(object, range.end).await?;
+        let _slot = self.uploads.slot(length).await?;
+        let (bytes, checksum) = self.read(object, range).await?;
+        let what = format!("the origin to take part {index} of {url}");
+        let part_id = self
+            .retry
+            .run_but(&what, &[Code::NotFound], || self.run.origins.upload_part(url, id, index, bytes.clone()))
+            .await?;
+        failpoint::hit("part_done");
+        self.attempt.record(Record::PartDone { object, index, part_id, checksum }).await?;
+        self.uploaded(length);
+        self.count_uploaded(length);
+        Ok(())
+    }
+
+    async fn complete(&self, object: u32, url: &str, id: &UploadId, count: u64, part_bytes: u64) -> Result<Tried> {
+        let total = self.total(object).await?;
+        let parts = {
+            let state = self.attempt.state();
+            state.uploads.get(&object).map(|upload| upload.parts.clone()).unwrap_or_default()
+        };
+        let mut left = total.size_bytes;
+        let mut sum = BlockChecksum::of(&[]);
+        let mut ids: Vec<PartId> = Vec::with_capacity(parts.len());
+        for (part_id, checksum) in parts.into_values() {
+            let length = left.min(part_bytes);
+            left -= length;
+            sum = sum.combine(checksum, length);
+            ids.push(part_id);
+        }
+        if ids.len() as u64 != count || left != 0 || sum != total.checksum {
+            // Parts of another size, from before a change of options; or this disk gives other bytes than it was given.
+            self.check_object(object, total).await?;
+            return Ok(Tried::Lost(Error::new(Code::Corrupt, "parts that were sent before do not fit".to_owned())));
+        }
+        failpoint::hit("before_complete");
+        self.attempt.record(Record::CompleteSent { object }).await?;
+        let what = format!("the origin to complete {url}");
+        let handed_back = [Code::NotFound, Code::InvalidArgument];
+        let completed =
+            self.retry.run_but(&what, &handed_back, || self.run.origins.upload_complete(url, id, &ids)).await;
+        failpoint::hit("complete_sent");
+        match completed {
+            Ok(_) => match self.verify(url, total).await {
+                Err(error) if error.code() == Code::NotFound => Ok(Tried::Lost(error)),
+                verified => lost_when_corrupt(verified),
+            },
+            Err(error) if handed_back.contains(&error.code()) => Ok(Tried::Lost(error)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn verify(&self, url: &str, total: Total) -> Result<(Verified, Version)> {
+        let what = format!("the origin to verify {url}");
+        let handed_back = [Code::NotFound, Code::Corrupt];
+        self.retry.run_but(&what, &handed_back, || self.run.origins.verify(url, total.size_bytes, total.checksum)).await
+    }
+
+    /// Whether this node's disk still has the bytes whose checksums were taken when they came.
+    async fn check_object(&self, object: u32, total: Total) -> Result<()> {
+        const STEP: u64 = 16 << 20;
+        let mut sum = BlockChecksum::of(&[]);
+        let mut at = 0;
+        while at < total.size_bytes {
+            let end = (at + STEP).min(total.size_bytes);
+            let _slot = self.uploads.slot(end - at).await?;
+            let (_, checksum) = self.read(object, at..end).await?;
+            sum = sum.combine(checksum, end - at);
+            at = end;
+        }
+        self.check_local(object, sum, total)
+    }
+
+    fn check_local(&self, object: u32, found: BlockChecksum, total: Total) -> Result<()> {
+        if found == total.checksum {
+            return Ok(());
+        }
+        let path = self.attempt.object_path(object);
+        Err(Error::new(
+            Code::Corrupt,
+            format!(
+                "{} is damaged: its checksum is {found} and was {} when it was written; check this node's disk",
+                path.display(),
+                total.checksum
+            ),
+        ))
+    }
+}
+
+fn lost_when_corrupt(verified: Result<(Verified, Version)>) -> Result<Tried> {
+    match verified {
+        Ok((how, version)) => Ok(Tried::Stored(version, how)),
+        Err(error) if error.code() == Code::Corrupt => Ok(Tried::Lost(error)),
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs what blocks away from the runtime's threads.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| Error::new(Code::Internal, format!("a thread of the write-back ended: {error}")))?
+}

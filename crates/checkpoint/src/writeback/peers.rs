@@ -1,0 +1,160 @@
+//! Chunks to other nodes: to the caches of the workers once they are verified, and as durable copies when asked for.
+//!
+//! Neither may keep a checkpoint from being committed: what does not work is a note.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longshore_types::checkpoint::object_url;
+use longshore_types::{Artifact, BLOCKS_PER_CHUNK, BlockChecksum, ChunkKey, Error, Result, Version};
+
+use super::Writeback;
+use super::objects::blocking;
+use crate::attempt::Record;
+use crate::sink::SinkHow;
+
+/// Chunks that may fail in a row before the caches are left alone.
+const CACHE_FAILURES_MAX: u32 = 3;
+/// Longest that one chunk may take to a cache.
+const CACHE_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long peers are asked again for durable copies.
+const HOLD_PATIENCE: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(300) };
+
+/// An object by its chunks.
+struct Chunks {
+    object: u32,
+    artifact: Arc<Artifact>,
+    blocks: Vec<BlockChecksum>,
+}
+
+impl Chunks {
+    fn blocks_of(&self, key: &ChunkKey) -> &[BlockChecksum] {
+        let first = key.index() as usize * BLOCKS_PER_CHUNK;
+        self.blocks.get(first..first + key.block_count()).unwrap_or_default()
+    }
+}
+
+impl Writeback {
+    async fn chunks(&self, object: u32) -> Result<Chunks> {
+        let attempt = Arc::clone(&self.attempt);
+        let run_url = self.run.url.clone();
+        blocking(move || {
+            let (_, size_bytes) = attempt.object_total(object)?;
+            let version = Version::new(format!("attempt:{}", attempt.id()))?;
+            let path = crate::commit::object_path(&attempt, object);
+            let artifact = Artifact::new(object_url(&run_url, &path), version, size_bytes)?;
+            Ok(Chunks { object, artifact: Arc::new(artifact), blocks: attempt.object_blocks(object)? })
+        })
+        .await
+    }
+
+    async fn put_chunk(&self, chunks: &Chunks, key: &ChunkKey, how: SinkHow) -> Result<()> {
+        let _memory = self.uploads.reserve(key.len_bytes()).await?;
+        let (bytes, _) = self.read(chunks.object, key.range()).await?;
+        self.sink.put(key, bytes, chunks.blocks_of(key), how).await
+    }
+
+    /// Offers a verified object to the workers' caches.
+    pub(super) async fn cache(&self, object: u32) {
+        let mut failures = 0;
+        let result: Result<()> = async {
+            let chunks = self.chunks(object).await?;
+            for key in ChunkKey::all(&chunks.artifact) {
+                let put = tokio::time::timeout(CACHE_TIMEOUT, self.put_chunk(&chunks, &key, SinkHow::Cache)).await;
+                match put.unwrap_or_else(|_| Err(timed_out(&key))) {
+                    Ok(()) => {
+                        failures = 0;
+                        self.count_chunk("cached");
+                    }
+                    Err(error) => {
+                        self.count_chunk("failed");
+                        failures += 1;
+                        if failures >= CACHE_FAILURES_MAX {
+                            return Err(error);
+                        }
+                    }
+                }
+            }
+            Ok(())
+        }
+        .await;
+        if let Err(error) = result {
+            self.attempt.note(format!("not all chunks are in the workers' caches: {error}"));
+        }
+    }
+
+    /// Puts durable copies of a rank's objects on other nodes, as many as asked for.
+    pub(super) async fn hold_copies(&self, rank: u32) -> Result<()> {
+        let copies = self.attempt.plan().options.peer_copies;
+        if copies == 0 || self.attempt.state().ranks.get(&rank).is_some_and(|rank| rank.peer_durable) {
+            return Ok(());
+        }
+        self.attempt.until(|state| state.ranks.get(&rank).is_some_and(|rank| rank.durable)).await?;
+        if (self.sink.peers() as u64) < u64::from(copies) {
+            self.attempt.note(format!(
+                "not peer-durable: {copies} further nodes are asked for, {} can hold copies",
+                self.sink.peers()
+            ));
+            return Ok(());
+        }
+        match self.hold(rank, copies).await {
+            Ok(()) => self.attempt.record(Record::PeerDurable { rank }).await,
+            Err(_) if self.attempt.token().is_cancelled() => Err(self.attempt.why_stopped()),
+            Err(error) => {
+                self.attempt.note(format!("rank {rank} is not peer-durable: {error}"));
+                Ok(())
+            }
+        }
+    }
+
+    async fn hold(&self, rank: u32, copies: u32) -> Result<()> {
+        for object in self.attempt.objects_of(rank) {
+            if self.attempt.object_bytes(object) == Some(0) {
+                continue;
+            }
+            let chunks = self.chunks(object).await?;
+            for key in ChunkKey::all(&chunks.artifact) {
+                for copy in 0..copies {
+                    self.hold_chunk(&chunks, &key, SinkHow::Hold { attempt: self.attempt.id(), copy }).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn hold_chunk(&self, chunks: &Chunks, key: &ChunkKey, how: SinkHow) -> Result<()> {
+        let since = Instant::now();
+        let mut pause = Duration::from_millis(50);
+        loop {
+            let error = match self.put_chunk(chunks, key, how).await {
+                Ok(()) => {
+                    self.count_chunk("held");
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            self.count_chunk("hold_failed");
+            if since.elapsed() > HOLD_PATIENCE {
+                return Err(error);
+            }
+            self.attempt.update(|status| status.retries += 1);
+            self.retry.pause(pause).await?;
+            pause = (pause * 2).min(Duration::from_secs(10));
+        }
+    }
+
+    fn count_chunk(&self, result: &str) {
+        self.metrics.sink_chunks.with_label_values(&[result]).inc();
+    }
+
+    pub(super) fn count_uploaded(&self, bytes: u64) {
+        self.metrics.uploaded_bytes.inc_by(bytes);
+    }
+}
+
+fn timed_out(key: &ChunkKey) -> Error {
+    Error::new(
+        longshore_types::Code::Timeout,
+        format!("chunk {} of {} took more than {CACHE_TIMEOUT:?} to a cache", key.index(), key.artifact().url()),
+    )
+}
