@@ -14,11 +14,12 @@ const PAGE_SIZE: usize = 7;
 pub async fn local() -> Prepared {
     let folder = tempfile::tempdir().unwrap();
     let (put, remove) = of_folder(folder.path());
-    let origins = Origins::new(OriginOptions::default()).unwrap();
+    let options = OriginOptions::default();
+    let origins = Origins::new(options.clone()).unwrap();
     let prefix = origins.canonical_url(folder.path().to_str().unwrap()).unwrap();
     // One walk lists everything.
     let capabilities = Capabilities { page_size: usize::MAX, ..Capabilities::default() };
-    Prepared { origins, prefix, put, remove, capabilities, _keep: Box::new(folder) }
+    Prepared { origins, options, prefix, put, remove, capabilities, _keep: Box::new(folder) }
 }
 
 pub async fn fake(dialect: Dialect) -> Prepared {
@@ -101,9 +102,10 @@ fn of(config: OriginConfig) -> Prepared {
         requests_of_folder: if is_hub { 2 } else { 1 },
         // What WebDAV lists is checked with each file; it has no pages.
         listing_has_versions: config.dialect != Dialect::Http,
+        keeps_checksums: config.dialect == Dialect::S3,
         page_size: if config.dialect == Dialect::Http { usize::MAX } else { config.page_size },
         ..Capabilities::default()
     };
-    let origins = Origins::new(options).unwrap();
-    Prepared { origins, prefix, put, remove, capabilities, _keep: Box::new(fake) }
+    let origins = Origins::new(options.clone()).unwrap();
+    Prepared { origins, options, prefix, put, remove, capabilities, _keep: Box::new(fake) }
 }

@@ -10,6 +10,7 @@ mod doubles;
 mod prepared;
 mod servers;
 mod suite;
+mod writing;
 
 use longshore_testkit::Dialect;
 
@@ -22,37 +23,48 @@ macro_rules! for_each_case {
     };
 }
 
+/// All cases of the suite for origins that are written to.
+macro_rules! for_each_writing_case {
+    ($run:ident $($rest:tt)*) => {
+        $run! { $($rest)* puts_tell_the_version, create_finds_what_is_there, one_of_many_creators_wins,
+            replace_wants_the_right_version, conditional_puts_are_checked, upload_goes_on_after_a_restart,
+            small_upload_is_one_part, aborted_upload_is_gone, open_uploads_are_found, verify_finds_a_flipped_byte,
+            written_objects_are_listed, deleted_objects_are_gone, attempt_versions_are_read_unconditionally,
+            wrong_use_is_refused }
+    };
+}
+
 /// One test for each case over a double: these start in no time.
 macro_rules! doubles {
-    ($($name:ident: $prepare:expr;)*) => { $(mod $name {
+    ($each:ident $suite:ident $($name:ident: $prepare:expr;)*) => { $(mod $name {
         use super::*;
-        for_each_case! { doubles @cases $prepare; }
+        $each! { doubles @cases $suite $prepare; }
     })* };
-    (@cases $prepare:expr; $($case:ident),*) => { $(
+    (@cases $suite:ident $prepare:expr; $($case:ident),*) => { $(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $case() {
-            suite::$case(&$prepare.await).await;
+            $suite::$case(&$prepare.await).await;
         }
     )* };
 }
 
 /// One test for all cases over a real server, which takes seconds to start.
 macro_rules! real_servers {
-    ($($name:ident: $prepare:expr;)*) => { $(
+    ($each:ident $suite:ident $($name:ident: $prepare:expr;)*) => { $(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $name() {
             let prepared = $prepare.await;
-            for_each_case! { real_servers @cases prepared; }
+            $each! { real_servers @cases $suite prepared; }
         }
     )* };
-    (@cases $prepared:ident; $($case:ident),*) => { $(
+    (@cases $suite:ident $prepared:ident; $($case:ident),*) => { $(
         // Shown when the test fails: the case that did is the last one.
         println!("case {}", stringify!($case));
-        suite::$case(&$prepared).await;
+        $suite::$case(&$prepared).await;
     )* };
 }
 
-doubles! {
+doubles! { for_each_case suite
     local_folder: doubles::local();
     fake_s3: doubles::fake(Dialect::S3);
     fake_gcs: doubles::fake(Dialect::Gcs);
@@ -63,9 +75,21 @@ doubles! {
     http_without_etags: doubles::without_etags();
 }
 
-real_servers! {
+doubles! { for_each_writing_case writing
+    written_local_folder: doubles::local();
+    written_fake_s3: doubles::fake(Dialect::S3);
+    written_fake_gcs: doubles::fake(Dialect::Gcs);
+}
+
+real_servers! { for_each_case suite
     moto: servers::moto();
     s3s_fs: servers::s3s_fs();
     azurite: servers::azurite();
     nginx: servers::nginx();
+}
+
+real_servers! { for_each_writing_case writing
+    written_moto: servers::moto();
+    written_s3s_fs: servers::s3s_fs();
+    written_azurite: servers::azurite();
 }

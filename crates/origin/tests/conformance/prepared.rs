@@ -4,7 +4,7 @@ use std::any::Any;
 use std::path::Path;
 
 use futures::future::BoxFuture;
-use longshore_origin::Origins;
+use longshore_origin::{OriginOptions, Origins};
 
 /// Puts or removes an object below the origin's prefix, by relative name. The bytes are owned, so the future is too.
 pub type Put = Box<dyn Fn(String, Vec<u8>) -> BoxFuture<'static, ()> + Send + Sync>;
@@ -33,6 +33,18 @@ pub struct Capabilities {
     pub requests_of_folder: u64,
     /// Entries of a page of its listing; the suite stores a few more.
     pub page_size: usize,
+    /// It keeps a checksum over each whole object, also one of parts, and tells it.
+    pub keeps_checksums: bool,
+    /// Uploads that are open can be listed.
+    pub lists_uploads: bool,
+    /// It tells when they were begun.
+    pub tells_upload_times: bool,
+    /// Of several writers that create an object at once, exactly one does.
+    pub creates_atomically: bool,
+    /// An upload can be ended before its time.
+    pub aborts: bool,
+    /// It says of an upload that was completed or aborted that there is none.
+    pub knows_ended_uploads: bool,
 }
 
 impl Default for Capabilities {
@@ -48,6 +60,12 @@ impl Default for Capabilities {
             folder_markers: false,
             requests_of_folder: 1,
             page_size: 1000,
+            keeps_checksums: false,
+            lists_uploads: true,
+            tells_upload_times: true,
+            creates_atomically: true,
+            aborts: true,
+            knows_ended_uploads: true,
         }
     }
 }
@@ -55,6 +73,8 @@ impl Default for Capabilities {
 /// One origin, empty below `prefix`, for one test.
 pub struct Prepared {
     pub origins: Origins,
+    /// What `origins` was made of.
+    pub options: OriginOptions,
     /// URL without a slash at the end.
     pub prefix: String,
     pub put: Put,

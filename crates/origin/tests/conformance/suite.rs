@@ -9,7 +9,7 @@ use longshore_types::{Artifact, Code, Error, Result, names};
 use crate::prepared::Prepared;
 
 /// Bytes that differ from place to place and from seed to seed.
-fn bytes_of(seed: u8, len: usize) -> Vec<u8> {
+pub fn bytes_of(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|i| (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()[6] ^ seed).collect()
 }
 
@@ -26,7 +26,7 @@ async fn stat(prepared: &Prepared, name: &str) -> Result<Arc<Artifact>> {
     prepared.origins.stat(&prepared.url(name)).await.map(Arc::new)
 }
 
-fn assert_names(error: &Error, code: Code, words: &[&str]) {
+pub fn assert_names(error: &Error, code: Code, words: &[&str]) {
     assert_eq!(error.code(), code, "{error}");
     for word in words {
         assert!(error.message().contains(word), "{word:?} is missing in: {error}");

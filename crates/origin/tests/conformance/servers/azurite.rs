@@ -41,12 +41,19 @@ pub async fn azurite() -> Prepared {
         ..OriginOptions::default()
     };
     Prepared {
-        origins: Origins::new(options).unwrap(),
+        origins: Origins::new(options.clone()).unwrap(),
+        options,
         prefix: "az://suite-container/suite".to_owned(),
         put,
         remove,
         // Azure's pages have 5000 entries.
-        capabilities: Capabilities { page_size: 5000, ..Capabilities::default() },
+        capabilities: Capabilities {
+            page_size: 5000,
+            // Blocks are dropped after a week, neither before nor on demand.
+            lists_uploads: false,
+            aborts: false,
+            ..Capabilities::default()
+        },
         _keep: Box::new((server, folder)),
     }
 }

@@ -46,11 +46,19 @@ pub async fn moto() -> Prepared {
         ..OriginOptions::default()
     };
     Prepared {
-        origins: Origins::new(options).unwrap(),
+        origins: Origins::new(options.clone()).unwrap(),
+        options,
         prefix: "s3://suite-bucket/suite".to_owned(),
         put,
         remove,
-        capabilities: Capabilities { folder_markers: true, ..Capabilities::default() },
+        capabilities: Capabilities {
+            folder_markers: true,
+            // It answers 500 to the completion of an upload that is not there.
+            knows_ended_uploads: false,
+            // All its uploads were begun in November 2010.
+            tells_upload_times: false,
+            ..Capabilities::default()
+        },
         _keep: Box::new((server, folder)),
     }
 }

@@ -34,6 +34,7 @@ pub async fn nginx() -> Prepared {
     let prefix = server.url();
     Prepared {
         origins: Origins::new(OriginOptions::default()).unwrap(),
+        options: OriginOptions::default(),
         prefix,
         put,
         remove,

@@ -38,7 +38,8 @@ pub async fn s3s_fs() -> Prepared {
         ..OriginOptions::default()
     };
     Prepared {
-        origins: Origins::new(options).unwrap(),
+        origins: Origins::new(options.clone()).unwrap(),
+        options,
         prefix: "s3://suite-bucket/suite".to_owned(),
         put,
         remove,
@@ -47,6 +48,12 @@ pub async fn s3s_fs() -> Prepared {
             listing_has_versions: false,
             // It answers 500 when a key is a folder on its disk.
             folder_is_no_object: false,
+            // It looks first and writes then.
+            creates_atomically: false,
+            // It answers 403 to the completion of an upload that is not there.
+            knows_ended_uploads: false,
+            // It answers 501.
+            lists_uploads: false,
             ..Capabilities::default()
         },
         _keep: Box::new((server, folder)),
