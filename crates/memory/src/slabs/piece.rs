@@ -155,7 +155,7 @@ fn available_bytes() -> Option<u64> {
 
 /// Makes every page through a mapping: that is what takes huge pages where the settings ask for advice, zeroes them here
 /// instead of in the client's copy, and fails where a client's write would raise SIGBUS.
-fn populate(folder: &SessionFolder, file: &File, len_bytes: u64) -> Result<()> {
+pub(super) fn populate(folder: &SessionFolder, file: &File, len_bytes: u64) -> Result<()> {
     let system = |errno: Errno| match errno {
         // What a fault would have been SIGBUS for: there are no pages.
         Errno::FAULT | Errno::NOMEM | Errno::NOSPC => no_room(folder, len_bytes, "the file system is full"),
@@ -200,8 +200,6 @@ fn make_pages(memory: &RawMemory) -> Result<(), Errno> {
         let spawn = |_| std::thread::Builder::new().name("slab-pages".into()).spawn_scoped(scope, work);
         let helpers: Vec<_> = (1..threads).map_while(|at| spawn(at).ok()).collect();
         let own = work();
-        let joined: Result<(), Errno> =
-            helpers.into_iter().map(|helper| helper.join().unwrap_or(Err(Errno::IO))).collect();
-        own.and(joined)
+        own.and(helpers.into_iter().try_for_each(|helper| helper.join().unwrap_or(Err(Errno::IO))))
     })
 }
