@@ -31,7 +31,7 @@ use tokio::sync::mpsc;
 
 pub use key::{SessionId, SlabKey};
 pub use sealed::SealedSlab;
-pub use session::{SlabGranted, SlabHello, SlabSession, SlabWelcome};
+pub use session::{Absence, SlabGranted, SlabHello, SlabSession, SlabWelcome};
 use shared::Shared;
 
 /// Sessions at once. Each has a connection and some descriptors.
@@ -81,7 +81,7 @@ pub trait SlabPlans: Send + Sync {
 pub enum SlabEvent {
     /// Bytes to be flushed.
     Sealed(SealedSlab),
-    /// A client left. What it had not sealed is lost.
+    /// A client is gone, or at least its connection: it may come back. What it had not sealed is lost.
     SessionClosed {
         /// The session.
         session: SessionId,

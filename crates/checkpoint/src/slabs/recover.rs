@@ -161,6 +161,7 @@ impl Search<'_> {
             queue: VecDeque::new(),
             next_ticket: 0,
             changed: Arc::new(Notify::new()),
+            connections: 0,
             farewell: None,
             folder: Arc::new(folder),
         };
@@ -285,13 +286,8 @@ fn wait_for_clients(shared: &Arc<Shared>, grace: Duration) {
     let shared_then = Arc::downgrade(shared);
     shared.runtime.spawn(async move {
         tokio::time::sleep(grace).await;
-        let Some(shared) = shared_then.upgrade() else { return };
-        for id in away {
-            let is_away = shared.tables.lock().sessions.get(&id).is_some_and(|held| held.client == Client::Away);
-            if is_away {
-                tracing::info!(session = %id, "a client did not come back");
-                shared.end(id);
-            }
+        if let Some(shared) = shared_then.upgrade() {
+            away.into_iter().for_each(|id| shared.end(id, 0));
         }
     });
 }

@@ -63,10 +63,12 @@ pub enum SlabGranted {
     },
 }
 
-/// A client's session. Dropping it says that the client has left: what it did not seal is lost at once.
+/// A client's session. Dropping it says that the client is gone for good: what it did not seal is lost at once, and the
+/// memory is freed as soon as what it did seal is flushed.
 pub struct SlabSession {
     shared: Arc<Shared>,
     id: SessionId,
+    connections: u64,
     control: Arc<ControlPage>,
     changed: Arc<Notify>,
     has_left: bool,
@@ -119,12 +121,17 @@ fn resume(shared: &Arc<Shared>, id: SessionId, hello: SlabHello, expected_slabs:
     if held.client != Client::Away || held.is_closed_to_grants {
         return Err(unknown());
     }
+    if held.farewell.is_none() {
+        held.farewell = Some(farewell(shared)?);
+    }
     held.client = Client::Here;
+    held.connections += 1;
+    let connections = held.connections;
     held.expected_slabs = expected_slabs;
     held.clients = u64::from(hello.clients);
     let (control, changed) = (held.control.clone(), held.changed.clone());
     drop(tables);
-    Ok(SlabSession { shared: shared.clone(), id, control, changed, has_left: false })
+    Ok(SlabSession { shared: shared.clone(), id, connections, control, changed, has_left: false })
 }
 
 /// Makes folder and control page. Blocks.
@@ -162,10 +169,11 @@ fn begin(shared: &Arc<Shared>, hello: SlabHello, expected_slabs: u64) -> Result<
         queue: VecDeque::new(),
         next_ticket: 0,
         changed: changed.clone(),
+        connections: 1,
         farewell: Some(farewell),
     };
     shared.tables.lock().sessions.insert(id, held);
-    Ok(SlabSession { shared: shared.clone(), id, control, changed, has_left: false })
+    Ok(SlabSession { shared: shared.clone(), id, connections: 1, control, changed, has_left: false })
 }
 
 impl SlabSession {
@@ -303,8 +311,13 @@ impl SlabSession {
         Ok(())
     }
 
-    /// The client has left; as dropping it.
-    pub fn close(self) {}
+    /// The connection is gone. What is not sealed is lost at once; the memory stays until the [`Absence`] ends, because a
+    /// client that lives may still be copying there, or come back.
+    pub fn disconnect(mut self) -> Absence {
+        self.has_left = true;
+        self.shared.disconnect(self.id);
+        Absence { shared: self.shared.clone(), id: self.id, connections: self.connections, has_left: false }
+    }
 
     /// Not the client leaves, but this service: the client may go on with the next one.
     pub fn leave(mut self) {
@@ -385,7 +398,32 @@ impl Drop for Turn<'_> {
 impl Drop for SlabSession {
     fn drop(&mut self) {
         if !self.has_left {
-            self.shared.end(self.id);
+            self.shared.disconnect(self.id);
+            self.shared.end(self.id, self.connections);
+        }
+    }
+}
+
+/// A session whose client is not connected. Dropping it says that the client does not come back, if it has not: its memory
+/// is freed, under a client that still touches it.
+pub struct Absence {
+    shared: Arc<Shared>,
+    id: SessionId,
+    connections: u64,
+    has_left: bool,
+}
+
+impl Absence {
+    /// This service goes meanwhile: the client may come back to the next one.
+    pub fn leave(mut self) {
+        self.has_left = true;
+    }
+}
+
+impl Drop for Absence {
+    fn drop(&mut self) {
+        if !self.has_left {
+            self.shared.end(self.id, self.connections);
         }
     }
 }

@@ -86,8 +86,8 @@ impl Shared {
         }
     }
 
-    /// The client left for good: what it did not seal is lost, what it did stays until it is flushed.
-    pub(super) fn end(self: &Arc<Self>, id: SessionId) {
+    /// The connection is gone: what the client did not seal is lost, what it did is flushed. It may come back.
+    pub(super) fn disconnect(self: &Arc<Self>, id: SessionId) {
         let mut tables = self.tables.lock();
         if tables.is_closing {
             drop(tables);
@@ -95,11 +95,30 @@ impl Shared {
         }
         let lost = tables.discard_filling(id);
         if let Some(held) = tables.sessions.get_mut(&id) {
-            held.client = Client::Gone;
-            held.is_closed_to_grants = true;
+            held.client = Client::Away;
             if let Some(farewell) = held.farewell.take() {
                 farewell.send(SlabEvent::SessionClosed { session: id, lost });
             }
+        }
+        drop(tables);
+        self.wake_all();
+    }
+
+    /// The client does not come back, unless it has: `connections` is their count when it left.
+    pub(super) fn end(self: &Arc<Self>, id: SessionId, connections: u64) {
+        let mut tables = self.tables.lock();
+        if tables.is_closing {
+            return;
+        }
+        let Some(held) = tables.sessions.get_mut(&id) else { return };
+        if held.client != Client::Away || held.connections != connections {
+            return;
+        }
+        held.client = Client::Gone;
+        held.is_closed_to_grants = true;
+        if let Some(farewell) = held.farewell.take() {
+            // One that an earlier process left.
+            farewell.send(SlabEvent::SessionClosed { session: id, lost: Vec::new() });
         }
         drop(tables);
         self.settle(id);

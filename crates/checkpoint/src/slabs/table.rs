@@ -60,6 +60,8 @@ pub(super) struct Held {
     pub(super) queue: VecDeque<u64>,
     pub(super) next_ticket: u64,
     pub(super) changed: Arc<Notify>,
+    /// Counts connections: who waits for the return of a client must not end a session that has been gone on with.
+    pub(super) connections: u64,
     /// The place in the channel for the event of its end.
     pub(super) farewell: Option<mpsc::OwnedPermit<SlabEvent>>,
 }

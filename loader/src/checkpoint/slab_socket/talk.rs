@@ -1,7 +1,8 @@
 //! One connection, from hello to its end.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -9,7 +10,10 @@ use longshore_checkpoint::{SlabGranted, SlabSession};
 use longshore_memory::slabs::SlabPiece;
 use longshore_proto::v1;
 use longshore_types::{Code, Error, Result};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -22,6 +26,9 @@ use crate::holder::frame;
 /// Requests that a client may send without having read their answers. So there is always somebody who sees its end.
 const REQUESTS_MAX: usize = 32;
 
+/// How long a client that lives may take to come back, or to let go of its memory, after its connection ended.
+const LINGER: Duration = Duration::from_secs(30);
+
 /// How a conversation ended.
 enum End {
     /// The client left.
@@ -33,7 +40,8 @@ enum End {
 /// # Errors
 /// What ended the connection before there was a session, and what it failed with.
 pub(super) async fn client(stream: UnixStream, source: &impl SlabSource, token: &CancellationToken) -> Result<()> {
-    let uid = stream.peer_cred().map_err(frame::left)?.uid();
+    let peer = stream.peer_cred().map_err(frame::left)?;
+    let (uid, process) = (peer.uid(), Process::open(peer.pid()));
     let (mut requests, answers) = stream.into_split();
     let mut speaker = Speaker { stream: answers, pieces_told: 0 };
     let opened = token.run_until_cancelled(async {
@@ -77,10 +85,45 @@ pub(super) async fn client(stream: UnixStream, source: &impl SlabSource, token: 
         () = token.cancelled() => End::Leaving,
     };
     match end {
-        End::Left => session.close(),
+        End::Left => {
+            let absence = session.disconnect();
+            // Memory that a living client may still copy to is not taken from under it.
+            match token.run_until_cancelled(timeout(LINGER, process.end())).await {
+                Some(_) => drop(absence),
+                None => absence.leave(),
+            }
+        }
         End::Leaving => session.leave(),
     }
     Ok(())
+}
+
+/// The client's process, as far as it can be watched.
+enum Process {
+    Watched(AsyncFd<OwnedFd>),
+    Ended,
+    /// In another container, or the kernel is too old.
+    Unseen,
+}
+
+impl Process {
+    fn open(pid: Option<i32>) -> Process {
+        let Some(pid) = pid.and_then(Pid::from_raw) else { return Process::Unseen };
+        match pidfd_open(pid, PidfdFlags::NONBLOCK) {
+            Ok(fd) => AsyncFd::with_interest(fd, Interest::READABLE).map_or(Process::Unseen, Process::Watched),
+            Err(Errno::SRCH) => Process::Ended,
+            Err(_) => Process::Unseen,
+        }
+    }
+
+    /// Returns when it has ended, and never when that cannot be known.
+    async fn end(&self) {
+        match self {
+            Process::Ended => {}
+            Process::Watched(fd) => drop(fd.readable().await),
+            Process::Unseen => std::future::pending().await,
+        }
+    }
 }
 
 /// Reads requests until the client is gone. After one that is wrong nothing more is read, but its end is waited for: while
