@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::checkpoint::AttemptId;
 use crate::error::{Code, Error, Result};
 
 /// The longest URL or version that is accepted, in bytes: both travel in HTTP request lines and file trailers.
@@ -12,7 +13,8 @@ pub const URL_BYTES_MAX: usize = 2048;
 /// What tells two contents under one URL apart, as the origin gives it.
 ///
 /// Written `etag:<value>` (the header's value with its quotes), `generation:<n>` (GCS), `mtime:<size>-<nanoseconds>`
-/// (local files) or `sha:<commit>/<etag>` (Hugging Face layout). Two versions are compared as text.
+/// (local files), `sha:<commit>/<etag>` (Hugging Face layout) or `attempt:<uuid>` (objects of a checkpoint). Two versions are
+/// compared as text.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Version(String);
@@ -67,6 +69,13 @@ impl Artifact {
     /// The version seen at resolve; every later read is conditional on it.
     pub fn version(&self) -> &Version {
         &self.version
+    }
+
+    /// Whether this is an object of a checkpoint, known by the attempt that wrote it (`attempt:<uuid>`): it has no version
+    /// that an origin would tell, and is compared with the commit's checksums instead.
+    pub fn is_of_attempt(&self) -> bool {
+        let attempt = self.version.as_str().strip_prefix("attempt:");
+        attempt.is_some_and(|attempt| AttemptId::parse(attempt).is_ok())
     }
 
     /// Size of the whole object in bytes.

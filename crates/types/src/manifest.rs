@@ -28,6 +28,7 @@ use crate::artifact::Artifact;
 use crate::checksum::BlockChecksum;
 pub use builder::{HEAD_GUESS_BYTES, INDEX_BYTES_MAX, ManifestBuilder, Progress, ReadNeeded};
 pub use chunks::{ChunkMap, ChunkRun};
+pub use committed::committed_objects;
 pub use select::Selection;
 
 /// Tensors that a message names.

@@ -6,8 +6,8 @@ use super::chunks::{ChunkMap, ChunkRun};
 use super::{Extent, ModelFile, Piece, Tensor};
 use crate::artifact::{Artifact, Version};
 use crate::checkpoint::{
-    COMMIT_BYTES_MAX, COMMIT_NAME, Commit, FilePlace, INTENT_NAME, StoredFile, StoredPiece, StoredTensor, object_url,
-    parse_step_folder, step_folder,
+    COMMIT_BYTES_MAX, COMMIT_NAME, Commit, FilePlace, INTENT_NAME, StoredFile, StoredObject, StoredPiece, StoredTensor,
+    object_url, parse_step_folder, step_folder,
 };
 use crate::error::{Code, Error, Result};
 use crate::header::parse_dtype;
@@ -57,13 +57,20 @@ pub(super) fn look_for_commit(resolved: &Resolved, is_selected: bool) -> Result<
     }
 }
 
-/// The files of a checkpoint at `url`, the folder that its commit lies in.
+/// The objects of a checkpoint at `url`, the folder that its commit lies in, as manifests name them.
 ///
 /// # Errors
-/// [`Code::Corrupt`] for a chunk map that does not fit, [`Code::InvalidArgument`] for URLs that are too long.
+/// [`Code::InvalidArgument`] for URLs that are too long, [`Code::Corrupt`] for objects that cannot be there.
+pub fn committed_objects(commit: &Commit, url: &str) -> Result<Vec<Arc<Artifact>>> {
+    commit.objects.iter().map(|object| artifact(commit, url, object)).collect()
+}
+
+/// The files of a checkpoint at `url`.
+///
+/// # Errors
+/// [`Code::Corrupt`] for a chunk map that does not fit, and as [`committed_objects`].
 pub(super) fn files(commit: &Commit, url: &str) -> Result<Vec<ModelFile>> {
-    let objects = (0..commit.objects.len()).map(|object| artifact(commit, url, object));
-    let objects = objects.collect::<Result<Vec<_>>>()?;
+    let objects = committed_objects(commit, url)?;
     let version = Version::new(format!("attempt:{}", commit.attempt))?;
     commit.files.iter().map(|file| model_file(file, &objects, url, &version)).collect()
 }
@@ -76,8 +83,7 @@ pub(super) fn own_objects(commit: &Commit) -> impl Iterator<Item = &str> {
 
 /// An object's identity. Those in the folder of the step are found where the commit was found, also when the folder was
 /// copied and has another name; those of earlier steps beside it.
-fn artifact(commit: &Commit, url: &str, object: usize) -> Result<Arc<Artifact>> {
-    let stored = &commit.objects[object];
+fn artifact(commit: &Commit, url: &str, stored: &StoredObject) -> Result<Arc<Artifact>> {
     let own = stored.path.strip_prefix(step_folder(commit.step).as_str()).and_then(|rest| rest.strip_prefix('/'));
     let object_url = match own {
         Some(path) => object_url(url, path),
