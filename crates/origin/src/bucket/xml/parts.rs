@@ -83,7 +83,7 @@ impl Sums {
 /// One part, as its [`PartId`] says: `crc64 crc32c length etag`, `-` for what is not known.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) struct Part {
-    /// `None` when the store took the part without its checksum.
+    /// `None` when the store has not kept it with the part.
     pub crc64: Option<BlockChecksum>,
     pub crc32c: Option<Crc32c>,
     pub len_bytes: u64,

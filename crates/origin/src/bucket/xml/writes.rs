@@ -226,7 +226,9 @@ impl XmlWriter {
         let answer = answer.ok(&call)?;
         let etag = answer.header("etag").filter(|etag| !etag.is_empty());
         let etag = etag.ok_or_else(|| answer.strange(&call, "it has no ETag"))?.to_owned();
-        let crc64 = (with || self.is_google()).then_some(sums.crc64);
+        // A store that does not repeat the checksum has not kept it, and does not want to hear of it at the end.
+        let kept = with && answer.header("x-amz-checksum-crc64nvme").and_then(parts::from_base64) == Some(sums.crc64);
+        let crc64 = (kept || self.is_google()).then_some(sums.crc64);
         Ok(Part { crc64, crc32c: sums.crc32c, len_bytes: sums.len_bytes, etag }.to_id())
     }
 
