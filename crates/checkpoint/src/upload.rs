@@ -2,21 +2,20 @@
 //!
 //! All saves of a node share the permits: the number of connections and the bytes in buffers are bounded whatever happens.
 
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_memory::{Arena, Reservation};
 use longshore_types::{Code, Error, Result};
-use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::engine::Parts;
-use crate::spool::Spool;
+use crate::options::CheckpointOptions;
 
 /// How long one look for free memory takes; then the caller's token is looked at.
 const MEMORY_WAIT: Duration = Duration::from_millis(500);
 
 /// The uploads of one node.
+#[derive(Debug)]
 pub(crate) struct Uploads {
     permits: Arc<Semaphore>,
     memory: Arena,
@@ -32,27 +31,16 @@ pub(crate) struct Slot {
     _memory: Reservation,
 }
 
-/// Those of each engine in the process, by its folder (which one engine has at a time).
-static SHARED: LazyLock<Mutex<Vec<(Weak<Spool>, Arc<Uploads>)>>> = LazyLock::new(Mutex::default);
-
 impl Uploads {
-    /// The uploads of the engine that these parts belong to.
-    pub(crate) fn of(parts: &Parts) -> Arc<Uploads> {
-        let mut shared = SHARED.lock();
-        shared.retain(|(spool, _)| spool.strong_count() > 0);
-        let known = shared.iter().find(|(spool, _)| std::ptr::eq(spool.as_ptr(), Arc::as_ptr(&parts.spool)));
-        if let Some((_, uploads)) = known {
-            return Arc::clone(uploads);
-        }
-        let count = parts.options.uploads.clamp(1, 256);
-        let uploads = Arc::new(Uploads {
+    /// Bounded as the options say.
+    pub(crate) fn new(options: &CheckpointOptions, memory: &Arena) -> Uploads {
+        let count = options.uploads.clamp(1, 256);
+        Uploads {
             permits: Arc::new(Semaphore::new(count)),
-            memory: parts.memory.clone(),
+            memory: memory.clone(),
             count,
-            part_bytes: parts.options.part_bytes.0.max(1),
-        });
-        shared.push((Arc::downgrade(&parts.spool), Arc::clone(&uploads)));
-        uploads
+            part_bytes: options.part_bytes.0.max(1),
+        }
     }
 
     /// Waits for a permit and for `bytes` of memory.

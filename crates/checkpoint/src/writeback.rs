@@ -64,7 +64,7 @@ impl Writeback {
             attempt: Arc::clone(attempt),
             run: Run::new(origins, &attempt.plan().uri)?,
             sink: Arc::clone(&parts.cache),
-            uploads: Uploads::of(parts),
+            uploads: Arc::clone(&parts.uploads),
             retry: Retry::new(attempt),
             metrics: Arc::clone(&parts.metrics),
         })
@@ -157,13 +157,13 @@ impl Writeback {
             }
             return;
         }
-        match error.code() {
-            // Nothing that is retried or asked again can change these.
-            Code::FailedPrecondition | Code::InvalidArgument | Code::Unsupported | Code::Corrupt => {
-                attempt.fail(error.clone());
-                self.clean_up().await;
-            }
-            _ => attempt.suspend(error.clone()),
+        if error.code() == Code::FailedPrecondition {
+            // Another attempt has the step: nothing of this one can ever become visible.
+            attempt.fail(error.clone());
+            self.clean_up().await;
+        } else {
+            // A person may repair it: the bytes stay, and the save goes on when it is asked for or at the next start.
+            attempt.suspend(error.clone());
         }
     }
 
