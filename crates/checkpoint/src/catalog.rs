@@ -17,7 +17,7 @@ use longshore_types::{Code, Error, Result};
 
 use crate::commit::{Run, newer};
 
-pub(crate) use delete::{delete_step, referenced};
+pub(crate) use delete::{delete_step, uncommitted_intents};
 
 /// Commits that are read at once.
 const READS_AT_ONCE: usize = 8;
@@ -210,6 +210,11 @@ impl Steps {
         }
         let uncommitted = seen.into_iter().filter(|step| !committed.contains_key(step)).collect();
         Ok(Steps { committed, uncommitted, objects })
+    }
+
+    /// The objects in folders of steps, with the step and the name in its folder.
+    pub(crate) fn in_folders(&self) -> impl Iterator<Item = (u64, &str, &Listed)> {
+        self.objects.iter().filter_map(|object| split_step(&object.name).map(|(step, name)| (step, name, object)))
     }
 }
 

@@ -220,3 +220,6 @@ impl SavePlan {
         self.files_of(rank).map(|file| self.files[file].size_bytes).sum()
     }
 }
+
+#[cfg(test)]
+mod tests;

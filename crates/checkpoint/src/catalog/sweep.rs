@@ -1,12 +1,13 @@
 //! Removing what dead attempts left behind. Nothing that is young, committed, referred to or known to be alive is touched.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 
 use longshore_types::Result;
 use longshore_types::checkpoint::{
-    AttemptId, COMMIT_NAME, INTENT_NAME, Intent, attempt_in_name, object_url, parse_step_folder,
+    AttemptId, COMMIT_NAME, INTENT_NAME, attempt_in_name, object_url, parse_step_folder,
 };
 
+use super::delete::{Kept, uncommitted_intents};
 use super::{Steps, Swept, read_commits, split_step};
 use crate::attempt::now_ms;
 use crate::commit::Run;
@@ -17,51 +18,38 @@ const OLDER_THAN_MS: u64 = 86_400_000;
 pub(super) async fn sweep(run: &Run, older_than_ms: u64, alive: &[AttemptId]) -> Result<Swept> {
     let bound_ms = now_ms().saturating_sub(if older_than_ms == 0 { OLDER_THAN_MS } else { older_than_ms });
     // Uploads first: one that is completed after this listing is in the listing of objects, or is young.
-    let uploads = run.origins.open_uploads(&run.url).await?;
+    let uploads = run.origins.open_uploads(&run.url).await?.unwrap_or_default();
     let steps = Steps::read(run).await?;
     let commits = read_commits(run, steps.committed.keys().copied()).await?;
-    let kept = super::referenced(run, &steps, &commits, &[]).await?;
-    let committed: HashSet<AttemptId> = commits.iter().map(|commit| commit.attempt).collect();
-    let mut living = Living::new(alive, bound_ms);
-    let mut intents: HashMap<u64, Intent> = HashMap::new();
-    for step in &steps.uncommitted {
-        if let Some((Some(intent), _)) = run.intent(*step).await? {
-            living.saw(intent.attempt, intent.created_ms);
-            intents.insert(*step, intent);
-        }
+    let intents = uncommitted_intents(run, &steps).await?;
+    let owner_of_step: HashMap<u64, AttemptId> = intents.iter().map(|intent| (intent.step, intent.attempt)).collect();
+    let owner = |step: u64, name: &str| attempt_in_name(name).or_else(|| owner_of_step.get(&step).copied());
+
+    let mut living = Living { known: alive, bound_ms, newest: HashMap::new() };
+    for intent in &intents {
+        living.saw(intent.attempt, intent.created_ms);
     }
-    for object in &steps.objects {
-        if let Some((step, name)) = split_step(&object.name)
-            && let Some(attempt) = attempt_in_name(name).or_else(|| intents.get(&step).map(|intent| intent.attempt))
-        {
+    for (step, name, object) in steps.in_folders() {
+        if let Some(attempt) = owner(step, name) {
             living.saw(attempt, object.modified_ms);
         }
     }
-    // A delta in progress needs its ancestors, and which those are is only in the commit of its parent: when that is gone
-    // the sweep leaves all objects of steps without a commit alone.
-    let parents: HashSet<AttemptId> = intents
-        .values()
-        .filter(|intent| living.is_alive(&intent.attempt))
-        .filter_map(|intent| intent.parent.map(|parent| parent.attempt))
-        .filter(|parent| !committed.contains(parent))
-        .collect();
+    // Intents of the dead keep nothing.
+    let mut kept = Kept::find(run, &steps, &commits, &[]).await?;
+    let is_awaited = |parent: &AttemptId| !commits.iter().any(|commit| commit.attempt == *parent);
+    kept.set_all(intents.iter().any(|intent| {
+        living.is_alive(&intent.attempt) && intent.parent.is_some_and(|parent| is_awaited(&parent.attempt))
+    }));
+
     let mut swept = Swept::default();
-    let mut urls = vec![];
-    let mut last = vec![];
-    for object in &steps.objects {
-        let Some((step, name)) = split_step(&object.name) else { continue };
-        if kept.contains(&object.name) || name == COMMIT_NAME || object.modified_ms > bound_ms {
+    let (mut urls, mut last) = (vec![], vec![]);
+    for (step, name, object) in steps.in_folders() {
+        if kept.holds(&object.name) || name == COMMIT_NAME || object.modified_ms > bound_ms {
             continue;
         }
-        let owner = attempt_in_name(name).or_else(|| intents.get(&step).map(|intent| intent.attempt));
-        if owner.is_some_and(|owner| living.is_alive(&owner)) || !parents.is_empty() {
-            continue;
-        }
-        // The intent of a committed checkpoint stays with it, and so do plain files that we did not write.
-        if steps.committed.contains_key(&step) && (name == INTENT_NAME || attempt_in_name(name).is_none()) {
-            continue;
-        }
-        if owner.is_none() && !is_ours(name) {
+        // What is under a committed step and not named by an attempt may be anybody's, and so may be what has no owner.
+        let Some(owner) = owner(step, name) else { continue };
+        if living.is_alive(&owner) || (steps.committed.contains_key(&step) && attempt_in_name(name).is_none()) {
             continue;
         }
         swept.bytes_freed = swept.bytes_freed.saturating_add(object.size_bytes);
@@ -69,7 +57,7 @@ pub(super) async fn sweep(run: &Run, older_than_ms: u64, alive: &[AttemptId]) ->
         list.push(object_url(&run.url, &object.name));
     }
     swept.objects_deleted = run.origins.delete(&urls).await? + run.origins.delete(&last).await?;
-    for upload in uploads.into_iter().flatten() {
+    for upload in uploads {
         let Some(name) = upload.url.strip_prefix(&format!("{}/", run.url)) else { continue };
         let in_step = name.split_once('/').is_some_and(|(folder, _)| parse_step_folder(folder).is_some());
         let Some(attempt) = attempt_in_name(name).filter(|_| in_step) else { continue };
@@ -81,11 +69,6 @@ pub(super) async fn sweep(run: &Run, older_than_ms: u64, alive: &[AttemptId]) ->
     Ok(swept)
 }
 
-/// Names that only checkpoints use.
-fn is_ours(name: &str) -> bool {
-    name == INTENT_NAME || attempt_in_name(name).is_some()
-}
-
 /// When each attempt last wrote something.
 struct Living<'a> {
     known: &'a [AttemptId],
@@ -93,11 +76,7 @@ struct Living<'a> {
     newest: HashMap<AttemptId, u64>,
 }
 
-impl<'a> Living<'a> {
-    fn new(known: &'a [AttemptId], bound_ms: u64) -> Self {
-        Living { known, bound_ms, newest: HashMap::new() }
-    }
-
+impl Living<'_> {
     fn saw(&mut self, attempt: AttemptId, at_ms: u64) {
         let newest = self.newest.entry(attempt).or_default();
         *newest = (*newest).max(at_ms);

@@ -75,6 +75,12 @@ impl Planner {
         }
     }
 
+    /// Saves that wait for ranks.
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.joins.lock().open.len()
+    }
+
     /// Puts ranks into the join of their step.
     fn enter(&self, shared: PlanRequest, ranks: Vec<RankItems>) -> Result<(Guard, watch::Receiver<Planned>)> {
         let mut joins = self.joins.lock();
