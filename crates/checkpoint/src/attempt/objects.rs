@@ -1,0 +1,246 @@
+//! The files on this node's disk that hold what will be objects.
+//!
+//! Object `k` is file `k` of the plan, object `files + r` the pack of rank `r`. Files of one slab are opened, written, synced and
+//! closed: a checkpoint may have a hundred thousand. Larger ones stay open while they are written.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use longshore_types::{CHUNK_BYTES, Code, Error, Result};
+use parking_lot::Mutex;
+use rustix::fs::FallocateFlags;
+
+use super::{Attempt, rank_files};
+use crate::SLAB_BYTES;
+use crate::spool::{Reserved, disk_error, sync_folder};
+
+const FOLDER_NAME: &str = "objects";
+
+/// Room on the disk that is set aside for a rank.
+#[derive(Debug)]
+pub(crate) struct Room {
+    pub(crate) reserved: Reserved,
+}
+
+#[derive(Debug)]
+pub(super) struct Objects {
+    folder: PathBuf,
+    open: Mutex<HashMap<u32, Arc<File>>>,
+    /// By rank.
+    rooms: Mutex<HashMap<u32, Room>>,
+    /// Which chunk of which file each place of a rank's pack is for, flushed or not.
+    places: Mutex<HashMap<u32, BTreeMap<u32, (u32, u32)>>>,
+}
+
+impl Objects {
+    pub(super) fn new(attempt_folder: &Path) -> Objects {
+        Objects {
+            folder: attempt_folder.join(FOLDER_NAME),
+            open: Mutex::default(),
+            rooms: Mutex::default(),
+            places: Mutex::default(),
+        }
+    }
+
+    pub(super) fn create_folder(&self) -> Result<()> {
+        std::fs::create_dir(&self.folder).map_err(|error| disk_error("create", &self.folder, &error))
+    }
+
+    fn path(&self, object: u32) -> PathBuf {
+        self.folder.join(object.to_string())
+    }
+}
+
+impl Attempt {
+    /// The number of the pack of a rank among the objects.
+    pub fn pack_object(&self, rank: u32) -> u32 {
+        (self.plan().files.len() as u32).saturating_add(rank)
+    }
+
+    /// Whether a file's bytes lie in chunks of packs and of the parent, not in an object of its own.
+    pub fn is_chunked(&self, file: u32) -> bool {
+        self.parent_file(file).is_some()
+    }
+
+    /// The objects of a rank of this node: its files that are stored whole, and its pack when it may have one. A pack that
+    /// ends up empty ([`Attempt::object_bytes`] says 0) is none.
+    pub fn objects_of(&self, rank: u32) -> Vec<u32> {
+        let (chunked, whole): (Vec<_>, Vec<_>) =
+            rank_files(self.plan(), rank).map(|(file, _)| file).partition(|file| self.is_chunked(*file));
+        let pack = (!chunked.is_empty()).then(|| self.pack_object(rank));
+        whole.into_iter().chain(pack).collect()
+    }
+
+    /// The rank that an object belongs to.
+    pub fn rank_of_object(&self, object: u32) -> u32 {
+        let files = &self.plan().files;
+        files.get(object as usize).map_or_else(|| object.saturating_sub(files.len() as u32), |file| file.rank)
+    }
+
+    /// Size of an object; `None` for a pack that still grows.
+    pub fn object_bytes(&self, object: u32) -> Option<u64> {
+        if let Some(file) = self.plan().files.get(object as usize) {
+            return Some(file.size_bytes);
+        }
+        let rank = self.rank_of_object(object);
+        let state = self.state();
+        let is_done = state.ranks.get(&rank).is_some_and(|rank| rank.durable);
+        is_done.then(|| state.packs.get(&rank).map_or(0, |pack| pack.len() as u64) * CHUNK_BYTES)
+    }
+
+    /// The file on this node's disk that holds an object.
+    pub fn object_path(&self, object: u32) -> PathBuf {
+        self.objects.path(object)
+    }
+
+    /// Bytes of an object from this node's disk (its page cache, mostly). Blocks the thread; the caller bounds the size.
+    ///
+    /// # Errors
+    /// What reading reports, naming the file; `Corrupt` when the file is shorter.
+    pub fn read(&self, object: u32, range: Range<u64>) -> Result<Bytes> {
+        let path = self.objects.path(object);
+        let length = range.end.saturating_sub(range.start) as usize;
+        let mut bytes = vec![0; length];
+        let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, range.start));
+        match read {
+            Ok(()) => Ok(Bytes::from(bytes)),
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
+                let message =
+                    format!("{} ends before byte {}: the checkpoint folder was changed", path.display(), range.end);
+                Err(Error::new(Code::Corrupt, message))
+            }
+            Err(error) => Err(disk_error("read", &path, &error)),
+        }
+    }
+
+    /// An object's file, to be written; made, with room for `size_bytes` (`u64::MAX` for a pack, which grows), when it is not
+    /// there. The second says that it is new: sync the folder then.
+    pub(crate) fn object_file(&self, object: u32, size_bytes: u64) -> Result<(Arc<File>, bool)> {
+        let mut open = self.objects.open.lock();
+        if let Some(file) = open.get(&object) {
+            return Ok((Arc::clone(file), false));
+        }
+        let path = self.objects.path(object);
+        let is_new = !path.exists();
+        let file = File::options().write(true).create(true).truncate(false).open(&path);
+        let file = Arc::new(file.map_err(|error| disk_error("create", &path, &error))?);
+        if is_new && size_bytes > SLAB_BYTES && size_bytes != u64::MAX {
+            preallocate(&file, size_bytes).map_err(|error| {
+                // Otherwise the next try finds a file that is there, and no room behind it.
+                let _ = std::fs::remove_file(&path);
+                disk_error("make room for", &path, &error)
+            })?;
+            let rank = self.rank_of_object(object);
+            if let Some(room) = self.objects.rooms.lock().get_mut(&rank) {
+                room.reserved.written(size_bytes);
+            }
+        }
+        if size_bytes > SLAB_BYTES {
+            open.insert(object, Arc::clone(&file));
+        }
+        Ok((file, is_new))
+    }
+
+    /// Makes names of new objects durable.
+    pub(crate) fn sync_objects(&self) -> Result<()> {
+        sync_folder(&self.objects.folder)
+    }
+
+    /// The rank's bytes are durable: its files are closed.
+    pub(crate) fn close_objects(&self, rank: u32) {
+        self.objects.open.lock().retain(|object, _| self.rank_of_object(*object) != rank);
+    }
+
+    pub(crate) fn set_room(&self, rank: u32, room: Room) {
+        self.objects.rooms.lock().insert(rank, room);
+        self.version.send_modify(|version| *version += 1);
+    }
+
+    /// Bytes of a rank that are, or will be, on the disk.
+    pub(crate) fn kept_bytes(&self, rank: u32) -> u64 {
+        let objects = self.objects_of(rank);
+        match self.state().ranks.get(&rank) {
+            Some(known) if known.durable => {}
+            _ => return self.size_of(rank).bytes,
+        }
+        objects.into_iter().filter_map(|object| self.object_bytes(object)).fold(0, u64::saturating_add)
+    }
+
+    /// The rank is durable: a delta wrote less than what was set aside, and the rest is free.
+    pub(crate) fn settle_room(&self, rank: u32) {
+        let bytes = self.kept_bytes(rank);
+        if let Some(room) = self.objects.rooms.lock().get_mut(&rank) {
+            room.reserved.shrink_to(bytes);
+        }
+    }
+
+    /// The place in the rank's pack for a changed chunk: the one it has, when it is written again after a failure, else the
+    /// lowest free one, so that after a restart no hole stays.
+    pub(crate) fn pack_place(&self, rank: u32, file: u32, chunk: u32) -> u32 {
+        let mut places = self.objects.places.lock();
+        let places = places.entry(rank).or_insert_with(|| {
+            let state = self.state();
+            let known = state.packs.get(&rank).into_iter().flatten();
+            known.map(|(place, packed)| (*place, (packed.file, packed.chunk))).collect()
+        });
+        if let Some((place, _)) = places.iter().find(|(_, of)| **of == (file, chunk)) {
+            return *place;
+        }
+        let place =
+            (0u32..).zip(places.keys()).find(|(at, place)| at != *place).map_or(places.len() as u32, |(at, _)| at);
+        places.insert(place, (file, chunk));
+        place
+    }
+
+    /// Where an object lies here, by its path relative to the run.
+    pub(crate) fn path_of(&self, object_path: &str) -> Option<PathBuf> {
+        let plan = self.plan();
+        let file = (0u32..).zip(&plan.files).find(|(_, file)| plan.object_path(file) == object_path);
+        let object = match file {
+            Some((file, _)) => file,
+            None => self.pack_object(self.ranks().into_iter().find(|rank| plan.pack_path(*rank) == object_path)?),
+        };
+        Some(self.object_path(object))
+    }
+
+    /// Removes the folder with the journal: nothing of the attempt is known any more after a restart.
+    pub(crate) fn remove_folder(&self) {
+        if let Err(error) = std::fs::remove_dir_all(self.folder())
+            && error.kind() != std::io::ErrorKind::NotFound
+        {
+            tracing::warn!(folder = %self.folder().display(), %error, "the journal of an attempt that ended stays");
+        }
+    }
+
+    /// Removes the bytes, not the journal, and gives the room back. Blocks the thread.
+    pub(crate) fn remove_objects(&self) {
+        self.objects.open.lock().clear();
+        match std::fs::remove_dir_all(&self.objects.folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                // The room stays taken: it is.
+                tracing::warn!(folder = %self.objects.folder.display(), %error, "bytes of a checkpoint cannot be removed");
+            }
+            _ => self.objects.rooms.lock().clear(),
+        }
+    }
+
+    /// Whether the bytes are (still) on this node.
+    pub(crate) fn has_objects(&self) -> bool {
+        self.objects.folder.is_dir()
+    }
+}
+
+/// Takes the blocks now, so that a full disk is found before the bytes come, and they lie together. A file system that
+/// cannot do it gives them when they come.
+fn preallocate(file: &File, size_bytes: u64) -> std::io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size_bytes) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(size_bytes),
+        Err(errno) => Err(errno.into()),
+    }
+}

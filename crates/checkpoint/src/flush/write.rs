@@ -1,0 +1,156 @@
+//! One slab: read, checked, checksummed, written. Syncing is apart, so that small ones share it.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use longshore_memory::{Arena, Buffer};
+use longshore_types::{BLOCK_BYTES, CHUNK_BYTES, Code, Error, Result};
+
+use super::delta;
+use super::sums::Sums;
+use crate::SLAB_BYTES;
+use crate::attempt::{Attempt, FlushedSlab};
+use crate::plan::PlannedFile;
+use crate::spool::disk_error;
+
+/// Gives bytes of a slab, from an offset in it on.
+pub(crate) type ReadSlab<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<()>;
+
+/// A thread's buffer, and what it wrote and did not sync yet.
+pub(crate) struct Writer {
+    buffer: Buffer,
+    unsynced: BTreeMap<u32, Arc<File>>,
+    has_new_names: bool,
+}
+
+impl Writer {
+    /// With a buffer of a chunk, paid for by the arena.
+    pub(crate) fn new(memory: &Arena, timeout: Duration) -> Result<Writer> {
+        let buffer = memory.buffer(CHUNK_BYTES as usize, timeout)?;
+        Ok(Writer { buffer, unsynced: BTreeMap::new(), has_new_names: false })
+    }
+
+    /// Writes a slab. It is not durable before [`Writer::sync`]. After an error nothing is known of what was written; the
+    /// same slab can be written again.
+    pub(crate) fn slab(
+        &mut self,
+        attempt: &Attempt,
+        file: u32,
+        slab_index: u32,
+        read: ReadSlab<'_>,
+    ) -> Result<FlushedSlab> {
+        let planned = attempt.planned(file)?;
+        let length = attempt.slab_bytes(file, slab_index)?;
+        let start = u64::from(slab_index) * SLAB_BYTES;
+        let mut sums = Sums::new(planned, slab_index, length);
+        let parent = delta::ParentFile::of(attempt, file);
+        let mut places = parent.as_ref().map(|_| Vec::new());
+        for at in (0..length).step_by(CHUNK_BYTES as usize) {
+            let chunk = (length - at).min(CHUNK_BYTES) as usize;
+            let mut is_changed = parent.is_none();
+            for block in (0..chunk).step_by(BLOCK_BYTES as usize) {
+                let end = (block + BLOCK_BYTES as usize).min(chunk);
+                let bytes = &mut self.buffer[block..end];
+                read(at + block as u64, bytes)?;
+                let offset = start + at + block as u64;
+                check_header(attempt, planned, offset, bytes)?;
+                let sum = sums.block(bytes);
+                is_changed |= parent.as_ref().is_some_and(|parent| parent.block(offset / BLOCK_BYTES) != Some(sum));
+            }
+            match &mut places {
+                None => self.put(attempt, file, planned.size_bytes, start + at, chunk)?,
+                Some(places) if is_changed => {
+                    let chunk_index = ((start + at) / CHUNK_BYTES) as u32;
+                    let place = attempt.pack_place(planned.rank, file, chunk_index);
+                    self.buffer[chunk..].fill(0);
+                    let pack = attempt.pack_object(planned.rank);
+                    self.put(attempt, pack, u64::MAX, u64::from(place) * CHUNK_BYTES, CHUNK_BYTES as usize)?;
+                    places.push(Some(place));
+                }
+                Some(places) => places.push(None),
+            }
+        }
+        Ok(sums.finish(file, slab_index, places))
+    }
+
+    /// [`Writer::slab`] of a file whose bytes are in its object already: they are checksummed.
+    pub(crate) fn slab_in_place(
+        &mut self,
+        attempt: &Attempt,
+        file: u32,
+        slab_index: u32,
+        read: ReadSlab<'_>,
+    ) -> Result<FlushedSlab> {
+        let planned = attempt.planned(file)?;
+        let length = attempt.slab_bytes(file, slab_index)?;
+        let mut sums = Sums::new(planned, slab_index, length);
+        for at in (0..length).step_by(BLOCK_BYTES as usize) {
+            let bytes = &mut self.buffer[..(length - at).min(BLOCK_BYTES) as usize];
+            read(at, bytes)?;
+            check_header(attempt, planned, u64::from(slab_index) * SLAB_BYTES + at, bytes)?;
+            sums.block(bytes);
+        }
+        Ok(sums.finish(file, slab_index, None))
+    }
+
+    /// The object of a file, to be written by other means; synced with the rest.
+    pub(crate) fn object(&mut self, attempt: &Attempt, file: u32) -> Result<Arc<File>> {
+        self.open(attempt, file, attempt.planned(file)?.size_bytes)
+    }
+
+    /// The buffer's front to its place in an object. `size_bytes` is `u64::MAX` for a pack: it grows.
+    fn put(&mut self, attempt: &Attempt, object: u32, size_bytes: u64, at: u64, length: usize) -> Result<()> {
+        let file = self.open(attempt, object, size_bytes)?;
+        let written = file.write_all_at(&self.buffer[..length], at);
+        written.map_err(|error| disk_error("write", &attempt.object_path(object), &error))
+    }
+
+    fn open(&mut self, attempt: &Attempt, object: u32, size_bytes: u64) -> Result<Arc<File>> {
+        if let Some(file) = self.unsynced.get(&object) {
+            return Ok(Arc::clone(file));
+        }
+        let (file, is_new) = attempt.object_file(object, size_bytes)?;
+        self.has_new_names |= is_new;
+        self.unsynced.insert(object, Arc::clone(&file));
+        Ok(file)
+    }
+
+    /// Makes everything durable that was written since the last time, names included.
+    pub(crate) fn sync(&mut self, attempt: &Attempt) -> Result<()> {
+        let unsynced = std::mem::take(&mut self.unsynced);
+        for (object, file) in unsynced {
+            file.sync_data().map_err(|error| sync_error(attempt, object, &error))?;
+        }
+        if std::mem::take(&mut self.has_new_names) {
+            attempt.sync_objects()?;
+        }
+        Ok(())
+    }
+}
+
+/// A sync that failed is never tried again: the kernel has dropped the pages, and a second one would say yes. Only a full
+/// disk is another matter: the bytes are written again.
+fn sync_error(attempt: &Attempt, object: u32, error: &std::io::Error) -> Error {
+    disk_error("sync", &attempt.object_path(object), error)
+}
+
+/// A safetensors file starts with the header that all ranks agreed on: anything else would be a file that nobody can read.
+pub(super) fn check_header(attempt: &Attempt, planned: &PlannedFile, offset: u64, bytes: &[u8]) -> Result<()> {
+    let Some(header) = planned.header.get(usize::try_from(offset).unwrap_or(usize::MAX)..) else { return Ok(()) };
+    let length = header.len().min(bytes.len());
+    if header[..length] == bytes[..length] {
+        return Ok(());
+    }
+    Err(Error::new(
+        Code::Corrupt,
+        format!(
+            "rank {} gave {} of {} with another header than the plan's: copy the plan's header to the front of the file",
+            planned.rank,
+            planned.name,
+            attempt.url()
+        ),
+    ))
+}
