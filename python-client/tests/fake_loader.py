@@ -9,7 +9,7 @@ import socket
 import struct
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,8 @@ class FakeModel:
 
     tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = field(default_factory=dict)
     files: dict[str, bytes] = field(default_factory=dict)
+    #: Of tensors that are parts of others: start, shape, and the shape of the whole.
+    pieces: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     alignment: int = 256
     #: Puts everything this many bytes further on.
     shift: int = 0
@@ -55,9 +57,12 @@ class FakeModel:
         backing: list[Backing] = []
         for name, (dtype, shape, content) in self.tensors.items():
             data += bytes(-(len(data) - self.shift) % self.alignment)
-            model.tensors.add(
+            added = model.tensors.add(
                 name=name, dtype=dtype, shape=shape, region=0, offset_bytes=len(data), length_bytes=len(content)
             )
+            if name in self.pieces:
+                start, extent, of_shape = self.pieces[name]
+                added.piece.MergeFrom(model_pb2.Piece(start=start, shape=extent, of_shape=of_shape))
             data += content
         if self.gpu is not None:
             model.device, model.device_uuid = f"cuda:{self.gpu.device}", self.gpu.uuid
@@ -146,7 +151,7 @@ class RpcFailure(Exception):
 class FakeLoader:
     """Listens in `folder`. `models` maps URIs to what is there."""
 
-    def __init__(self, folder: str | None = None) -> None:
+    def __init__(self, folder: str | None = None, services: Iterable[Any] = ()) -> None:
         self._own_folder = tempfile.TemporaryDirectory(prefix="fake-") if folder is None else None
         self.folder = folder or (self._own_folder.name if self._own_folder else "")
         self.models: dict[str, FakeModel] = {}
@@ -173,7 +178,7 @@ class FakeLoader:
         self._threads = ThreadPoolExecutor(LOOPS, "fake-attach")
         self._threads.submit(self._accept)
         self._server = grpc.server(ThreadPoolExecutor(8, "fake-grpc"))
-        self._server.add_generic_rpc_handlers((self._handlers(),))
+        self._server.add_generic_rpc_handlers((self._handlers(), *services))
         self.socket = os.path.join(self.folder, "loader.sock")
         self._server.add_insecure_port(f"unix:{self.socket}")
         self._server.start()

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from longshore import _inputs, _tree
+from longshore._boxes import Box, whole
 from longshore._errors import InvalidArgument, NotFound
 from longshore._inputs import Input
 from longshore._proto import checkpoint_pb2 as pb
 from longshore._sources import BytesSource, FileSource, Source
 from longshore._stage import Maker
 
-_Place = tuple[str, str, tuple[int, ...], tuple[int, ...]]
+_Place = tuple[str, str, Box]
 
 
 class Collected:
@@ -24,11 +25,10 @@ class Collected:
     def __init__(self, rank: int) -> None:
         self.items = pb.RankItems(rank=rank)
         self._inputs: dict[_Place, Input] = {}
-        self._gathered: dict[tuple[str, str], Input] = {}
         self._files: dict[str, bytes | FileSource] = {}
         #: Of the document of the tree, which ranks that have the same one write once.
         self.state_digest = b""
-        self.state_name = state_name(rank)
+        self.state_name = _tree.state_name(rank)
 
     @property
     def devices(self) -> list[int]:
@@ -71,11 +71,6 @@ class Collected:
         """The content of a small file."""
         found = self._files.get(name)
         return Path(found.path).read_bytes() if isinstance(found, FileSource) else found
-
-
-def state_name(rank: int) -> str:
-    """The document of a rank's tree; that of rank 0 is the one that tools look at."""
-    return _tree.STATE_FILE if rank == 0 else f"state-{rank:05}.json"
 
 
 def collect(
@@ -122,4 +117,6 @@ def _add(found: Collected, name: str, content: Any) -> None:
 
 
 def _place(tensor: pb.SaveTensor) -> _Place:
-    return tensor.group, tensor.name, tuple(tensor.start), tuple(tensor.piece_shape)
+    if not tensor.piece_shape:
+        return tensor.group, tensor.name, whole(tensor.shape)
+    return tensor.group, tensor.name, Box(tuple(tensor.start), tuple(tensor.piece_shape))

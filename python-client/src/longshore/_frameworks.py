@@ -5,11 +5,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
+from collections.abc import Sequence
+from math import prod
 from types import ModuleType
 from typing import Any, Protocol
 
+from longshore._boxes import Box
 from longshore._dtypes import DTYPES
-from longshore._errors import InvalidArgument, Unsupported
+from longshore._errors import InvalidArgument, NotFound, Unsupported
 from longshore._gpu import GpuRegion
 
 #: A mapped region: of host memory, or of a GPU's.
@@ -31,6 +34,9 @@ class Framework(Protocol):
 
     def tensor(self, data: Region, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
         """A view of `length` bytes at `offset` of a region; of none at all for a tensor without elements."""
+
+    def assemble(self, parts: Sequence[tuple[Box, Any]], dtype: str, shape: tuple[int, ...], name: str) -> Any:
+        """A tensor of its own from its parts, which must be all of it."""
 
 
 class Torch:
@@ -80,6 +86,15 @@ class Torch:
             flat = flat.clone()
         return flat.view(kind).view(dims)
 
+    def assemble(self, parts: Sequence[tuple[Box, Any]], dtype: str, shape: tuple[int, ...], name: str) -> Any:
+        _check_parts(parts, shape, name, raw=self.is_raw(dtype, shape))
+        torch = self._torch
+        kind, dims = self._type(dtype, shape) or (torch.uint8, shape)
+        made = torch.empty(dims, dtype=kind, device=parts[0][1].device)
+        for box, part in parts:
+            made[_packed(box, shape, dims)] = part
+        return made
+
 
 class Numpy:
     """numpy arrays, read-only, in host memory."""
@@ -121,6 +136,14 @@ class Numpy:
             flat.flags.writeable = False
         return flat.view(kind).reshape(dims)
 
+    def assemble(self, parts: Sequence[tuple[Box, Any]], dtype: str, shape: tuple[int, ...], name: str) -> Any:
+        _check_parts(parts, shape, name, raw=self.is_raw(dtype, shape))
+        made = self._numpy.empty(shape, dtype=self._type(dtype))
+        for box, part in parts:
+            made[box.slices()] = part
+        made.flags.writeable = False
+        return made
+
 
 class Missing:
     """Neither torch nor numpy is installed: files can be used, tensors cannot."""
@@ -136,6 +159,26 @@ class Missing:
 
     def tensor(self, data: Region, offset: int, length: int, dtype: str, shape: tuple[int, ...]) -> Any:
         raise Unsupported("tensors need torch or numpy, and neither is installed; try: pip install numpy ml_dtypes")
+
+    def assemble(self, parts: Sequence[tuple[Box, Any]], dtype: str, shape: tuple[int, ...], name: str) -> Any:
+        return self.tensor(memoryview(b""), 0, 0, dtype, shape)
+
+
+def _check_parts(parts: Sequence[tuple[Box, Any]], shape: tuple[int, ...], name: str, *, raw: bool) -> None:
+    """Parts do not overlap, so that they are all of a tensor when they have as many elements."""
+    if raw:
+        raise Unsupported(f"tensor {name!r} is stored in parts, and its dtype is delivered as bytes: load the parts")
+    if sum(box.size for box, _ in parts) != prod(shape):
+        raise NotFound(f"tensor {name!r} is not complete in this load: some of the files that have its parts are not")
+
+
+def _packed(box: Box, shape: tuple[int, ...], dims: tuple[int, ...]) -> tuple[slice, ...]:
+    """The index of a part in a tensor whose last dimension may be packed."""
+    slices = box.slices()
+    pack = shape[-1] // dims[-1] if dims and dims[-1] else 1
+    if pack == 1:
+        return slices
+    return (*slices[:-1], slice(slices[-1].start // pack, slices[-1].stop // pack))
 
 
 def require_gpus(framework: Framework, why: str) -> None:

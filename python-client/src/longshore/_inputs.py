@@ -135,6 +135,11 @@ def _of_tensor(tensor: Any, where: str) -> Input:
     return Input(name, shape, whole(shape), device, identity, source)
 
 
+def packing(value: Any) -> int:
+    """Stored elements in one element of a tensor, along its last dimension."""
+    return _OF_TORCH.get(str(value.dtype).removeprefix("torch."), ("", 1))[1]
+
+
 def cuda_device(tensor: Any) -> int | None:
     """The GPU whose memory a tensor is in."""
     return int(tensor.device.index) if tensor.device.type == "cuda" else None

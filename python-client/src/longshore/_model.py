@@ -6,11 +6,14 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
+from longshore import _tree
 from longshore._attach import Attached
+from longshore._boxes import Box, whole
+from longshore._checkpoints import Checkpoint
 from longshore._dtypes import expected_bytes
-from longshore._errors import Corrupt, FailedPrecondition, Internal, Unsupported
+from longshore._errors import Corrupt, FailedPrecondition, Internal, NotFound, Unsupported
 from longshore._frameworks import Framework, Region
 from longshore._gpu import GpuRegion
 from longshore._proto import loader_pb2
@@ -43,11 +46,20 @@ class _Place:
     length: int
 
 
+@dataclass(frozen=True)
+class _Parted:
+    """A tensor that is stored in several rectangular parts: their names and places, and the shape of the whole."""
+
+    shape: tuple[int, ...]
+    parts: tuple[tuple[str, Box], ...]
+
+
 class Model(Mapping[str, T_co], Generic[T_co]):
     """Names to tensors, zero-copy over memory that is shared with the loader.
 
     The loader keeps the model as long as this object or anything made from it lives: a tensor outlives the Model that
-    it came from. Tensors are made anew by each access; two of one name share their memory. Safe to use from several
+    it came from. Tensors are made anew by each access; two of one name share their memory, but for those of checkpoints
+    that several ranks saved in parts, which each access puts together in memory of its own. Safe to use from several
     threads and, tensors and lease alike, in forked children; there not on a GPU, which no process shares with its fork.
     """
 
@@ -58,9 +70,11 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         self._finalizer = weakref.finalize(self, attached.lease.release)
         self._finalizer.atexit = False
         self._regions: tuple[Region, ...] | None = attached.regions
+        self._aliases: dict[str, str] = {}
         try:
             sizes = [region.nbytes for region in attached.regions]
             self._stored, self._places = _check_tensors(model, sizes, framework)
+            self._parts = _check_parts(model, self._stored)
             self._file_places = _check_files(model, attached.regions)
         except BaseException:
             attached.close()
@@ -84,6 +98,8 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         self.world_size: int = model.parallel.world_size or 1
         #: Size in memory, in bytes.
         self.nbytes: int = model.size_bytes
+        #: Of a committed checkpoint that was loaded by its step: what is in it. Else None.
+        self.checkpoint: Checkpoint | None = None
         #: How the model came into memory.
         self.report: LoadReport = report
         #: What was odd, but no reason to fail.
@@ -94,18 +110,31 @@ class Model(Mapping[str, T_co], Generic[T_co]):
     # ---- tensors
 
     def __getitem__(self, name: str) -> T_co:
+        name = self._aliases.get(name, name)
+        parted = self._parts.get(name)
+        if parted is not None:
+            parts = [(box, self._tensor(stored)) for stored, box in parted.parts]
+            info = self.info(name)
+            return cast(T_co, self._framework.assemble(parts, info.dtype_name, info.shape, name))
+        return cast(T_co, self._tensor(name))
+
+    def _tensor(self, name: str) -> Any:
         stored, place = self._stored[name], self._places[name]
         data = self._region(place.region)
-        return cast(T_co, self._framework.tensor(data, place.offset, place.length, stored.dtype_name, stored.shape))
+        return self._framework.tensor(data, place.offset, place.length, stored.dtype_name, stored.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._stored)
+        hidden = {stored for parted in self._parts.values() for stored, _ in parted.parts}
+        yield from (name for name in self._stored if name not in hidden)
+        yield from self._parts
+        yield from self._aliases
 
     def __len__(self) -> int:
-        return len(self._stored)
+        hidden = sum(len(parted.parts) for parted in self._parts.values())
+        return len(self._stored) - hidden + len(self._parts) + len(self._aliases)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stored
+        return name in self._stored or name in self._parts or name in self._aliases
 
     # A mapping compares by content, which here would read all the memory: a model is equal to itself only.
     def __eq__(self, other: object) -> bool:
@@ -119,13 +148,62 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         part = f" rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
         return f"<longshore.Model {self.uri}{part} ({state})>"
 
-    def state_dict(self) -> dict[str, T_co]:
-        """All tensors, for ``module.load_state_dict(model.state_dict(), assign=True)``."""
-        return {name: self[name] for name in self}
+    def state_dict(self, *, allow_pickle: bool = False) -> dict[str, Any]:
+        """All tensors, for ``module.load_state_dict(model.state_dict(), assign=True)``.
+
+        Of a checkpoint that `longshore.save` wrote: the nested structure that was saved, with tied tensors tied.
+        `allow_pickle` reads values that were pickled, which runs code of whoever wrote them.
+        """
+        tree = self._tree()
+        if tree is None:
+            return {name: self[name] for name in self}
+        known: dict[str, T_co] = {}
+
+        def tensor(name: str) -> T_co:
+            if name not in known:
+                if name not in self:
+                    raise NotFound(f"model {self.uri}: tensor {name!r} of the checkpoint is not part of this load")
+                known[name] = self[name]
+            return known[name]
+
+        found = _tree.unflatten(tree, tensor, allow_pickle=allow_pickle, where=f"{self.uri}/{_tree.STATE_FILE}")
+        if not isinstance(found, dict):
+            raise Corrupt(f"model {self.uri}: {_tree.STATE_FILE} has no mapping at its root")
+        return found
+
+    def _tree(self) -> Any:
+        """The document of the tree that was saved; None when there is none."""
+        trees = []
+        for name in sorted(self._file_places, key=lambda name: (name != _tree.STATE_FILE, name)):
+            if _tree.is_state_file(name):
+                tree = _tree.parse(self.files[name], f"{self.uri}/{name}")
+                if tree is not None:
+                    trees.append(tree)
+        return _tree.merge(trees) if trees else None
 
     def info(self, name: str) -> TensorInfo:
         """How a tensor is stored, without touching its memory."""
-        return self._stored[name]
+        name = self._aliases.get(name, name)
+        parted = self._parts.get(name)
+        if parted is None:
+            return self._stored[name]
+        stored = [self._stored[each] for each, _ in parted.parts]
+        return TensorInfo(
+            name, stored[0].dtype_name, parted.shape, sum(each.nbytes for each in stored), any(s.raw for s in stored)
+        )
+
+    def _describe(self, checkpoint: Checkpoint) -> None:
+        """Takes what is known of the checkpoint that this is."""
+        self.checkpoint = checkpoint
+        present = {alias: name for alias, name in checkpoint.aliases.items() if name in self and alias not in self}
+        self._aliases = present
+
+    def _boxes(self, name: str) -> list[tuple[Box, str]]:
+        """The parts of a tensor that are here, and the names of what is stored."""
+        parted = self._parts.get(name)
+        if parted is not None:
+            return [(box, stored) for stored, box in parted.parts]
+        return [(whole(self._stored[name].shape), name)] if name in self._stored else []
 
     @property
     def framework(self) -> str:
@@ -206,6 +284,26 @@ def _check_tensors(
             name, tensor.dtype, shape, tensor.length_bytes, raw=framework.is_raw(tensor.dtype, shape)
         )
     return infos, places
+
+
+def _check_parts(model: loader_pb2.LoadedModel, infos: Mapping[str, TensorInfo]) -> dict[str, _Parted]:
+    """The tensors that are stored in parts, by the name of the whole. In a load of some files, parts may be absent."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    parts: dict[str, list[tuple[str, Box]]] = {}
+    for tensor in model.tensors:
+        if not tensor.HasField("piece"):
+            continue
+        name, mark, _ = tensor.name.rpartition("#")
+        box, shape = Box(tuple(tensor.piece.start), tuple(tensor.piece.shape)), tuple(tensor.piece.of_shape)
+        is_inside = len(box.start) == len(box.shape) == len(shape) and all(
+            start + extent <= end for start, extent, end in zip(box.start, box.shape, shape, strict=True)
+        )
+        if not mark or name in infos or box.shape != infos[tensor.name].shape or not is_inside:
+            raise Corrupt(f"model {model.uri}: {tensor.name!r} is no part of a tensor")
+        if shapes.setdefault(name, shape) != shape:
+            raise Corrupt(f"model {model.uri}: the parts of tensor {name!r} disagree about its shape")
+        parts.setdefault(name, []).append((tensor.name, box))
+    return {name: _Parted(shapes[name], tuple(found)) for name, found in parts.items()}
 
 
 def _check_files(model: loader_pb2.LoadedModel, regions: tuple[Region, ...]) -> dict[str, _Place]:

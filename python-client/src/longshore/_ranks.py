@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from longshore._collect import Collected, state_name
+from longshore._collect import Collected
 from longshore._errors import Error, Internal, InvalidArgument, from_code
 from longshore._proto import checkpoint_pb2 as pb
+from longshore._tree import state_name
 
 Planner = Callable[[Sequence[pb.RankItems]], pb.SavePlan]
 

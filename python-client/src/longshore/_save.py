@@ -156,9 +156,9 @@ def begin(
     """Starts one rank's part of a plan, copies it into slabs, and returns the handle that follows it.
 
     `maker_of` and `content_of` are those of `_stage.segments`; `inline` gives the content of a file byte for byte that
-    is small enough to go with the call, else None. `devices` are the GPUs that tensors are on: their side streams wait for
-    this thread's current streams. `deadline` is a time of `time.monotonic`. With `background` the copy goes on after
-    the return.
+    is small enough to go with the call, else None. `devices` are the GPUs that tensors are on: their side streams wait
+    for this thread's current streams. `deadline` is a time of `time.monotonic`. With `background` the copy goes on
+    after the return.
 
     An error before everything is staged gives the save up, for all ranks.
     """
@@ -181,7 +181,7 @@ def begin(
         try:
             if parts:
                 expected = sum(part.length for part in parts)
-                session = _slabs.session(where.slab_socket(), expected)
+                session = _slabs.session(where.slab_socket(), expected, ranks_of_node(plan.world_size))
                 for device in copies:
                     staging.notes += lock_pages(session, device)
                     break
@@ -198,6 +198,14 @@ def begin(
     else:
         copy()
     return handle
+
+
+def ranks_of_node(world_size: int) -> int:
+    """How many processes of this node take part in a save; 0 when it is not known."""
+    found = os.environ.get("LOCAL_WORLD_SIZE", "")
+    if world_size == 1:
+        return 1
+    return min(int(found), world_size) if found.isdecimal() else 0
 
 
 def _quietly(copy: Callable[[], None]) -> Callable[[], None]:

@@ -96,8 +96,11 @@ _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 class SlabSession:
     """A connection to `slabs.sock` and the memory that came over it. Safe to use from several threads."""
 
-    def __init__(self, path: str, expected_bytes: int = 0) -> None:
-        """Connects. `expected_bytes` tells the loader how much memory to prepare."""
+    def __init__(self, path: str, expected_bytes: int = 0, clients: int = 0) -> None:
+        """Connects. `expected_bytes` and `clients` tell the loader how much memory to prepare.
+
+        `clients` is the number of processes of this node that save at the same time; 0 when that is not known.
+        """
         self.path = path
         self.session = ""
         self.slab_bytes = 0
@@ -113,6 +116,7 @@ class SlabSession:
         self._writers = 0
         self._sealed: set[SlabKey] = set()
         self._connection: Connection | None = None
+        self._clients = clients
         self._connect(expected_bytes, ANSWER_SECONDS)
 
     def acquire(self, key: SlabKey, wait_seconds: float) -> Slab:
@@ -199,7 +203,9 @@ class SlabSession:
     def _connect(self, expected_bytes: int, timeout_seconds: float) -> None:
         connection = Connection(self.path, "slabs", timeout_seconds, MESSAGE_BYTES_MAX)
         try:
-            hello = pb.SlabHello(protocol=PROTOCOL, session=self.session, expected_bytes=expected_bytes)
+            hello = pb.SlabHello(
+                protocol=PROTOCOL, session=self.session, expected_bytes=expected_bytes, clients=self._clients
+            )
             connection.send(pb.SlabRequest(hello=hello).SerializeToString())
             response = _parse(connection.receive())
             welcome = _welcomed(response)
@@ -324,12 +330,12 @@ _sessions: dict[str, SlabSession] = {}
 _sessions_lock = threading.Lock()
 
 
-def session(path: str, expected_bytes: int = 0) -> SlabSession:
+def session(path: str, expected_bytes: int = 0, clients: int = 0) -> SlabSession:
     """The session of this process with the loader of a socket, opened with the first use."""
     with _sessions_lock:
         found = _sessions.get(path)
         if found is None:
-            found = _sessions[path] = SlabSession(path, expected_bytes)
+            found = _sessions[path] = SlabSession(path, expected_bytes, clients)
         return found
 
 

@@ -256,7 +256,7 @@ class _Walk:
             self._close()
             if self._host_fillings == 0:
                 self._staging.enqueued.set()
-            while self._in_flight:
+            while self._in_flight or self._lost:
                 self._reap_one()
             self._staging.enqueued.set()
         except BaseException as error:
@@ -328,7 +328,8 @@ class _Walk:
 
     def _reap_one(self) -> None:
         """Waits for a slab's copies and seals it."""
-        self._reap(self._done.get())
+        if self._in_flight:
+            self._reap(self._done.get())
         if self._lost:
             self._copy_again()
 

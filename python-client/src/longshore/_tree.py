@@ -15,7 +15,7 @@ import pickle
 import re
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +31,7 @@ MODEL_KEY = "model"
 EXTRA_GROUP = "extra"
 _GROUP_CHARACTERS_MAX = 100
 _NOT_IN_GROUPS = re.compile(r"[^A-Za-z0-9_.-]")
+_STATE_NAME = re.compile(r"state(-[0-9]{5,})?\.json")
 _RESERVED_NAME = "__metadata__"
 
 Path = tuple[object, ...]
@@ -70,6 +71,16 @@ class Flat:
         return json.dumps(state, separators=(",", ":"), allow_nan=False).encode()
 
 
+def state_name(rank: int) -> str:
+    """The file of a rank's document; that of rank 0 is the one that tools look at."""
+    return STATE_FILE if rank == 0 else f"state-{rank:05}.json"
+
+
+def is_state_file(name: str) -> bool:
+    """Whether a file has the name of a document."""
+    return _STATE_NAME.fullmatch(name) is not None
+
+
 def show(path: Path) -> str:
     """``state_dict['optim']['state'][0]``."""
     return "state_dict" + "".join(f"[{key!r}]" for key in path)
@@ -99,7 +110,7 @@ class _Flatten:
         self._is_tensor = is_tensor
         self._allow_pickle = allow_pickle
         self._has_model = isinstance(root.get(MODEL_KEY), Mapping)
-        self._taken: set[tuple[str, str]] = set()
+        self._taken: set[str] = set()
 
     def node(self, value: Any, path: Path) -> Any:
         if self._is_tensor(value):
@@ -140,11 +151,12 @@ class _Flatten:
 
     def _tensor(self, value: Any, path: Path) -> dict[str, Any]:
         group, keys = self._group(path)
-        name = ".".join(str(key) for key in keys) or "_"
+        # Files cannot hold control characters in names; the document has the path.
+        name = "".join(each if each.isprintable() else "_" for each in ".".join(map(str, keys))) or "_"
         unique, number = name, 2
-        while (group, unique) in self._taken or unique == _RESERVED_NAME:
+        while qualified(group, unique) in self._taken or unique == _RESERVED_NAME:
             unique, number = f"{name}~{number}", number + 1
-        self._taken.add((group, unique))
+        self._taken.add(qualified(group, unique))
         leaf = Leaf(group, unique, path, value, {"$tensor": qualified(group, unique)})
         self.flat.leaves.append(leaf)
         return leaf.node
@@ -222,6 +234,30 @@ def parse(content: bytes | memoryview, where: str) -> Any:
 def unflatten(node: Any, tensor: Callable[[str], Any], *, allow_pickle: bool = False, where: str = STATE_FILE) -> Any:
     """Puts a tree together; `tensor` gives a tensor by its name in the checkpoint."""
     return _Unflatten(tensor, allow_pickle, where).value(node, ())
+
+
+def references(node: Any) -> dict[Path, str]:
+    """The tensors of a tree: their names in the checkpoint by their paths."""
+    return dict(_references(node, ()))
+
+
+def _references(node: Any, path: Path) -> Iterator[tuple[Path, str]]:
+    if isinstance(node, list):
+        for index, each in enumerate(node):
+            yield from _references(each, (*path, index))
+    if not isinstance(node, dict):
+        return
+    tag = next(iter(node)) if len(node) == 1 else ""
+    if tag == "$tensor":
+        yield path, str(node[tag])
+    elif tag == "$tuple":
+        yield from _references(node[tag], path)
+    elif tag in {"$dict", "$ordered"}:
+        for key, each in node[tag]:
+            yield from _references(each, (*path, unflatten(key, str)))
+    elif not tag.startswith("$"):
+        for key, each in node.items():
+            yield from _references(each, (*path, key))
 
 
 class _Unflatten:
