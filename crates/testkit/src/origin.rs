@@ -1,16 +1,18 @@
 //! An object store that is fast, counts what it serves, and misbehaves on demand.
 //!
-//! One engine speaks four dialects ([`Dialect`]). Objects are named by path: `bucket/key` for S3 and GCS,
+//! One engine speaks four dialects ([`Dialect`]), and those of S3 and GCS answer requests in the words of Azure as well. Objects are named by path: `bucket/key` for S3 and GCS,
 //! `org/repo/file` for the Hugging Face hub, any path for plain HTTP. The server runs on threads of its own and ends
 //! when the handle is dropped.
 
 mod admin;
+mod azure;
 mod body;
 mod checksums;
 mod chunked;
 mod counters;
 mod faults;
 mod hub;
+mod listing;
 mod receive;
 mod request;
 mod serve;
@@ -321,6 +323,21 @@ impl FakeOrigin {
             }
             Dialect::Http => Vec::new(),
         };
+        pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// Environment variables with which a client of Azure finds this server, which must be of S3 or GCS: what is
+    /// `bucket/key` for those is `container/blob` for this one, `az://container/blob`.
+    pub fn azure_env(&self) -> Vec<(String, String)> {
+        let mut pairs = vec![
+            ("AZURE_STORAGE_ACCOUNT_NAME", "test".to_owned()),
+            ("AZURE_STORAGE_ENDPOINT", self.url()),
+            ("AZURE_ALLOW_HTTP", "true".to_owned()),
+        ];
+        match &self.state.config.token {
+            Some(token) => pairs.push(("AZURE_STORAGE_TOKEN", token.clone())),
+            None => pairs.push(("AZURE_SKIP_SIGNATURE", "true".to_owned())),
+        }
         pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 

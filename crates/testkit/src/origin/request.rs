@@ -49,6 +49,11 @@ impl Ask {
         decoded.or_else(|| self.header(hyper::header::CONTENT_LENGTH)).and_then(|text| text.parse().ok())
     }
 
+    /// Whether it is in the words of Azure, whose clients all send this.
+    pub(super) fn is_azure(&self) -> bool {
+        self.headers.contains_key("x-ms-version")
+    }
+
     /// Whether its body is in the coding `aws-chunked`.
     pub(super) fn is_chunked(&self) -> bool {
         self.text("x-amz-content-sha256").is_some_and(|payload| payload.starts_with("STREAMING-"))

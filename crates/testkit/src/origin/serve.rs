@@ -15,6 +15,7 @@ use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
+use super::azure::{self, AzureRoute};
 use super::body::{self, Body};
 use super::counters::{Arrival, Ticket};
 use super::faults::{Misbehaviour, Verb, strike};
@@ -23,7 +24,7 @@ use super::request::{Ask, Span};
 use super::state::{Object, State};
 use super::text::http_date;
 use super::write::Deletes;
-use super::{Dialect, admin, checksums, hub, sigv4, stores, uploads, write};
+use super::{Dialect, admin, checksums, hub, listing, sigv4, stores, uploads, write};
 
 pub(super) use route::Route;
 use route::route;
@@ -83,7 +84,11 @@ async fn answer(state: Arc<State>, side: Side, request: Request<Incoming>) -> io
     let (route, verb, path) = route(&state, &ask, side);
     let size = object_at(&state, &route, &path).map(|object| object.content.len_bytes());
     let range = size.filter(|_| verb == Verb::Get).map(|size| ask.span(size).range(size));
-    let part = ask.param("partNumber").and_then(|text| text.parse().ok()).filter(|_| verb == Verb::UploadPart);
+    let part = match &route {
+        Route::UploadPart => ask.param("partNumber").and_then(|text| text.parse().ok()),
+        Route::Azure(AzureRoute::PutBlock) => Some(uploads::number_of_block(&state, &ask, &path)),
+        _ => None,
+    };
     let brought = ask.content_length().filter(|_| verb.brings_content()).map(|len| 0..len);
     let bad = strike(&mut state.faults.lock(), verb, &path, range.as_ref().or(brought.as_ref()));
     let reply_lost = bad.reply_lost || bad.reply_hangs;
@@ -114,7 +119,10 @@ impl Call {
     /// Whether the store has checksums of its objects and tells them.
     pub(super) fn keeps_checksums(&self) -> bool {
         let config = &self.state.config;
-        config.dialect == Dialect::S3 && !config.quirks.has_no_checksums && !config.quirks.rejects_checksums
+        config.dialect == Dialect::S3
+            && !self.ask.is_azure()
+            && !config.quirks.has_no_checksums
+            && !config.quirks.rejects_checksums
     }
 
     async fn receive(&self, verb: Verb, incoming: Incoming) -> Result<Received, Broken> {
@@ -165,11 +173,13 @@ impl Call {
             return Ok(self.text(StatusCode::OK, stores::XML, text));
         }
         let deletes = match route {
-            Route::DeleteMany => match Deletes::parse(&self.received.content.to_vec()) {
-                Ok(deletes) => deletes,
-                Err(failure) => return Ok(self.fail(failure)),
-            },
-            _ => Deletes::default(),
+            Route::DeleteMany => Deletes::parse(&self.received.content.to_vec()),
+            Route::Azure(AzureRoute::Batch) => azure::parse_batch(&self),
+            _ => Ok(Deletes::default()),
+        };
+        let deletes = match deletes {
+            Ok(deletes) => deletes,
+            Err(failure) => return Ok(self.fail(failure)),
         };
         let refused = self.strike_each(&deletes).await;
         let (hangs, lost) = (self.bad.reply_hangs, self.bad.reply_lost);
@@ -204,7 +214,7 @@ impl Call {
                 }
                 None => stores::missing(self),
             },
-            Route::List => stores::list(self),
+            Route::List => listing::s3(self),
             Route::Bucket => stores::bucket(self),
             Route::Put => write::put(self),
             Route::Delete => write::delete(self),
@@ -215,8 +225,9 @@ impl Call {
             Route::AbortUpload => uploads::abort(self),
             Route::ListUploads => uploads::list(self),
             Route::ListParts => uploads::list_parts(self),
-            Route::PropFind => stores::prop_find(self),
+            Route::PropFind => listing::prop_find(self),
             Route::Hub(route) => hub::answer(self, route),
+            Route::Azure(route) => azure::answer(self, route, deletes, refused),
             Route::Unknown => self.fail(stores::Failure::of_status(405)),
         }
     }

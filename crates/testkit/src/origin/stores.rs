@@ -1,4 +1,4 @@
-//! The words of S3, GCS and plain HTTP: listings and errors.
+//! The words of S3, GCS and plain HTTP: who is let in, and errors.
 
 use std::borrow::Cow;
 
@@ -6,10 +6,11 @@ use hyper::header;
 use hyper::{Response, StatusCode};
 
 use super::Dialect;
+use super::azure;
 use super::body::{self, Body};
 use super::serve::{Call, Side, built};
 use super::sigv4;
-use super::text::{encode_path, http_date, iso_date, xml_escape};
+use super::text::xml_escape;
 
 pub(super) const XML: &str = "application/xml";
 
@@ -57,9 +58,12 @@ pub(super) fn failure(call: &Call, failure: Failure) -> Response<Body> {
     if let Some(seconds) = failure.retry_after_s {
         response = response.header(header::RETRY_AFTER, seconds);
     }
-    if status == StatusCode::NOT_MODIFIED || call.ask.is_head() {
+    if status == StatusCode::NOT_MODIFIED || call.ask.is_head() && !call.ask.is_azure() {
         let response = response.header("x-error-code", failure.code.as_ref());
         return built(response.body(body::empty()));
+    }
+    if call.ask.is_azure() {
+        return azure::failure(call, response, &failure);
     }
     let (code, message) = (failure.code.as_ref(), &failure.message);
     match call.state.config.dialect {
@@ -97,7 +101,7 @@ pub(super) fn check_credentials(call: &Call, side: Side) -> Result<(), Failure> 
         }
         return Ok(());
     }
-    if let (Dialect::S3, Some((id, secret))) = (config.dialect, &config.access_key) {
+    if let (Dialect::S3, Some((id, secret)), false) = (config.dialect, &config.access_key, call.ask.is_azure()) {
         sigv4::check(&call.ask, call.received.sha256.as_deref(), id, secret)?;
     }
     let Some(token) = &config.token else { return Ok(()) };
@@ -137,100 +141,4 @@ pub(super) fn bucket(call: Call) -> Response<Body> {
         return call.fail(no_such_bucket());
     }
     call.text(StatusCode::OK, XML, String::new())
-}
-
-/// ListObjectsV2, which GCS speaks as well.
-pub(super) fn list(call: Call) -> Response<Body> {
-    let bucket = bucket_of(&call.ask.path).to_owned();
-    if !call.state.has_bucket(&bucket) {
-        return call.fail(no_such_bucket());
-    }
-    let param = |name| call.ask.param(name).unwrap_or_default();
-    let (prefix, delimiter) = (param("prefix"), param("delimiter"));
-    let page_size = param("max-keys").parse().unwrap_or(usize::MAX).min(call.state.config.page_size).max(1);
-    let after = match param("continuation-token") {
-        "" => param("start-after"),
-        token => token,
-    };
-    let after = if after.is_empty() { String::new() } else { format!("{bucket}/{after}") };
-    let encodes = param("encoding-type") == "url";
-    let name = |key: &str| if encodes { encode_path(key) } else { xml_escape(key) };
-
-    let (mut xml, mut last, mut folder) = (String::new(), String::new(), String::new());
-    let (mut count, mut more) = (0, false);
-    for (path, object) in call.state.objects_under(&format!("{bucket}/{prefix}"), &after) {
-        let key = &path[bucket.len() + 1..];
-        if !folder.is_empty() && key.starts_with(&folder) {
-            last = key.to_owned();
-            continue;
-        }
-        if count == page_size {
-            more = true;
-            break;
-        }
-        count += 1;
-        last = key.to_owned();
-        let inner = &key[prefix.len()..];
-        if let Some(cut) = inner.find(delimiter).filter(|_| !delimiter.is_empty()) {
-            folder = format!("{prefix}{}", &inner[..cut + delimiter.len()]);
-            xml += &format!("<CommonPrefixes><Prefix>{}</Prefix></CommonPrefixes>", name(&folder));
-            continue;
-        }
-        // As Google's: https://cloud.google.com/storage/docs/xml-api/get-bucket-list
-        let generation = match call.state.config.dialect {
-            Dialect::Gcs => {
-                format!("<Generation>{}</Generation><MetaGeneration>1</MetaGeneration>", object.generation)
-            }
-            _ => String::new(),
-        };
-        xml += &format!(
-            "<Contents><Key>{}</Key>{generation}<LastModified>{}</LastModified><ETag>{}</ETag><Size>{}</Size>\
-             <StorageClass>STANDARD</StorageClass></Contents>",
-            name(key),
-            iso_date(object.modified),
-            xml_escape(&object.etag),
-            object.content.len_bytes(),
-        );
-    }
-    if more {
-        xml += &format!("<NextContinuationToken>{}</NextContinuationToken>", xml_escape(&last));
-    }
-    if encodes {
-        xml += "<EncodingType>url</EncodingType>";
-    }
-    let xml = format!(
-        "<?xml version=\"1.0\" encoding=\"UTF-8\"?>\n\
-         <ListBucketResult xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><Name>{bucket}</Name>\
-         <Prefix>{}</Prefix><KeyCount>{count}</KeyCount><MaxKeys>{page_size}</MaxKeys>\
-         <IsTruncated>{more}</IsTruncated>{xml}</ListBucketResult>",
-        name(prefix)
-    );
-    call.text(StatusCode::OK, XML, xml)
-}
-
-/// WebDAV's listing, of everything below the path.
-pub(super) fn prop_find(call: Call) -> Response<Body> {
-    let prefix = call.path.trim_end_matches('/').to_owned();
-    let below = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-    let mut found = call.state.objects_under(&below, "");
-    if let Some(object) = call.state.object(&prefix) {
-        found.push((prefix, object));
-    }
-    if found.is_empty() {
-        return call.fail(Failure::of_status(404));
-    }
-    let mut xml = "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n<D:multistatus xmlns:D=\"DAV:\">".to_owned();
-    for (path, object) in found {
-        xml += &format!(
-            "<D:response><D:href>/{}</D:href><D:propstat><D:prop><D:getcontentlength>{}</D:getcontentlength>\
-             <D:getlastmodified>{}</D:getlastmodified><D:getetag>{}</D:getetag><D:resourcetype></D:resourcetype>\
-             </D:prop><D:status>HTTP/1.1 200 OK</D:status></D:propstat></D:response>",
-            encode_path(&path),
-            object.content.len_bytes(),
-            http_date(object.modified),
-            xml_escape(&object.etag),
-        );
-    }
-    xml += "</D:multistatus>";
-    call.text(StatusCode::MULTI_STATUS, XML, xml)
 }

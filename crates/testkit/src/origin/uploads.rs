@@ -1,5 +1,6 @@
 //! Multipart uploads, as S3 and the XML API of GCS have them.
 
+mod blocks;
 mod complete;
 mod list;
 
@@ -20,6 +21,7 @@ use super::text::xml_escape;
 use super::write::{check_bucket, etag};
 use crate::content::{Content, mix};
 
+pub(super) use blocks::{number_of_block, put_block, put_block_list};
 pub(super) use complete::complete;
 pub(super) use list::{list, list_parts};
 
@@ -40,6 +42,8 @@ struct Upload {
     algorithm: Option<Algorithm>,
     is_composite: bool,
     parts: BTreeMap<u32, Part>,
+    /// Numbers of Azure's blocks by name, in the order in which they came first.
+    blocks: BTreeMap<String, u32>,
 }
 
 #[derive(Clone)]
@@ -56,7 +60,7 @@ struct Part {
 pub struct UploadInfo {
     /// Path of the object.
     pub path: String,
-    /// What the store calls it.
+    /// What the store calls it; `azure` for blocks that are no part of a blob yet.
     pub id: String,
     /// Sizes of the parts that are there, by number.
     pub parts: BTreeMap<u32, u64>,
@@ -70,7 +74,8 @@ impl Uploads {
             id: id.clone(),
             parts: upload.parts.iter().map(|(number, part)| (*number, part.content.len_bytes())).collect(),
         });
-        infos.collect()
+        // Blocks that were all refused are no upload.
+        infos.filter(|info| info.id != blocks::UPLOAD || !info.parts.is_empty()).collect()
     }
 
     /// Forgets one, as a rule of the bucket about old ones does; whether it was there.
@@ -142,7 +147,14 @@ fn try_create(call: &Call) -> Result<Response<Body>, Failure> {
     };
     let number = call.state.next_number();
     let id = format!("{:016x}{:016x}", mix(number), mix(!number));
-    let upload = Upload { number, begun: SystemTime::now(), algorithm, is_composite, parts: BTreeMap::new() };
+    let upload = Upload {
+        number,
+        begun: SystemTime::now(),
+        algorithm,
+        is_composite,
+        parts: BTreeMap::new(),
+        blocks: BTreeMap::new(),
+    };
     call.state.uploads.open.lock().insert((call.path.clone(), id.clone()), upload);
     let (bucket, key) = key_of(&call.path);
     let inner = format!("<Bucket>{bucket}</Bucket><Key>{}</Key><UploadId>{id}</UploadId>", xml_escape(key));

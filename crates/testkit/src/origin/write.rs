@@ -150,6 +150,10 @@ pub(super) struct Deletes {
 }
 
 impl Deletes {
+    pub(super) fn of(keys: Vec<String>) -> Deletes {
+        Deletes { keys, quiet: false }
+    }
+
     pub(super) fn parse(body: &[u8]) -> Result<Deletes, Failure> {
         let request: DeleteRequest = quick_xml::de::from_reader(body).map_err(|_| malformed())?;
         if request.object.is_empty() || request.object.len() > DELETES_MAX {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use longshore_testkit::FakeOrigin;
 use object_store::aws::{AmazonS3, AmazonS3Builder, Checksum};
+use object_store::azure::{MicrosoftAzure, MicrosoftAzureBuilder};
 use object_store::gcp::{GoogleCloudStorage, GoogleCloudStorageBuilder};
 use object_store::{ClientOptions, RetryConfig};
 
@@ -40,6 +41,18 @@ pub fn gcs(origin: &FakeOrigin) -> GoogleCloudStorage {
         .with_client_options(ClientOptions::new().with_allow_http(true))
         .with_retry(no_retry())
         .with_bearer_token("t")
+        .build()
+        .unwrap()
+}
+
+pub fn azure(origin: &FakeOrigin) -> MicrosoftAzure {
+    MicrosoftAzureBuilder::new()
+        .with_account("test")
+        .with_endpoint(origin.url())
+        .with_allow_http(true)
+        .with_container_name("bucket")
+        .with_skip_signature(true)
+        .with_retry(no_retry())
         .build()
         .unwrap()
 }

@@ -5,7 +5,7 @@ use hyper::Method;
 use super::super::faults::Verb;
 use super::super::request::Ask;
 use super::super::state::State;
-use super::super::{Dialect, hub};
+use super::super::{Dialect, azure, hub};
 use super::Side;
 
 /// What a request wants.
@@ -24,6 +24,7 @@ pub(in crate::origin) enum Route {
     ListParts,
     PropFind,
     Hub(hub::HubRoute),
+    Azure(azure::AzureRoute),
     Unknown,
 }
 
@@ -41,6 +42,7 @@ pub(super) fn route(state: &State, ask: &Ask, side: Side) -> (Route, Verb, Strin
             "DELETE" => (Route::Delete, Verb::Delete, ask.path.clone()),
             _ => (Route::Unknown, verb, ask.path.clone()),
         },
+        Dialect::S3 | Dialect::Gcs if ask.is_azure() => azure::route(ask, verb),
         Dialect::S3 | Dialect::Gcs => route_of_store(ask, verb),
     }
 }
