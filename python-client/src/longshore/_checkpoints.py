@@ -12,6 +12,7 @@ from longshore._errors import InvalidArgument, NotFound
 from longshore._node import _absolute
 from longshore._proto import checkpoint_pb2 as pb
 from longshore._service import Service, service
+from longshore._tree import qualified
 
 #: A list or a deletion may have to ask the origin for many objects.
 CALL_SECONDS = 300.0
@@ -146,11 +147,6 @@ def check_step(step: object) -> int:
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 1 << 64:
         raise InvalidArgument(f"a step is a whole number from 0 on, not {step!r}")
     return step
-
-
-def qualified(group: str, name: str) -> str:
-    """A tensor's name in a checkpoint."""
-    return f"{group}/{name}" if group else name
 
 
 def checkpoint(message: pb.Checkpoint) -> Checkpoint:

@@ -6,18 +6,20 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
-from typing import Any, Generic, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from longshore import _tree
 from longshore._attach import Attached
 from longshore._boxes import Box, whole
-from longshore._checkpoints import Checkpoint
 from longshore._dtypes import expected_bytes
 from longshore._errors import Corrupt, FailedPrecondition, Internal, NotFound, Unsupported
 from longshore._frameworks import Framework, Region
 from longshore._gpu import GpuRegion
 from longshore._proto import loader_pb2
 from longshore._records import LoadReport, SkippedFile
+
+if TYPE_CHECKING:
+    from longshore._checkpoints import Checkpoint
 
 T_co = TypeVar("T_co", covariant=True)
 

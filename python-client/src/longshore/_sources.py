@@ -14,6 +14,7 @@ from math import prod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from longshore import _boxes
+from longshore._errors import FailedPrecondition
 
 if TYPE_CHECKING:
     from longshore._device_copies import DeviceCopies
@@ -75,7 +76,7 @@ class FileSource:
             while target:
                 count = file.readinto(target)
                 if not count:
-                    raise ValueError(f"the file {self.path} became shorter while it was saved")
+                    raise FailedPrecondition(f"the file {self.path} became shorter while it was saved")
                 target = target[count:]
 
 

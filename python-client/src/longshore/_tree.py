@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from longshore._checkpoints import qualified
 from longshore._errors import Corrupt, FailedPrecondition, InvalidArgument, Unsupported
 
 STATE_FILE = "state.json"
@@ -69,6 +68,11 @@ class Flat:
         """`state.json`."""
         state = {"format": FORMAT, "version": VERSION, "tree": self.tree}
         return json.dumps(state, separators=(",", ":"), allow_nan=False).encode()
+
+
+def qualified(group: str, name: str) -> str:
+    """A tensor's name in a checkpoint."""
+    return f"{group}/{name}" if group else name
 
 
 def state_name(rank: int) -> str:
