@@ -20,6 +20,8 @@ mod sealed;
 mod session;
 mod shared;
 mod table;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
