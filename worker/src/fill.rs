@@ -12,6 +12,7 @@ mod flight;
 mod heads;
 mod peer;
 mod permits;
+mod put;
 
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -45,6 +46,8 @@ pub struct FillOptions {
     pub fills_max: usize,
     /// Fills that ask another worker to fill, at once.
     pub relays_max: usize,
+    /// Chunks that are put here at once.
+    pub puts_max: usize,
     /// How long a request waits for a permit and memory.
     pub wait: Duration,
     /// How long a chunk that does not exist is not asked for again.
@@ -71,6 +74,7 @@ pub struct Chunks {
     flights: Flights,
     permits: Permits,
     relay_permits: Permits,
+    put_permits: Permits,
     negative: Cache<ChunkId, Error>,
     runtime: Handle,
     metrics: Arc<Metrics>,
@@ -107,6 +111,7 @@ impl Chunks {
             flights: Flights::default(),
             permits: Permits::new(options.fills_max),
             relay_permits: Permits::new(options.relays_max),
+            put_permits: Permits::new(options.puts_max),
             negative: Cache::builder().max_capacity(NEGATIVE_CHUNKS_MAX).time_to_live(options.negative_ttl).build(),
             options,
             runtime,
@@ -121,7 +126,7 @@ impl Chunks {
     /// fill in time, else what the origin said.
     pub fn get(self: &Arc<Self>, request: &ChunkRequest) -> Result<ChunkReply> {
         let (key, id) = (&request.key, request.key.id());
-        if let Some(reply) = self.store.get(key, &id, request.recheck) {
+        if let Some(reply) = self.store.get(request, &id) {
             return Ok(reply);
         }
         if request.mode == Mode::OnlyIfCached {
@@ -132,7 +137,7 @@ impl Chunks {
         }
         match self.flights.join(key, id, || self.store.contains(key, &id))? {
             // It came in between the two looks. Should it be gone again already, that is a miss of its own.
-            None => self.store.get(key, &id, false).ok_or_else(|| {
+            None => self.store.get(&ChunkRequest { recheck: false, ..request.clone() }, &id).ok_or_else(|| {
                 Error::new(Code::Unavailable, format!("chunk {id} was evicted while it was asked for; ask again"))
             }),
             Some(Joined::Follow(flight)) => {
@@ -171,7 +176,8 @@ impl Chunks {
     pub fn wait_idle(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let relayed = self.relay_permits.wait_idle(timeout);
-        relayed & self.permits.wait_idle(deadline.saturating_duration_since(Instant::now()))
+        let put = self.put_permits.wait_idle(deadline.saturating_duration_since(Instant::now()));
+        relayed & put & self.permits.wait_idle(deadline.saturating_duration_since(Instant::now()))
     }
 
     fn follow_origin(&self, key: &ChunkKey, id: &ChunkId) -> Result<ChunkReply> {

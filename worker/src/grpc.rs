@@ -15,6 +15,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::meta::Ask;
+use crate::store::hold::HeldAttempt;
 use crate::warm::WarmEvent;
 use crate::worker::{TierUsage, Worker};
 pub use client::Control;
@@ -117,14 +118,23 @@ impl WorkerService for Grpc {
             disk_error: status.disk_error.unwrap_or_default(),
             members: members.collect(),
             uptime_seconds: status.uptime.as_secs_f64(),
-            held: None,
-            holds: Vec::new(),
+            held: status.held.map(tier),
+            holds: status.holds.iter().map(held).collect(),
         }))
     }
 }
 
 fn tier(usage: TierUsage) -> v1::TierStatus {
     v1::TierStatus { capacity_bytes: usage.capacity_bytes, used_bytes: usage.used_bytes, chunks: usage.chunks }
+}
+
+fn held(held: &HeldAttempt) -> v1::HoldStatus {
+    v1::HoldStatus {
+        attempt: held.attempt.to_string(),
+        bytes: held.bytes,
+        chunks: held.chunks,
+        idle_seconds: held.idle.as_secs_f64(),
+    }
 }
 
 fn warm_progress(event: WarmEvent) -> v1::WarmProgress {

@@ -19,5 +19,6 @@ pub use meta::{Answer, Ask};
 pub use options::{SyncPolicy, WorkerOptions};
 pub use serve::serve;
 pub use store::Freed;
+pub use store::hold::HeldAttempt;
 pub use warm::WarmEvent;
 pub use worker::{TierUsage, VERSION, Worker, WorkerStatus};

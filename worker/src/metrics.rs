@@ -52,6 +52,14 @@ pub struct Metrics {
     pub disk_evictions: IntCounter,
     /// Files dropped when the index was rebuilt or a chunk was opened, by reason.
     pub disk_dropped: IntCounterVec,
+    /// Chunks that were put here, by what for and outcome.
+    pub puts: IntCounterVec,
+    /// Bytes of those that were kept.
+    pub put_bytes: IntCounterVec,
+    /// Checkpoints that chunks are held of.
+    pub holds: IntGauge,
+    /// Checkpoints that were let go because nobody released them in time.
+    pub holds_expired: IntCounter,
     /// 1 while the disk tier takes writes.
     pub disk_healthy: IntGauge,
     /// Metadata requests, by kind and outcome.
@@ -115,6 +123,10 @@ impl Metrics {
             disk_errors: counters("disk_errors_total", "Failures of the cache disk.", "operation")?,
             disk_evictions: counter("disk_evictions_total", "Chunk files evicted.")?,
             disk_dropped: counters("disk_dropped_total", "Files dropped as unusable.", "reason")?,
+            puts: two("puts_total", "Chunks of checkpoints that were put here.", ["mode", "outcome"])?,
+            put_bytes: counters("put_bytes_total", "Bytes of chunks that were put here and kept.", "mode")?,
+            holds: gauge("holds", "Checkpoints that chunks are held of.")?,
+            holds_expired: counter("holds_expired_total", "Checkpoints that nobody released in time.")?,
             disk_healthy: gauge("disk_healthy", "1 while the disk tier takes writes.")?,
             metadata: two("metadata_requests_total", "Metadata requests.", ["kind", "outcome"])?,
             members: gauge("members", "Workers in the view.")?,

@@ -35,6 +35,14 @@ pub struct WorkerOptions {
     #[arg(long = "disk", env = env::WORKER_DISK, value_name = "SIZE")]
     pub disk_bytes: Option<ByteSize>,
 
+    /// Part of the disk tier's budget that chunks may take which are held for checkpoints until they are in their origin [default: a quarter]
+    #[arg(long, value_name = "SIZE")]
+    pub hold_disk: Option<ByteSize>,
+
+    /// How long chunks are held that nobody releases, in hours after the last one of their checkpoint came
+    #[arg(long, value_name = "HOURS", default_value_t = 168, value_parser = clap::value_parser!(u64).range(1..))]
+    pub hold_ttl_hours: u64,
+
     /// Space that is left free on the disk [default: a twentieth of it, at most 10GiB]
     #[arg(long, env = env::WORKER_DISK_FREE_FLOOR, value_name = "SIZE")]
     pub disk_free_floor: Option<ByteSize>,
@@ -132,6 +140,8 @@ impl Default for WorkerOptions {
             memory_only: false,
             memory_bytes: None,
             disk_bytes: None,
+            hold_disk: None,
+            hold_ttl_hours: 168,
             disk_free_floor: None,
             fsync: SyncPolicy::None,
             data_listen: any(7070),

@@ -11,9 +11,11 @@ use longshore_origin::Origins;
 use longshore_proto::v1::worker_server::WorkerServer;
 use longshore_proto::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
 use longshore_runtime::pages;
+use longshore_types::checkpoint::AttemptId;
 use longshore_types::{Code, Error, Result};
 use longshore_wire::{
-    ChunkReply, ChunkRequest, ChunkService, ClientOptions, DataClient, DataServer, Endpoint, Page, ServerOptions,
+    ChunkReply, ChunkRequest, ChunkService, ClientOptions, DataClient, DataServer, Endpoint, Page, PutRequest,
+    PutStart, ServerOptions,
 };
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -119,13 +121,25 @@ impl ChunkService for Gate {
     fn get(&self, request: &ChunkRequest) -> Result<ChunkReply> {
         match self.worker.get() {
             Some(worker) if self.is_open.load(Ordering::Acquire) => worker.get(request),
-            _ => Err(Error::new(Code::Unavailable, "the worker is starting and does not know the others yet")),
+            _ => Err(starting()),
         }
+    }
+
+    fn put(&self, request: &PutRequest) -> Result<PutStart> {
+        self.worker.get().filter(|_| self.is_open.load(Ordering::Acquire)).ok_or_else(starting)?.put(request)
+    }
+
+    fn release(&self, attempt: &AttemptId) -> Result<()> {
+        self.worker.get().ok_or_else(starting)?.release(attempt)
     }
 
     fn page(&self, path: &str) -> Option<Page> {
         self.worker.get()?.page(path)
     }
+}
+
+fn starting() -> Error {
+    Error::new(Code::Unavailable, "the worker is starting and does not know the others yet")
 }
 
 /// What the pages tell.

@@ -2,6 +2,7 @@
 
 pub mod disk;
 pub mod format;
+pub mod hold;
 pub mod index;
 pub mod memory;
 
@@ -10,13 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longshore_origin::covers;
-use longshore_types::{ChunkId, ChunkKey};
-use longshore_wire::{ChunkBody, ChunkReply, Tier};
+use longshore_types::{BlockChecksum, ChunkId, ChunkKey};
+use longshore_wire::{ChunkBody, ChunkReply, ChunkRequest, Tier};
 
 use parking_lot::Mutex;
 
 use crate::metrics::Metrics;
 use disk::{DiskChunk, DiskTier};
+use hold::Holds;
 use memory::MemoryTier;
 
 /// Calls of [`Store::free`] that are remembered, for fills which end behind them.
@@ -46,6 +48,8 @@ pub struct Store {
     pub memory: MemoryTier,
     /// `None` when the cache is kept in memory only.
     pub disk: Option<Arc<DiskTier>>,
+    /// Beside the disk tier: what is held for others.
+    pub holds: Option<Arc<Holds>>,
     metrics: Arc<Metrics>,
     /// What was freed lately, and when.
     freed: Mutex<VecDeque<(Instant, String)>>,
@@ -53,14 +57,21 @@ pub struct Store {
 
 impl Store {
     /// Puts the tiers together.
-    pub fn new(memory: MemoryTier, disk: Option<Arc<DiskTier>>, metrics: Arc<Metrics>) -> Self {
-        Store { memory, disk, metrics, freed: Mutex::default() }
+    pub fn new(
+        memory: MemoryTier,
+        disk: Option<Arc<DiskTier>>,
+        holds: Option<Arc<Holds>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Store { memory, disk, holds, metrics, freed: Mutex::default() }
     }
 
-    /// The chunk from the first tier that has it. With `recheck`, copies are verified first and bad ones dropped.
-    pub fn get(&self, key: &ChunkKey, id: &ChunkId, recheck: bool) -> Option<ChunkReply> {
-        if recheck {
-            self.drop_bad_copies(key, id);
+    /// The chunk from the first tier that has it. With a recheck, copies are verified first and bad ones dropped, also those
+    /// that are not what the asker knows that they must be.
+    pub fn get(&self, request: &ChunkRequest, id: &ChunkId) -> Option<ChunkReply> {
+        let key = &request.key;
+        if request.recheck {
+            self.drop_bad_copies(request, id);
         }
         let in_memory = self.memory.get(key, id);
         let on_disk = self.disk.as_ref().and_then(|disk| disk.get(key, id));
@@ -69,8 +80,17 @@ impl Store {
             (Some(_), Some(file)) if file.is_resident(key.len_bytes()) => Some(file_reply(Tier::Memory, file)),
             (Some(chunk), _) => Some(ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) }),
             (None, Some(file)) => Some(file_reply(Tier::Disk, file)),
-            (None, None) => None,
+            (None, None) => {
+                let held = self.holds.as_ref()?.get(key, id)?;
+                is_expected(request, &held.checksums).then(|| file_reply(Tier::Disk, held))
+            }
         }
+    }
+
+    /// The checksums of the cached copy; what is held is not part of the cache.
+    pub fn checksums(&self, key: &ChunkKey, id: &ChunkId) -> Option<Arc<[BlockChecksum]>> {
+        let in_memory = self.memory.get(key, id).and_then(|chunk| chunk.checksums());
+        in_memory.or_else(|| Some(self.disk.as_ref()?.get(key, id)?.checksums))
     }
 
     /// Whether any tier holds the chunk.
@@ -117,18 +137,23 @@ impl Store {
         self.disk.as_ref().is_none_or(|disk| disk.flush(timeout))
     }
 
-    fn drop_bad_copies(&self, key: &ChunkKey, id: &ChunkId) {
+    fn drop_bad_copies(&self, request: &ChunkRequest, id: &ChunkId) {
+        let key = &request.key;
         if let Some(chunk) = self.memory.get(key, id)
-            && !memory::is_intact(&chunk)
+            && !(chunk.checksums().is_some_and(|is| is_expected(request, &is)) && memory::is_intact(&chunk))
         {
             self.memory.remove(id);
             self.count_bad(id, Tier::Memory);
         }
         if let Some(disk) = &self.disk
             && let Some(chunk) = disk.get(key, id)
-            && !disk.is_intact(&chunk, key)
+            && !(is_expected(request, &chunk.checksums) && disk.is_intact(&chunk, key))
         {
             disk.remove(id);
+            self.count_bad(id, Tier::Disk);
+        }
+        // What a stranger says it must be is no reason to lose what is held: it is only not given out.
+        if self.holds.as_ref().is_some_and(|holds| holds.drop_if_torn(key, id)) {
             self.count_bad(id, Tier::Disk);
         }
     }
@@ -137,6 +162,12 @@ impl Store {
         self.metrics.checksum_mismatches.with_label_values(&[tier.as_str()]).inc();
         tracing::warn!(chunk = %id, %tier, "copy with a wrong checksum dropped; it is filled again");
     }
+}
+
+/// Whether a copy with these checksums is what the asker knows that it must be.
+fn is_expected(request: &ChunkRequest, checksums: &[BlockChecksum]) -> bool {
+    let Some(expected) = request.expected.as_ref().filter(|_| request.recheck) else { return true };
+    checksums.get(request.blocks()).is_some_and(|blocks| *blocks == **expected)
 }
 
 fn file_reply(tier: Tier, chunk: DiskChunk) -> ChunkReply {

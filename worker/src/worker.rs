@@ -12,8 +12,11 @@ use longshore_cluster::{Identity, MemberId, Membership, load_or_create_id};
 use longshore_memory::Arena;
 use longshore_origin::Origins;
 use longshore_runtime::metrics::Metrics as Registry;
+use longshore_types::checkpoint::AttemptId;
 use longshore_types::{Artifact, Code, Error, Manifest, Resolved, Result, Selection, redact_url};
-use longshore_wire::{ChunkReply, ChunkRequest, ChunkService, ClientOptions, DataClient, Page, Tier};
+use longshore_wire::{
+    ChunkReply, ChunkRequest, ChunkService, ClientOptions, DataClient, Page, PutRequest, PutStart, Tier,
+};
 use tokio::runtime::Handle;
 
 use crate::fill::{Chunks, FillOptions, HeadFills};
@@ -23,6 +26,7 @@ use crate::metrics::Metrics;
 use crate::options::WorkerOptions;
 use crate::peers::Peers;
 use crate::store::disk::{DiskOptions, DiskTier, FolderLock, not_writable};
+use crate::store::hold::{HoldOptions, Holds};
 use crate::store::memory::MemoryTier;
 use crate::store::{Freed, Store};
 use budget::{MemoryBudget, rounded};
@@ -74,10 +78,21 @@ impl Worker {
             .map(|folder| DiskTier::open(disk_options(&options, folder.clone(), &budget), metrics.clone()))
             .transpose()?;
         let memory = MemoryTier::new(Arena::new(budget.total_bytes), budget.head_room_bytes);
-        let store = Store::new(memory, disk, metrics.clone());
+        let holds = match (&cache_folder, &disk) {
+            (Some(folder), Some(disk)) => {
+                let hold_options = HoldOptions {
+                    budget_bytes: options.hold_disk.map(|size| size.0),
+                    ttl: Duration::from_secs(options.hold_ttl_hours.saturating_mul(3600)),
+                };
+                Some(Holds::open(folder.join("holds"), &hold_options, disk.clone(), metrics.clone())?)
+            }
+            _ => None,
+        };
+        let store = Store::new(memory, disk, holds, metrics.clone());
         let fill = FillOptions {
             fills_max: budget.fills,
             relays_max: budget.relays,
+            puts_max: budget.puts,
             wait: Duration::from_millis(options.fill_wait_ms),
             negative_ttl: Duration::from_millis(options.negative_ttl_ms),
             cache_local_origin: options.cache_local_origin,
@@ -242,6 +257,16 @@ impl ChunkService for Worker {
             Err(error) => self.metrics.request_errors.with_label_values(&[error.code().as_str()]).inc(),
         }
         reply
+    }
+
+    fn put(&self, request: &PutRequest) -> Result<PutStart> {
+        self.check_local(request.key.artifact().url())?;
+        self.chunks.put(request)
+    }
+
+    fn release(&self, attempt: &AttemptId) -> Result<()> {
+        self.chunks.release(attempt);
+        Ok(())
     }
 
     fn page(&self, path: &str) -> Option<Page> {

@@ -21,6 +21,8 @@ pub struct MemoryBudget {
     pub fills: usize,
     /// Fills that ask another worker to fill, at once.
     pub relays: usize,
+    /// Chunks that are put here at once.
+    pub puts: usize,
     /// Chunks that wait for the disk.
     pub queue_chunks: usize,
     /// What the memory tier leaves to fills, writes and readers.
@@ -29,13 +31,15 @@ pub struct MemoryBudget {
 
 impl MemoryBudget {
     /// As many fills as asked for, but no more than fit in a quarter of the memory; half as many may ask other workers,
-    /// and half as many chunks may wait for the disk. The rest, about half, is the memory tier.
+    /// half as many chunks
+    /// may wait for the disk, and a quarter as many may be put here. The rest, about half, is the memory tier.
     pub fn split(total_bytes: u64, fills_max: usize) -> Self {
         let per_fill = CHUNK_BYTES + PEER_STEP_BYTES;
         let fills = ((total_bytes / 4 / per_fill) as usize).clamp(1, fills_max.max(1));
-        let (relays, queue_chunks) = (fills.div_ceil(2), fills.div_ceil(2));
-        let head_room_bytes = (fills + relays) as u64 * per_fill + (queue_chunks as u64 + READER_CHUNKS) * CHUNK_BYTES;
-        MemoryBudget { total_bytes, fills, relays, queue_chunks, head_room_bytes }
+        let (relays, queue_chunks, puts) = (fills.div_ceil(2), fills.div_ceil(2), fills.div_ceil(4));
+        let whole_chunks = (queue_chunks + puts) as u64 + READER_CHUNKS;
+        let head_room_bytes = (fills + relays) as u64 * per_fill + whole_chunks * CHUNK_BYTES;
+        MemoryBudget { total_bytes, fills, relays, puts, queue_chunks, head_room_bytes }
     }
 }
 

@@ -8,6 +8,7 @@ use longshore_types::Result;
 
 use super::{VERSION, Worker};
 use crate::metrics;
+use crate::store::hold::HeldAttempt;
 
 /// Capacity and use of one tier.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -41,6 +42,10 @@ pub struct WorkerStatus {
     pub memory: TierUsage,
     /// The disk tier.
     pub disk: Option<TierUsage>,
+    /// What is held for checkpoints; part of the disk tier's budget.
+    pub held: Option<TierUsage>,
+    /// Of each of those, oldest first.
+    pub holds: Vec<HeldAttempt>,
     /// Why the disk tier takes no writes.
     pub disk_error: Option<String>,
     /// Fills that are running.
@@ -73,6 +78,8 @@ impl Worker {
             cache_dir: self.cache_folder.clone(),
             memory: store.memory.usage().into(),
             disk: store.disk.as_ref().map(|disk| disk.usage().into()),
+            held: store.holds.as_ref().map(|holds| holds.usage().into()),
+            holds: store.holds.as_ref().map(|holds| holds.list()).unwrap_or_default(),
             disk_error: store.disk.as_ref().and_then(|disk| disk.failure()),
             fills_in_flight: self.chunks.fills_in_flight() as u64,
             served_bytes: metrics::sum(&self.metrics.served_bytes),
@@ -95,7 +102,9 @@ impl Worker {
     /// Copies what others count into our metrics.
     pub(crate) fn update_metrics(&self) {
         let store = &self.chunks.store;
-        let tiers = [("memory", Some(store.memory.usage())), ("disk", store.disk.as_ref().map(|disk| disk.usage()))];
+        let held = store.holds.as_ref().map(|holds| holds.usage());
+        let disk = store.disk.as_ref().map(|disk| disk.usage());
+        let tiers = [("memory", Some(store.memory.usage())), ("disk", disk), ("held", held)];
         for (name, usage) in tiers {
             let usage = TierUsage::from(usage.unwrap_or_default());
             self.metrics.capacity_bytes.with_label_values(&[name]).set(usage.capacity_bytes as i64);
@@ -103,6 +112,7 @@ impl Worker {
             self.metrics.chunks.with_label_values(&[name]).set(usage.chunks as i64);
         }
         self.metrics.arena_used_bytes.set(store.memory.arena().used_bytes() as i64);
+        self.metrics.holds.set(store.holds.as_ref().map_or(0, |holds| holds.list().len()) as i64);
         self.metrics.members.set(self.peers.members().len() as i64);
         self.metrics.copy_origin(&self.chunks.origins.stats());
     }

@@ -17,7 +17,7 @@ pub struct Space {
     folder: PathBuf,
     budget_bytes: u64,
     free_floor_bytes: u64,
-    /// Bytes of files that are being written and are not in the index yet.
+    /// Bytes of files that are not in the index: those that are being written, and those that are held.
     pending_bytes: Mutex<u64>,
 }
 
@@ -51,6 +51,11 @@ impl Space {
             *pending += need_bytes;
         }
         fits
+    }
+
+    /// Takes bytes of files that are there already, whether they fit or not.
+    pub fn adopt(&self, bytes: u64) {
+        *self.pending_bytes.lock() += bytes;
     }
 
     /// The file is in the index, or will never be.

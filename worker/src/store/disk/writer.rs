@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -269,6 +269,59 @@ impl DiskTier {
         Ok(())
     }
 
+    /// Writes a chunk outside of the index, and returns when it is on the disk: its data, its name and its folder's name.
+    ///
+    /// # Errors
+    /// [`Code::Exhausted`] for a full disk, else [`Code::Unavailable`].
+    pub(in crate::store) fn write_held(&self, chunk: &GrowingChunk, path: &Path) -> Result<()> {
+        let checksums = chunk.checksums().ok_or_else(|| Error::new(Code::Internal, "the chunk is not complete"))?;
+        let temporary = self.temporary_path();
+        let write = || -> io::Result<()> {
+            let folder = path.parent().ok_or_else(|| io::Error::other("a file without a folder"))?;
+            if !folder.exists() {
+                fs::create_dir_all(folder)?;
+                sync_folder(folder.parent().unwrap_or(folder))?;
+            }
+            self.write_temporary(&temporary, chunk, &checksums)?;
+            File::open(&temporary)?.sync_all()?;
+            fs::rename(&temporary, path)?;
+            sync_folder(folder)
+        };
+        write().map_err(|error| {
+            // The write's error is what matters; a file left behind goes at the next start.
+            let _ = fs::remove_file(&temporary);
+            self.metrics.disk_errors.with_label_values(&["write"]).inc();
+            let code = match error.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Code::Exhausted,
+                _ => Code::Unavailable,
+            };
+            Error::new(code, format!("cannot write {}: {error}", path.display())).with_source(error)
+        })
+    }
+
+    /// Takes room that is not the cache's until [`DiskTier::settle_held`]; chunks of the cache go for it.
+    ///
+    /// # Errors
+    /// [`Code::Exhausted`].
+    pub(in crate::store) fn take_held(&self, bytes: u64) -> Result<()> {
+        self.make_room(bytes).map_err(|_| {
+            Error::new(
+                Code::Exhausted,
+                format!("the disk of {} has no room for a chunk to hold", self.folder.display()),
+            )
+        })
+    }
+
+    /// Counts what is there already.
+    pub(in crate::store) fn adopt_held(&self, bytes: u64) {
+        self.space.adopt(bytes);
+    }
+
+    /// Gives that room back to the cache.
+    pub(in crate::store) fn settle_held(&self, bytes: u64) {
+        self.space.settle(bytes);
+    }
+
     fn write_file(&self, id: &ChunkId, chunk: &GrowingChunk, checksums: &[BlockChecksum]) -> Result<(), Unwritten> {
         let temporary = self.temporary_path();
         let written = self.write_temporary(&temporary, chunk, checksums);
@@ -302,4 +355,8 @@ impl DiskTier {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         self.folder.join("tmp").join(format!("{}-{number}", std::process::id()))
     }
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    File::open(folder)?.sync_all()
 }
