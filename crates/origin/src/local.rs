@@ -208,6 +208,9 @@ fn io_fault(path: &Path, doing: &str, error: &std::io::Error) -> Fault {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
             Fault::fatal(Code::Exhausted, format!("cannot {doing} {name}: {error}; make room"))
         }
+        ErrorKind::IsADirectory | ErrorKind::AlreadyExists => {
+            Fault::fatal(Code::FailedPrecondition, format!("cannot {doing} {name}: something else is there already"))
+        }
         ErrorKind::ReadOnlyFilesystem => {
             Fault::fatal(Code::PermissionDenied, format!("cannot {doing} {name}: its file system is read-only"))
         }

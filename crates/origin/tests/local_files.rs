@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
-use longshore_origin::{OriginOptions, Origins};
+use longshore_origin::{OriginOptions, Origins, PutHow, PutOutcome};
 use longshore_types::{Artifact, Code};
 
 fn origins() -> Origins {
@@ -121,4 +121,72 @@ async fn a_read_that_is_dropped_leaves_nothing_behind() {
     }
     // All descriptors are closed once their last piece, in flight when the stream was dropped, has been read.
     assert_eq!(read(&origins, &artifact).await.len(), 16 << 20);
+}
+
+/// A writer that is killed leaves its unfinished files; they are no objects, and are found to be swept.
+#[tokio::test]
+async fn unfinished_writes_are_no_objects() {
+    let folder = tempfile::tempdir().unwrap();
+    let origins = Origins::new(OriginOptions::default()).unwrap();
+    let url = origins.canonical_url(folder.path().join("run").to_str().unwrap()).unwrap();
+    std::fs::create_dir_all(folder.path().join("run/step-1")).unwrap();
+    let left = folder.path().join("run/step-1").join(format!(".x.json.{}.tmp", "0a".repeat(16)));
+    std::fs::write(&left, "half").unwrap();
+    origins.upload_start(&format!("{url}/step-1/big")).await.unwrap();
+
+    assert_eq!(origins.list_below(&url).await.unwrap(), []);
+    assert_eq!(origins.list_folders(&url).await.unwrap(), Vec::<String>::new());
+    assert_eq!(origins.resolve(&url).await.unwrap_err().code(), Code::NotFound);
+    let mut open = origins.open_uploads(&url).await.unwrap().unwrap();
+    open.sort_unstable_by(|a, b| a.url.cmp(&b.url));
+    let names: Vec<_> = open.iter().map(|upload| upload.url.strip_prefix(&url).unwrap()).collect();
+    assert_eq!(names, ["/step-1/big", "/step-1/x.json"]);
+    for upload in &open {
+        origins.upload_abort(&upload.url, &upload.id).await.unwrap();
+    }
+    assert!(!folder.path().join("run/step-1").exists(), "a folder goes with the last of its files");
+    let error =
+        origins.put(&format!("{url}/.x.{}.tmp", "0a".repeat(16)), "x".into(), PutHow::Create).await.unwrap_err();
+    assert_eq!(error.code(), Code::InvalidArgument, "{error}");
+}
+
+#[tokio::test]
+async fn what_is_in_the_way_of_a_write_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let origins = Origins::new(OriginOptions::default()).unwrap();
+    std::fs::create_dir(folder.path().join("folder")).unwrap();
+    std::fs::write(folder.path().join("file"), "x").unwrap();
+    for name in ["folder", "file/x", "file/x/y"] {
+        let path = folder.path().join(name);
+        let put = origins.put(path.to_str().unwrap(), "x".into(), PutHow::Overwrite).await.unwrap_err();
+        assert_eq!(put.code(), Code::FailedPrecondition, "{put}");
+        assert!(put.message().contains(folder.path().join("f").to_str().unwrap()), "{put}");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
+}
+
+/// Eight writers that each raise a counter ten times by compare-and-swap: none of the turns is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn replacing_is_a_compare_and_swap() {
+    let folder = tempfile::tempdir().unwrap();
+    let origins = Origins::new(OriginOptions::default()).unwrap();
+    let url = origins.canonical_url(folder.path().join("counter").to_str().unwrap()).unwrap();
+    origins.put(&url, "0".into(), PutHow::Create).await.unwrap();
+    let raise = async |origins: &Origins| {
+        loop {
+            let (artifact, bytes) = origins.read_small(&url, 100).await.unwrap();
+            let count: u32 = std::str::from_utf8(&bytes).unwrap().parse().unwrap();
+            let how = PutHow::Replace(artifact.version().clone());
+            if origins.put(&url, (count + 1).to_string().into(), how).await.unwrap() != PutOutcome::Conflict {
+                return;
+            }
+        }
+    };
+    let writers = (0..8).map(|_| async {
+        for _ in 0..10 {
+            raise(&origins).await;
+        }
+    });
+    futures::future::join_all(writers).await;
+    assert_eq!(origins.read_small(&url, 100).await.unwrap().1, "80");
 }

@@ -5,9 +5,11 @@
 //! not signed (that would be a pass of SHA-256 over each part); a CRC travels with them instead, and the store compares.
 
 mod documents;
+mod objects;
 mod parts;
+mod uploads;
 mod wire;
-mod writes;
+mod writer;
 
 pub(super) use wire::{Auth, Wire};
-pub(super) use writes::{Place, XmlWriter};
+pub(super) use writer::{Place, XmlWriter};

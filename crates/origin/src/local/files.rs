@@ -6,7 +6,7 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use longshore_types::Version;
+use longshore_types::{Code, Version};
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 
 use super::temporary::{self, Kind};
@@ -81,7 +81,9 @@ pub(super) fn create_beside(path: &Path, id: &str, kind: Kind) -> Attempt<(PathB
         let opened = OpenOptions::new().write(true).create_new(true).open(&at);
         match opened {
             Ok(file) => return Ok((at, file)),
-            Err(error) if error.kind() == ErrorKind::NotFound && tries < FOLDERS_MAX => {
+            Err(error)
+                if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) && tries < FOLDERS_MAX =>
+            {
                 tries += 1;
                 create_folders(folder)?;
             }
@@ -93,7 +95,13 @@ pub(super) fn create_beside(path: &Path, id: &str, kind: Kind) -> Attempt<(PathB
 /// Makes the folders that are missing; each is synced into the one above it.
 fn create_folders(folder: &Path) -> Attempt<()> {
     let missing: Vec<&Path> = folder.ancestors().take_while(|folder| !folder.exists()).collect();
-    std::fs::create_dir_all(folder).map_err(|error| io_fault(folder, "make the folder", &error))?;
+    std::fs::create_dir_all(folder).map_err(|error| match error.kind() {
+        ErrorKind::NotADirectory => {
+            let text = format!("cannot make the folder {}: a part of its path is a file", folder.display());
+            Fault::fatal(Code::FailedPrecondition, text)
+        }
+        _ => io_fault(folder, "make the folder", &error),
+    })?;
     for folder in missing.into_iter().rev() {
         sync_folder_of(folder)?;
     }

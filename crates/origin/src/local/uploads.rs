@@ -30,12 +30,19 @@ pub(super) fn start(target: &Path) -> Attempt<UploadId> {
     Ok(UploadId(id))
 }
 
+/// What the id of a whole object begins with, which a process left unfinished: it can only be dropped.
+const LEFT_OVER: &str = "left-";
+
 fn path_of(target: &Path, id: &UploadId) -> Attempt<PathBuf> {
-    if !temporary::is_id(&id.0) {
+    let (text, kind) = match id.0.strip_prefix(LEFT_OVER) {
+        Some(text) => (text, Kind::Object),
+        None => (id.0.as_str(), Kind::Upload),
+    };
+    if !temporary::is_id(text) {
         let text = format!("the upload of {} is not one that a local folder gave", target.display());
         return Err(Fault::fatal(Code::InvalidArgument, text));
     }
-    Ok(temporary::path_of(target, &id.0, Kind::Upload))
+    Ok(temporary::path_of(target, text, kind))
 }
 
 /// Writes one part.
@@ -99,7 +106,7 @@ pub(super) struct Unfinished {
     pub started_ms: u64,
 }
 
-/// All uploads below a folder. Symbolic links are not followed: no upload is begun behind one.
+/// All uploads below a folder, and whole objects that a process that ended left unfinished. Symbolic links are not followed: no upload is begun behind one.
 pub(super) fn unfinished(folder: &Path) -> Attempt<Vec<Unfinished>> {
     let mut found = Vec::new();
     look_into(folder, "", 0, &mut found)?;
@@ -118,10 +125,14 @@ fn look_into(folder: &Path, prefix: &str, depth: usize, found: &mut Vec<Unfinish
         let (Some(name), Ok(kind)) = (name.to_str(), entry.file_type()) else { continue };
         if kind.is_dir() && depth < DEPTH_MAX {
             look_into(&entry.path(), &longshore_types::names::join(prefix, name), depth + 1, found)?;
-        } else if let Some((target, id, Kind::Upload)) = temporary::parse(name) {
+        } else if let Some((target, id, kind)) = temporary::parse(name) {
+            let id = match kind {
+                Kind::Upload => id.to_owned(),
+                Kind::Object => format!("{LEFT_OVER}{id}"),
+            };
             found.push(Unfinished {
                 name: longshore_types::names::join(prefix, target),
-                id: UploadId(id.to_owned()),
+                id: UploadId(id),
                 started_ms: entry.metadata().map(|metadata| started_ms(&metadata)).unwrap_or_default(),
             });
         }

@@ -228,7 +228,7 @@ impl Origins {
     }
 
     /// Finds out whether the store honours the conditions of [`Origins::put`], on an object that is deleted again. Asked
-    /// once per bucket (or local folder's file system) and process.
+    /// once per bucket and process, all local folders counting as one, unless it fails.
     ///
     /// # Errors
     /// `Unsupported`, naming the store, when it overwrites in spite of a condition; otherwise as [`Origins::put`].

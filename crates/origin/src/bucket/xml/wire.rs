@@ -115,7 +115,9 @@ impl Wire {
         }
         let sign_payload = ask.body.len() <= SIGNED_BYTES_MAX;
         let mut headers = ask.headers;
-        headers.insert("content-length", HeaderValue::from(ask.body.len()));
+        if matches!(ask.method, Method::PUT | Method::POST) {
+            headers.insert("content-length", HeaderValue::from(ask.body.len()));
+        }
         let mut request = HttpRequest::new(ask.body.into());
         *request.method_mut() = ask.method;
         *request.uri_mut() = url.parse().map_err(generic)?;
