@@ -126,6 +126,21 @@ async fn memory_is_bounded_and_comes_back() {
 }
 
 #[tokio::test]
+async fn of_many_who_create_an_object_one_does() {
+    let origin = start_s3();
+    let store = s3(&origin);
+    let tries = (0..16_u8).map(|i| {
+        let create = PutOptions { mode: PutMode::Create, ..PutOptions::default() };
+        let store = &store;
+        async move { store.put_opts(&Path::from("one"), vec![i].into(), create).await }
+    });
+    let done = futures::future::join_all(tries).await;
+    let winners: Vec<usize> = (0..16).filter(|&i| done[i].is_ok()).collect();
+    assert_eq!(winners.len(), 1);
+    assert_eq!(origin.content("bucket/one").unwrap().to_vec(), [winners[0] as u8]);
+}
+
+#[tokio::test]
 async fn many_are_deleted_at_once() {
     let origin = start_s3();
     let names = ["a", "b & c", "d/e", "never was"];

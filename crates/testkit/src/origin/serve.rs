@@ -1,5 +1,6 @@
 //! The engine: accepts, routes, lets faults strike, answers.
 
+mod object;
 mod route;
 
 use std::collections::HashMap;
@@ -20,9 +21,8 @@ use super::body::{self, Body};
 use super::counters::{Arrival, Ticket};
 use super::faults::{Misbehaviour, Verb, strike};
 use super::receive::{Broken, Plan, Received, receive};
-use super::request::{Ask, Span};
+use super::request::Ask;
 use super::state::{Object, State};
-use super::text::http_date;
 use super::write::Deletes;
 use super::{Dialect, admin, checksums, hub, listing, sigv4, stores, uploads, write};
 
@@ -230,80 +230,6 @@ impl Call {
             Route::Azure(route) => azure::answer(self, route, deletes, refused),
             Route::Unknown => self.fail(stores::Failure::of_status(405)),
         }
-    }
-
-    /// The checksum of the whole object, for those who ask for it and for all of it.
-    async fn checksum_headers(&self, object: &Arc<Object>) -> Vec<(&'static str, String)> {
-        let asks = self.ask.text("x-amz-checksum-mode").is_some_and(|mode| mode.eq_ignore_ascii_case("enabled"));
-        if !asks || !self.keeps_checksums() || self.ask.span(object.content.len_bytes()) != Span::Whole {
-            return Vec::new();
-        }
-        let object = object.clone();
-        // Of an object that no client put it is computed now, from all its bytes.
-        let stated = tokio::task::spawn_blocking(move || object.checksum_text()).await;
-        let Ok(stated) = stated else { return Vec::new() };
-        vec![("x-amz-checksum-type", stated.kind().to_owned()), (stated.algorithm.header(), stated.text)]
-    }
-
-    /// Answers with the bytes of an object, or with what its conditions and range make of it.
-    pub(super) fn object(self, object: Arc<Object>, extra: Vec<(&'static str, String)>) -> Response<Body> {
-        let quirks = &self.state.config.quirks;
-        let size = object.content.len_bytes();
-        let etag = extra.iter().find(|(name, _)| *name == "etag").map_or(&object.etag, |(_, value)| value).clone();
-        if !quirks.ignores_conditions
-            && let Err(failure) = self.check_conditions(&object, &etag)
-        {
-            return self.fail(failure);
-        }
-        let span = if quirks.ignores_ranges { Span::Whole } else { self.ask.span(size) };
-        if span == Span::Unsatisfiable {
-            return self.fail(stores::Failure::of_status(416));
-        }
-        let range = span.range(size);
-        let mut response = Response::builder()
-            .header(header::ACCEPT_RANGES, "bytes")
-            .header(header::LAST_MODIFIED, http_date(object.modified))
-            .header(header::CONTENT_TYPE, "application/octet-stream")
-            .header(header::CONTENT_LENGTH, range.end - range.start);
-        if let Span::Part(range) = &span {
-            let text = format!("bytes {}-{}/{size}", range.start, range.end - 1);
-            response = response.status(StatusCode::PARTIAL_CONTENT).header(header::CONTENT_RANGE, text);
-        }
-        if !quirks.has_no_etag && !extra.iter().any(|(name, _)| *name == "etag") {
-            response = response.header(header::ETAG, etag);
-        }
-        if self.state.config.dialect == Dialect::Gcs {
-            response = response.header("x-goog-generation", object.generation);
-        }
-        response = extra.into_iter().fold(response, |response, (name, value)| response.header(name, value));
-        let status = if matches!(span, Span::Part(_)) { 206 } else { 200 };
-        self.ticket.status(status);
-        let body = match self.ask.is_head() {
-            true => body::empty(),
-            false => body::object(object, range, self.bad, self.ticket),
-        };
-        built(response.body(body))
-    }
-
-    fn check_conditions(&self, object: &Object, etag: &str) -> Result<(), stores::Failure> {
-        let names = |list: &str| list.split(',').any(|one| matches!(one.trim(), "*") || one.trim() == etag);
-        if self.ask.header(header::IF_MATCH).is_some_and(|list| !names(list)) {
-            return Err(stores::Failure::of_status(412));
-        }
-        if self.ask.header(header::IF_NONE_MATCH).is_some_and(names) {
-            return Err(stores::Failure::of_status(304));
-        }
-        if self.state.config.dialect == Dialect::Gcs {
-            let generation = object.generation.to_string();
-            if self.ask.param("generation").is_some_and(|wanted| wanted != generation) {
-                return Err(stores::Failure::of_status(404));
-            }
-            let wanted = self.ask.headers.get("x-goog-if-generation-match");
-            if wanted.is_some_and(|wanted| wanted.as_bytes() != generation.as_bytes()) {
-                return Err(stores::Failure::of_status(412));
-            }
-        }
-        Ok(())
     }
 
     /// Answers with a text.
