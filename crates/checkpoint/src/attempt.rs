@@ -67,6 +67,8 @@ pub struct Attempt {
     token: CancellationToken,
     /// Why it is given up, from before the journal has it.
     stopped: Mutex<Option<Error>>,
+    /// One rank is taken charge of at a time: the same call may come twice at once.
+    starting: tokio::sync::Mutex<()>,
     is_suspended: AtomicBool,
     is_driven: AtomicBool,
     is_touched: AtomicBool,
@@ -289,9 +291,18 @@ impl Attempt {
         });
     }
 
+    pub(crate) fn starting(&self) -> &tokio::sync::Mutex<()> {
+        &self.starting
+    }
+
     /// True for the first who asks: its write-back is started once.
     pub(crate) fn begin_driving(&self) -> bool {
         !self.is_driven.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether its write-back runs.
+    pub(crate) fn is_driven(&self) -> bool {
+        self.is_driven.load(Ordering::Acquire)
     }
 
     pub(crate) fn end_driving(&self) {

@@ -11,7 +11,6 @@ pub(crate) fn record_durable(attempt: &Arc<Attempt>, rank: u32) {
     match attempt.record_blocking(Record::RankDurable { rank }) {
         Ok(()) => {
             failpoint::hit("after_rank_durable");
-            attempt.close_objects(rank);
             attempt.settle_room(rank);
         }
         Err(error) => attempt.fail(error),

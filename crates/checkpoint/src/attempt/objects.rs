@@ -1,25 +1,31 @@
 //! The files on this node's disk that hold what will be objects.
 //!
-//! Object `k` is file `k` of the plan, object `files + r` the pack of rank `r`. Files of one slab are opened, written, synced and
-//! closed: a checkpoint may have a hundred thousand. Larger ones stay open while they are written.
+//! Object `k` is file `k` of the plan, object `files + r` the pack of rank `r`. A checkpoint may have a hundred thousand of
+//! them: none is kept open.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
+use std::io;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use bytes::Bytes;
 use longshore_types::{CHUNK_BYTES, Code, Error, Result};
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
 use super::{Attempt, rank_files};
-use crate::SLAB_BYTES;
 use crate::spool::{Reserved, disk_error, sync_folder};
 
 const FOLDER_NAME: &str = "objects";
+/// Smaller files are written at once: asking for blocks first would only cost.
+const PREALLOCATED_FROM_BYTES: u64 = 1 << 20;
+/// Chunks by which a pack grows.
+const PACK_STEP_CHUNKS: u32 = 16;
+/// A thread may be making a file in the folder that is being removed.
+const REMOVAL_TRIES: usize = 3;
 
 /// Room on the disk that is set aside for a rank.
 #[derive(Debug)]
@@ -30,7 +36,8 @@ pub(crate) struct Room {
 #[derive(Debug)]
 pub(super) struct Objects {
     folder: PathBuf,
-    open: Mutex<HashMap<u32, Arc<File>>>,
+    /// Bytes from the start of each object that the file system has given blocks for.
+    allocated: Mutex<HashMap<u32, u64>>,
     /// By rank.
     rooms: Mutex<HashMap<u32, Room>>,
     /// Which chunk of which file each place of a rank's pack is for, flushed or not.
@@ -41,7 +48,7 @@ impl Objects {
     pub(super) fn new(attempt_folder: &Path) -> Objects {
         Objects {
             folder: attempt_folder.join(FOLDER_NAME),
-            open: Mutex::default(),
+            allocated: Mutex::default(),
             rooms: Mutex::default(),
             places: Mutex::default(),
         }
@@ -120,40 +127,56 @@ impl Attempt {
 
     /// An object's file, to be written; made, with room for `size_bytes` (`u64::MAX` for a pack, which grows), when it is not
     /// there. The second says that it is new: sync the folder then.
-    pub(crate) fn object_file(&self, object: u32, size_bytes: u64) -> Result<(Arc<File>, bool)> {
-        let mut open = self.objects.open.lock();
-        if let Some(file) = open.get(&object) {
-            return Ok((Arc::clone(file), false));
-        }
+    ///
+    /// Each call opens it anew: an error of the disk is told once to each open file, so a shared one could tell it to the
+    /// thread whose bytes are well.
+    pub(crate) fn object_file(&self, object: u32, size_bytes: u64) -> Result<(File, bool)> {
         let path = self.objects.path(object);
-        let is_new = !path.exists();
-        let file = File::options().write(true).create(true).truncate(false).open(&path);
-        let file = Arc::new(file.map_err(|error| disk_error("create", &path, &error))?);
-        if is_new && size_bytes > SLAB_BYTES && size_bytes != u64::MAX {
-            preallocate(&file, size_bytes).map_err(|error| {
-                // Otherwise the next try finds a file that is there, and no room behind it.
-                let _ = std::fs::remove_file(&path);
-                disk_error("make room for", &path, &error)
-            })?;
-            let rank = self.rank_of_object(object);
-            if let Some(room) = self.objects.rooms.lock().get_mut(&rank) {
-                room.reserved.written(size_bytes);
+        let open = File::options().write(true).open(&path);
+        let (file, is_new) = match open {
+            Ok(file) => (file, false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                // Two threads may come here for one object: both are told that it is new.
+                let file = File::options().write(true).create(true).truncate(false).open(&path);
+                (file.map_err(|error| disk_error("create", &path, &error))?, true)
             }
-        }
-        if size_bytes > SLAB_BYTES {
-            open.insert(object, Arc::clone(&file));
+            Err(error) => return Err(disk_error("open", &path, &error)),
+        };
+        if size_bytes >= PREALLOCATED_FROM_BYTES && size_bytes != u64::MAX {
+            self.allocate(object, &file, size_bytes)?;
         }
         Ok((file, is_new))
+    }
+
+    /// Room for a chunk of a pack, and for some that follow it.
+    pub(crate) fn allocate_pack(&self, object: u32, file: &File, place: u32) -> Result<()> {
+        let end = (u64::from(place / PACK_STEP_CHUNKS) + 1) * u64::from(PACK_STEP_CHUNKS) * CHUNK_BYTES;
+        self.allocate(object, file, end)
+    }
+
+    /// Takes the blocks up to `end`, once: a full disk is found before the bytes come, and buffered writes that are synced
+    /// slab by slab are several times faster into blocks that are there.
+    fn allocate(&self, object: u32, file: &File, end: u64) -> Result<()> {
+        let mut allocated = self.objects.allocated.lock();
+        let known = allocated.entry(object).or_default();
+        if *known >= end {
+            return Ok(());
+        }
+        let path = self.objects.path(object);
+        // After a restart the blocks are there: taking them again changes nothing.
+        preallocate(file, *known, end).map_err(|error| disk_error("make room for", &path, &error))?;
+        let taken = end - *known;
+        *known = end;
+        drop(allocated);
+        if let Some(room) = self.objects.rooms.lock().get_mut(&self.rank_of_object(object)) {
+            room.reserved.written(taken);
+        }
+        Ok(())
     }
 
     /// Makes names of new objects durable.
     pub(crate) fn sync_objects(&self) -> Result<()> {
         sync_folder(&self.objects.folder)
-    }
-
-    /// The rank's bytes are durable: its files are closed.
-    pub(crate) fn close_objects(&self, rank: u32) {
-        self.objects.open.lock().retain(|object, _| self.rank_of_object(*object) != rank);
     }
 
     pub(crate) fn set_room(&self, rank: u32, room: Room) {
@@ -174,8 +197,19 @@ impl Attempt {
     /// The rank is durable: a delta wrote less than what was set aside, and the rest is free.
     pub(crate) fn settle_room(&self, rank: u32) {
         let bytes = self.kept_bytes(rank);
+        self.cut_pack(rank);
         if let Some(room) = self.objects.rooms.lock().get_mut(&rank) {
             room.reserved.shrink_to(bytes);
+        }
+    }
+
+    /// Blocks behind the end of a pack that is complete go back.
+    fn cut_pack(&self, rank: u32) {
+        let pack = self.pack_object(rank);
+        let path = self.objects.path(pack);
+        let Some(bytes) = self.object_bytes(pack).filter(|_| path.exists()) else { return };
+        if let Err(error) = File::options().write(true).open(&path).and_then(|file| file.set_len(bytes)) {
+            tracing::debug!(path = %path.display(), %error, "a pack keeps room that it does not need");
         }
     }
 
@@ -219,13 +253,17 @@ impl Attempt {
 
     /// Removes the bytes, not the journal, and gives the room back. Blocks the thread.
     pub(crate) fn remove_objects(&self) {
-        self.objects.open.lock().clear();
-        match std::fs::remove_dir_all(&self.objects.folder) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                // The room stays taken: it is.
-                tracing::warn!(folder = %self.objects.folder.display(), %error, "bytes of a checkpoint cannot be removed");
+        self.objects.allocated.lock().clear();
+        let removed = (0..REMOVAL_TRIES)
+            .map(|_| std::fs::remove_dir_all(&self.objects.folder))
+            .find(|removed| removed.as_ref().err().is_none_or(|error| error.kind() == io::ErrorKind::NotFound));
+        match removed {
+            Some(_) => self.objects.rooms.lock().clear(),
+            // The room stays taken: it is.
+            None => {
+                let folder = self.objects.folder.display();
+                tracing::warn!(%folder, "bytes of a checkpoint cannot be removed; the next start tries again");
             }
-            _ => self.objects.rooms.lock().clear(),
         }
     }
 
@@ -235,12 +273,10 @@ impl Attempt {
     }
 }
 
-/// Takes the blocks now, so that a full disk is found before the bytes come, and they lie together. A file system that
-/// cannot do it gives them when they come.
-fn preallocate(file: &File, size_bytes: u64) -> std::io::Result<()> {
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size_bytes) {
-        Ok(()) => Ok(()),
-        Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => file.set_len(size_bytes),
+/// A file system that cannot give blocks ahead gives them when the bytes come.
+fn preallocate(file: &File, start: u64, end: u64) -> io::Result<()> {
+    match rustix::fs::fallocate(file, FallocateFlags::empty(), start, end - start) {
+        Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
         Err(errno) => Err(errno.into()),
     }
 }

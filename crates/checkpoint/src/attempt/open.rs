@@ -119,6 +119,7 @@ impl Attempt {
             commit: Mutex::default(),
             token: around.token.child_token(),
             stopped: Mutex::default(),
+            starting: Default::default(),
             is_suspended: Default::default(),
             is_driven: Default::default(),
             is_touched: Default::default(),

@@ -38,7 +38,10 @@ impl Attempt {
                         status.rank_mut(*rank);
                         status.bytes_total += size.bytes;
                     });
-                    inline.iter().for_each(|slab| self.show_flushed(state, slab));
+                    for slab in inline {
+                        self.show_inline(*rank, slab);
+                        self.show_flushed(state, slab);
+                    }
                 }
                 Record::Flushed(slab) => self.show_flushed(state, slab),
                 Record::RankDurable { rank } => self.show_durable(state, *rank),
@@ -57,6 +60,16 @@ impl Attempt {
                 Record::Failed { .. } => self.show_end(SaveState::Failed, state),
                 _ => {}
             }
+        }
+    }
+
+    /// What came with the call is staged with it.
+    fn show_inline(&self, rank: u32, slab: &FlushedSlab) {
+        let bytes = self.plan().files.get(slab.file as usize).map_or(0, |file| slab_sizes(slab, file.size_bytes).0);
+        let mut staging = self.staging.lock();
+        if staging.sealed.insert((slab.file, slab.slab_index)) {
+            *staging.by_rank.entry(rank).or_default() += 1;
+            self.update(|status| status.bytes_staged += bytes);
         }
     }
 

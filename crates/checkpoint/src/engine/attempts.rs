@@ -47,7 +47,8 @@ impl Attempts {
     }
 
     pub(crate) fn running(&self) -> usize {
-        self.known.read().values().filter(|attempt| !attempt.status().state.is_ended()).count()
+        let is_running = |attempt: &Attempt| attempt.is_driven() || !attempt.status().state.is_ended();
+        self.known.read().values().filter(|attempt| is_running(attempt)).count()
     }
 
     pub(crate) fn is_empty(&self) -> bool {

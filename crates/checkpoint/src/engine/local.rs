@@ -80,7 +80,9 @@ impl Engine {
     /// After a commit: of this run only so many checkpoints keep their bytes here.
     pub(super) async fn trim(&self, attempt: &Arc<Attempt>) {
         let committed = self.parts.committed_here(&attempt.plan().uri);
-        let keep = self.parts.options.keep_local as usize;
+        // What retention deleted in the origin does not stay here either.
+        let kept = |keep: u32| if keep == 0 { usize::MAX } else { keep as usize };
+        let keep = (self.parts.options.keep_local as usize).min(kept(attempt.plan().options.keep));
         for (at, old) in committed.iter().enumerate().filter(|(at, _)| *at >= keep) {
             // The newest keeps its commit: the next delta is made from it.
             self.evict(old, at > 0, "trimmed").await;

@@ -12,6 +12,9 @@ use crate::failpoint;
 use crate::flush::Job;
 use crate::slabs::{SealedSlab, SlabEvent};
 
+/// Ranks that a session works for; beyond that, those of saves that ended are forgotten.
+const TOUCHED_MAX: usize = 64;
+
 impl Engine {
     /// Takes what happens to slabs until the engine closes.
     pub(super) async fn take_events(self: Arc<Self>, mut events: mpsc::Receiver<SlabEvent>) {
@@ -50,7 +53,12 @@ impl Engine {
             return;
         }
         if let Some(file) = attempt.plan().files.get(key.file as usize) {
-            self.sessions.lock().entry(slab.session()).or_default().insert((key.attempt, file.rank));
+            let mut sessions = self.sessions.lock();
+            let touched = sessions.entry(slab.session()).or_default();
+            if touched.insert((key.attempt, file.rank)) && touched.len() > TOUCHED_MAX {
+                touched
+                    .retain(|(attempt, _)| self.attempts.find(attempt).is_some_and(|known| !known.state().is_ended()));
+            }
         }
         match attempt.sealed(key.file, key.slab_index) {
             Ok(Sealed::New) => self.flusher.push(Job { attempt, slab }),

@@ -38,6 +38,7 @@ impl Engine {
         blocking(move || checked.check()).await?;
         check_inline(&plan, rank, &inline)?;
         let attempt = self.attempt_of(plan).await?;
+        let _one = attempt.starting().lock().await;
         if attempt.state().ranks.contains_key(&rank) {
             self.resume(&attempt);
             return Ok(attempt.status());

@@ -33,8 +33,8 @@ impl Writer {
         Ok(Writer { buffer, unsynced: BTreeMap::new(), has_new_names: false })
     }
 
-    /// Writes a slab. It is not durable before [`Writer::sync`]. After an error nothing is known of what was written; the
-    /// same slab can be written again.
+    /// Writes a slab. It is not durable before [`Writer::sync`]. After an error nothing is known of what was written since
+    /// the last sync; the same slabs can be written again.
     pub(crate) fn slab(
         &mut self,
         attempt: &Attempt,
@@ -42,6 +42,12 @@ impl Writer {
         slab_index: u32,
         read: ReadSlab<'_>,
     ) -> Result<FlushedSlab> {
+        self.write(attempt, file, slab_index, read).inspect_err(|_| {
+            self.unsynced.clear();
+        })
+    }
+
+    fn write(&mut self, attempt: &Attempt, file: u32, slab_index: u32, read: ReadSlab<'_>) -> Result<FlushedSlab> {
         let planned = attempt.planned(file)?;
         let length = attempt.slab_bytes(file, slab_index)?;
         let start = u64::from(slab_index) * SLAB_BYTES;
@@ -104,6 +110,9 @@ impl Writer {
     /// The buffer's front to its place in an object. `size_bytes` is `u64::MAX` for a pack: it grows.
     fn put(&mut self, attempt: &Attempt, object: u32, size_bytes: u64, at: u64, length: usize) -> Result<()> {
         let file = self.open(attempt, object, size_bytes)?;
+        if size_bytes == u64::MAX {
+            attempt.allocate_pack(object, &file, (at / CHUNK_BYTES) as u32)?;
+        }
         let written = file.write_all_at(&self.buffer[..length], at);
         written.map_err(|error| disk_error("write", &attempt.object_path(object), &error))
     }
@@ -114,6 +123,7 @@ impl Writer {
         }
         let (file, is_new) = attempt.object_file(object, size_bytes)?;
         self.has_new_names |= is_new;
+        let file = Arc::new(file);
         self.unsynced.insert(object, Arc::clone(&file));
         Ok(file)
     }
