@@ -113,13 +113,10 @@ fn next(shared: &Shared, tables: &mut Tables, id: SessionId) -> Option<Step> {
     let own = held.slabs.len() as u64;
     let is_used_up = held.slabs.iter().all(|slab| slab.used != Use::Free);
     let ahead = held.expected_slabs.saturating_sub(own);
-    // Without a word about what will come, pieces double.
-    let wanted = if ahead > 0 {
-        ahead
-    } else if is_used_up {
-        own.max(1)
-    } else {
-        0
+    // Without a word about what will come: two, to copy into one while the other is flushed; then they double.
+    let wanted = match ahead {
+        0 if is_used_up => own.max(2),
+        ahead => ahead,
     };
     let first = if own == 0 { FIRST_SLABS } else { u64::MAX };
     let piece_max = (SLAB_PIECE_BYTES_MAX / shared.slab_bytes).max(1);

@@ -16,7 +16,7 @@ async fn sealed_slabs_are_found_and_everything_else_is_free() {
         let slab = fill(&session, key(number, index)).await;
         session.seal(slab).unwrap();
     }
-    let mut flushed = opened.sealed().await;
+    let flushed = opened.sealed().await;
     assert_eq!(*flushed.key(), key(1, 0));
     // Granted, filled, and sealed in the page without a word to the process: the last counts.
     acquire(&session, key(1, 5)).await.unwrap();
@@ -24,6 +24,8 @@ async fn sealed_slabs_are_found_and_everything_else_is_free() {
     write_state(&session, half, 1);
     fill(&session, key(1, 7)).await;
     session.leave();
+    opened.slabs.close();
+    drop(flushed);
     opened.kill();
     fixture.plans.durable.lock().insert(key(1, 0));
     fixture.plans.ended.lock().insert(attempt(3));
@@ -48,8 +50,7 @@ async fn sealed_slabs_are_found_and_everything_else_is_free() {
     for index in [5, 6] {
         let slab = fill(&session, key(1, index)).await;
         session.seal(slab).unwrap();
-        flushed = opened.sealed().await;
-        assert!(is_whole(&flushed));
+        assert!(is_whole(&opened.sealed().await));
     }
     // What is sealed and not durable is waited for, not granted again.
     {
@@ -61,7 +62,6 @@ async fn sealed_slabs_are_found_and_everything_else_is_free() {
         assert!(matches!(waiting.await.unwrap(), SlabGranted::AlreadyDurable { .. }));
     }
     drop(session);
-    drop(flushed);
     eventually(|| fixture.arena.leased_bytes() == 0 && fixture.folders() == 0).await;
 }
 
