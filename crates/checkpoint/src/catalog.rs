@@ -3,6 +3,7 @@
 //! Only commits count. The hint `_LATEST.json` saves reading where a run has very many steps; what it says is verified.
 
 mod delete;
+mod engine;
 mod sweep;
 
 use std::cmp::{Ordering, Reverse};
@@ -227,7 +228,10 @@ pub(crate) fn split_step(name: &str) -> Option<(u64, &str)> {
 /// The commits of these steps; one that is deleted meanwhile is left out.
 pub(crate) async fn read_commits(run: &Run, steps: impl Iterator<Item = u64>) -> Result<Vec<Commit>> {
     let mut reads = stream::iter(steps.collect::<Vec<_>>())
-        .map(|step| async move { run.commit(step).await })
+        .map(|step| {
+            let run = run.clone();
+            async move { run.commit(step).await }
+        })
         .buffered(READS_AT_ONCE);
     let mut commits = vec![];
     while let Some(commit) = reads.next().await {

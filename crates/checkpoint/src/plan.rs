@@ -17,8 +17,8 @@ use longshore_types::checkpoint::{Alias, AttemptId, object_url, step_folder};
 use serde::{Deserialize, Serialize};
 
 pub use join::Planner;
-pub(crate) use names::INDEX_NAME;
 pub use layout::layout;
+pub(crate) use names::INDEX_NAME;
 
 /// Most bytes of a safetensors file, when the options do not say.
 pub const FILE_BYTES_MAX: u64 = 4 << 30;

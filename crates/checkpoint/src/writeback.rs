@@ -16,8 +16,9 @@ mod retry;
 
 use std::sync::Arc;
 
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use longshore_origin::Origins;
-use longshore_types::checkpoint::Commit;
 use longshore_types::{Code, Error, Result};
 use tokio::task::JoinSet;
 
@@ -50,7 +51,7 @@ pub(crate) async fn run(attempt: Arc<Attempt>, parts: &Parts) -> Result<()> {
         return Ok(());
     }
     let writeback = Arc::new(Writeback::new(&attempt, parts)?);
-    let result = writeback.carry().await;
+    let result = Arc::clone(&writeback).carry().await;
     if let Err(error) = &result {
         writeback.give_up(error).await;
     }
@@ -70,18 +71,19 @@ impl Writeback {
         })
     }
 
-    async fn carry(self: &Arc<Self>) -> Result<()> {
-        let commit = match self.claim().await? {
-            Claim::Committed(commit) => *commit,
-            Claim::Ours(intent) => {
-                let ranks = self.carry_ranks().await?;
-                match ranks {
+    /// Boxed: what is in it is more than the compiler sees through when it is asked whether the task may change threads.
+    fn carry(self: Arc<Self>) -> BoxFuture<'static, Result<()>> {
+        let steps = async move {
+            let commit = match self.claim().await? {
+                Claim::Committed(commit) => *commit,
+                Claim::Ours(intent) => match self.carry_ranks().await? {
                     ranks::Stored::Committed(commit) => *commit,
-                    ranks::Stored::Records(records) => self.commit(intent.epoch, &records).await?,
-                }
-            }
+                    ranks::Stored::Records(records) => self.commit(intent.epoch, records).await?,
+                },
+            };
+            self.after_commit(&commit).await
         };
-        self.committed(&commit).await
+        steps.boxed()
     }
 
     /// Makes sure that the store can hold a checkpoint, and that the step is ours.
@@ -91,7 +93,7 @@ impl Writeback {
         let claim = self
             .retry
             .run("the origin to take the intent", || async {
-                self.run.origins.check_conditional_puts(&self.run.url).await?;
+                self.run.check_store().await?;
                 let (epoch, parent) = {
                     let state = attempt.state();
                     let parent = state.delta.as_ref().map(delta::parent_of);
@@ -181,11 +183,6 @@ impl Writeback {
             }
         }
         self.sink.release(&self.attempt.id()).await;
-    }
-
-    /// Everything after the commit is visible.
-    async fn committed(&self, commit: &Commit) -> Result<()> {
-        self.after_commit(commit).await
     }
 
     fn object_url(&self, object: u32) -> String {

@@ -12,7 +12,7 @@ use crate::failpoint;
 
 /// Deletes one committed checkpoint.
 pub(crate) async fn delete_step(run: &Run, commit: &Commit) -> Result<Deleted> {
-    run.origins.delete(&[run.step_url(commit.step, COMMIT_NAME)]).await?;
+    run.delete(&[run.step_url(commit.step, COMMIT_NAME)]).await?;
     failpoint::hit("retention_commit_deleted");
     // Listed after the commit is gone: whoever refers to its objects from now on did so before (see `Kept`).
     let steps = Steps::read(run).await?;
@@ -37,9 +37,9 @@ pub(crate) async fn delete_step(run: &Run, commit: &Commit) -> Result<Deleted> {
         urls.push(object_url(&run.url, &object.name));
         deleted.bytes_freed = deleted.bytes_freed.saturating_add(object.size_bytes);
     }
-    deleted.objects_deleted += run.origins.delete(&urls).await?;
+    deleted.objects_deleted += run.delete(&urls).await?;
     if intent.is_some() && !is_taken {
-        run.origins.delete(&[run.step_url(commit.step, INTENT_NAME)]).await?;
+        run.delete(&[run.step_url(commit.step, INTENT_NAME)]).await?;
     }
     Ok(deleted)
 }

@@ -8,7 +8,7 @@ use longshore_types::checkpoint::{
 };
 
 use super::delete::{Kept, uncommitted_intents};
-use super::{Steps, Swept, read_commits, split_step};
+use super::{Steps, Swept, read_commits};
 use crate::attempt::now_ms;
 use crate::commit::Run;
 
@@ -56,7 +56,7 @@ pub(super) async fn sweep(run: &Run, older_than_ms: u64, alive: &[AttemptId]) ->
         let list = if name == INTENT_NAME { &mut last } else { &mut urls };
         list.push(object_url(&run.url, &object.name));
     }
-    swept.objects_deleted = run.origins.delete(&urls).await? + run.origins.delete(&last).await?;
+    swept.objects_deleted = run.delete(&urls).await? + run.delete(&last).await?;
     for upload in uploads {
         let Some(name) = upload.url.strip_prefix(&format!("{}/", run.url)) else { continue };
         let in_step = name.split_once('/').is_some_and(|(folder, _)| parse_step_folder(folder).is_some());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use longshore_types::checkpoint::{AttemptId, full_name};
+use longshore_types::checkpoint::AttemptId;
 use longshore_types::{Result, names as type_names};
 
 use super::header::{self, Entry};

@@ -20,12 +20,13 @@ const EXTRA_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Writeback {
     /// Index, claim, commit.
-    pub(super) async fn commit(&self, epoch: u64, records: &[RankRecord]) -> Result<Commit> {
+    pub(super) async fn commit(&self, epoch: u64, records: Vec<RankRecord>) -> Result<Commit> {
         let attempt = &self.attempt;
         let plan = attempt.plan();
-        let made = self.write_index(records.iter().any(|record| record.parent.is_some())).await?;
+        let is_delta = records.iter().any(|record| record.parent.is_some());
+        let made = self.write_index(is_delta).await?;
         let commit = {
-            let (plan, records) = (Arc::clone(plan), records.to_vec());
+            let plan = Arc::clone(plan);
             blocking(move || assemble(&plan, epoch, &records, &made)).await?
         };
         if let Some(parent) = commit.parent {
@@ -55,7 +56,7 @@ impl Writeback {
             let names = (0..commit.world_size).map(|rank| rank_record_name(&commit.attempt, rank));
             let urls: Vec<String> = names.map(|name| self.run.step_url(commit.step, &name)).collect();
             self.extra("records of ranks are left for the sweep", || async {
-                self.run.origins.delete(&urls).await.map(|_| ())
+                self.run.delete(&urls).await.map(|_| ())
             })
             .await;
         }

@@ -4,7 +4,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt, TryStreamExt};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use futures::stream::{FuturesUnordered, StreamExt};
 use longshore_origin::{PartId, PutHow, PutOutcome, UploadId, Verified};
 use longshore_types::{BlockChecksum, Code, Error, Result, Version};
 
@@ -34,14 +36,11 @@ impl Writeback {
     /// All objects of a rank; each is verified when this returns, and offered to the caches.
     pub(super) async fn carry_objects(self: &Arc<Self>, rank: u32) -> Result<()> {
         let objects = self.attempt.objects_of(rank);
-        stream::iter(objects)
-            .map(|object| {
-                let this = Arc::clone(self);
-                async move { this.carry_object(object).await }
-            })
-            .buffer_unordered(self.uploads.count)
-            .try_for_each(|()| async { Ok(()) })
-            .await
+        let uploads = objects.into_iter().map(|object| {
+            let this = Arc::clone(self);
+            async move { this.carry_object(object).await }.boxed()
+        });
+        all_of(uploads, self.uploads.count).await
     }
 
     async fn carry_object(self: &Arc<Self>, object: u32) -> Result<()> {
@@ -220,16 +219,12 @@ impl Writeback {
             None => self.begin(object, url).await?,
         };
         let count = size_bytes.div_ceil(part_bytes);
-        let sent = stream::iter(0..count)
-            .map(|index| {
-                let range = index * part_bytes..((index + 1) * part_bytes).min(size_bytes);
-                let (this, id, url) = (Arc::clone(self), id.clone(), url.to_owned());
-                async move { this.part(object, &url, &id, index as u32, range).await }
-            })
-            .buffer_unordered(self.uploads.count)
-            .try_for_each(|()| async { Ok(()) })
-            .await;
-        match sent {
+        let parts = (0..count).map(|index| {
+            let range = index * part_bytes..((index + 1) * part_bytes).min(size_bytes);
+            let (this, id, url) = (Arc::clone(self), id.clone(), url.to_owned());
+            async move { this.part(object, &url, &id, index as u32, range).await }.boxed()
+        });
+        match all_of(parts, self.uploads.count).await {
             Err(error) if error.code() == Code::NotFound => {
                 return Ok(Tried::Lost(error));
             }
@@ -341,6 +336,17 @@ impl Writeback {
             ),
         ))
     }
+}
+
+/// Runs all of them, so many at a time; the first error ends the rest.
+async fn all_of(work: impl Iterator<Item = BoxFuture<'static, Result<()>>> + Send, at_once: usize) -> Result<()> {
+    let mut work = work.fuse();
+    let mut running: FuturesUnordered<BoxFuture<'static, Result<()>>> = work.by_ref().take(at_once).collect();
+    while let Some(done) = running.next().await {
+        done?;
+        running.extend(work.next());
+    }
+    Ok(())
 }
 
 fn lost_when_corrupt(verified: Result<(Verified, Version)>) -> Result<Tried> {
