@@ -352,6 +352,34 @@ fn other_checksums_of_whole_objects_combine() {
 }
 
 #[test]
+fn google_keeps_a_crc32c_of_every_object() {
+    let origin = start(OriginConfig { dialect: Dialect::Gcs, part_bytes_min: 1, ..OriginConfig::default() });
+    // CRC-32C of "123456789", from the catalogue.
+    let (right, wrong) = ("crc32c=4waSgw==", "crc32c=AAAAAA==");
+    let put = |hash: &str| ask(&origin, "PUT", "bucket/k", &[("x-goog-hash", hash)], b"123456789");
+    assert_eq!(put(wrong).element("Code"), "BadDigest");
+    assert_eq!(put(right).header("x-goog-hash"), Some(right));
+    assert_eq!(ask(&origin, "PUT", "bucket/k", &[], b"123456789").header("x-goog-hash"), Some(right), "not asked for");
+    let hash_of =
+        |key: &str| ask(&origin, "HEAD", &format!("bucket/{key}"), &[], b"").header("x-goog-hash").map(str::to_owned);
+    assert_eq!(hash_of("k").as_deref(), Some(right));
+    let id = begin(&origin, "parts", &[]);
+    let part = |number: u32, body: &[u8]| {
+        let answer = ask(&origin, "PUT", &format!("bucket/parts?partNumber={number}&uploadId={id}"), &[], body);
+        answer.header("etag").unwrap().to_owned()
+    };
+    let list = list_of(&[(1, &part(1, b"1234")), (2, &part(2, b"56789"))]);
+    let refused =
+        ask(&origin, "PUT", &format!("bucket/parts?partNumber=3&uploadId={id}"), &[("x-goog-hash", wrong)], b"x");
+    assert_eq!(refused.element("Code"), "BadDigest");
+    let done = ask(&origin, "POST", &format!("bucket/parts?uploadId={id}"), &[], list.as_bytes());
+    assert_eq!((done.status, done.header("x-goog-hash")), (200, Some(right)));
+    assert_eq!(hash_of("parts").as_deref(), Some(right));
+    assert!(origin.flip_byte("bucket/parts", 3));
+    assert_eq!(hash_of("parts").as_deref(), Some(right), "it tells what came in");
+}
+
+#[test]
 fn worse_stores_can_be_had() {
     let quirky = |quirks| start(OriginConfig { quirks, part_bytes_min: 1, ..OriginConfig::default() });
     let origin = quirky(Quirks { ignores_conditional_puts: true, ..Quirks::default() });

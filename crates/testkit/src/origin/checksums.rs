@@ -6,9 +6,9 @@ use crc_fast::CrcAlgorithm;
 use longshore_types::BlockChecksum;
 use sha2::{Digest, Sha256};
 
-use super::Quirks;
 use super::request::Ask;
 use super::stores::Failure;
+use super::{Dialect, Quirks};
 
 const PREFIX: &str = "x-amz-checksum-";
 /// Words behind the prefix that are no algorithms.
@@ -130,6 +130,14 @@ impl Stated {
         if self.text.contains('-') { "COMPOSITE" } else { "FULL_OBJECT" }
     }
 
+    /// The header that says so in an answer of S3 or of Google.
+    pub(super) fn answer_header(&self, dialect: Dialect) -> (&'static str, String) {
+        match dialect {
+            Dialect::Gcs => (GOOGLE_HASH, format!("crc32c={}", self.text)),
+            _ => (self.algorithm.header(), self.text.clone()),
+        }
+    }
+
     pub(super) fn element(&self) -> String {
         let name = self.algorithm.name();
         format!("<Checksum{name}>{}</Checksum{name}>", self.text)
@@ -154,6 +162,17 @@ pub(super) fn stated(ask: &Ask, quirks: &Quirks) -> Result<Option<Stated>, Failu
         }
     }
     Ok(found)
+}
+
+/// Google's header for the CRC-32C that it keeps of every object.
+pub(super) const GOOGLE_HASH: &str = "x-goog-hash";
+
+/// The CRC-32C that a request to Google states.
+pub(super) fn stated_to_google(ask: &Ask) -> Option<Stated> {
+    let hashes = ask.headers.get_all(GOOGLE_HASH).iter().filter_map(|value| value.to_str().ok());
+    let mut kinds = hashes.flat_map(|hashes| hashes.split(','));
+    let text = kinds.find_map(|hash| hash.trim().strip_prefix("crc32c="))?;
+    Some(Stated { algorithm: Algorithm::Crc32c, text: text.to_owned() })
 }
 
 /// The checksum that a request states behind its body.

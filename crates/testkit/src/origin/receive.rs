@@ -75,6 +75,8 @@ pub(super) struct Plan<'a> {
     pub(super) is_chunked: bool,
     /// The checksum that is stated behind it.
     pub(super) trailer: Option<Algorithm>,
+    /// The checksum that the store works out when none is stated.
+    pub(super) keeps: Option<Algorithm>,
     /// Whether its SHA-256 is needed.
     pub(super) hashes: bool,
     pub(super) folder: Option<&'a Path>,
@@ -117,7 +119,7 @@ pub(super) async fn receive(incoming: Incoming, plan: Plan<'_>) -> Result<Receiv
     let mut refused = plan.stated.as_ref().err().or(keeper.as_ref().err()).cloned();
     let stated = plan.stated.ok().flatten();
     let mut decoder = plan.is_chunked.then(Decoder::new);
-    let algorithm = stated.as_ref().map(|stated| stated.algorithm).or(plan.trailer);
+    let algorithm = stated.as_ref().map(|stated| stated.algorithm).or(plan.trailer).or(plan.keeps);
     if refused.is_none() && plan.len_bytes.is_some_and(|len| len > len_max) {
         refused = Some(too_large());
     }
@@ -179,11 +181,13 @@ pub(super) async fn receive(incoming: Incoming, plan: Plan<'_>) -> Result<Receiv
         (stated, _) => stated,
     };
     let raw = hasher.map(Hasher::finish);
-    if let (Some(stated), Some(raw)) = (&stated, raw)
-        && Stated::of(stated.algorithm, &raw) != *stated
+    if let (Some(stated), Some(raw)) = (&stated, &raw)
+        && Stated::of(stated.algorithm, raw) != *stated
     {
         return Err(Broken::Refused(super::checksums::mismatch(stated.algorithm)));
     }
+    let kept = plan.keeps.zip(raw.as_ref()).map(|(algorithm, raw)| Stated::of(algorithm, raw));
+    let stated = stated.or(kept);
     let content = match keeper {
         Ok(keeper) => keeper.finish().await.map_err(Broken::Refused)?,
         Err(failure) => return Err(Broken::Refused(failure)),

@@ -18,6 +18,7 @@ use hyper_util::rt::TokioIo;
 
 use super::azure::{self, AzureRoute};
 use super::body::{self, Body};
+use super::checksums::Algorithm;
 use super::counters::{Arrival, Ticket};
 use super::faults::{Misbehaviour, Verb, strike};
 use super::receive::{Broken, Plan, Received, receive};
@@ -125,10 +126,18 @@ impl Call {
             && !config.quirks.rejects_checksums
     }
 
+    /// Whether the store has Google's checksums of its objects and tells them.
+    pub(super) fn keeps_google_hash(&self) -> bool {
+        let config = &self.state.config;
+        config.dialect == Dialect::Gcs && !self.ask.is_azure() && !config.quirks.has_no_checksums
+    }
+
     async fn receive(&self, verb: Verb, incoming: Incoming) -> Result<Received, Broken> {
         let config = &self.state.config;
         let is_write = !matches!(verb, Verb::Get | Verb::Head | Verb::List | Verb::ListUploads);
+        let is_google = self.keeps_google_hash();
         let (stated, trailer) = match is_write {
+            true if is_google => (Ok(checksums::stated_to_google(&self.ask)), Ok(None)),
             true => (checksums::stated(&self.ask, &config.quirks), checksums::trailer(&self.ask, &config.quirks)),
             false => (Ok(None), Ok(None)),
         };
@@ -144,6 +153,7 @@ impl Call {
             stated,
             is_chunked: self.ask.is_chunked(),
             trailer,
+            keeps: (is_google && verb.brings_content()).then_some(Algorithm::Crc32c),
             hashes: config.access_key.is_some() && sigv4::signs_body(&self.ask),
             folder: config.data_dir.as_deref(),
             budget: &self.state.budget,

@@ -135,13 +135,18 @@ pub(super) fn create(call: Call) -> Response<Body> {
 fn try_create(call: &Call) -> Result<Response<Body>, Failure> {
     check_bucket(call)?;
     let algorithm = call.ask.text("x-amz-checksum-algorithm").filter(|_| call.keeps_checksums());
-    let algorithm = algorithm.map(Algorithm::parse).transpose()?;
+    let is_google = call.keeps_google_hash();
+    let algorithm = match is_google {
+        true => Some(Algorithm::Crc32c),
+        false => algorithm.map(Algorithm::parse).transpose()?,
+    };
     let kind = call.ask.text("x-amz-checksum-type");
     let is_composite = match (algorithm, kind) {
         (Some(Algorithm::Sha256), Some("FULL_OBJECT")) | (Some(Algorithm::Crc64Nvme), Some("COMPOSITE")) => {
             let message = "The checksum type is not supported with this checksum algorithm.";
             return Err(Failure::new(400, "InvalidRequest", message));
         }
+        _ if is_google => false,
         (None | Some(Algorithm::Crc64Nvme), _) | (_, Some("FULL_OBJECT")) => false,
         _ => true,
     };
@@ -159,7 +164,7 @@ fn try_create(call: &Call) -> Result<Response<Body>, Failure> {
     let (bucket, key) = key_of(&call.path);
     let inner = format!("<Bucket>{bucket}</Bucket><Key>{}</Key><UploadId>{id}</UploadId>", xml_escape(key));
     let mut response = xml(document("InitiateMultipartUploadResult", &inner));
-    if let Some(algorithm) = algorithm {
+    if let Some(algorithm) = algorithm.filter(|_| !is_google) {
         let headers = response.headers_mut();
         headers.insert("x-amz-checksum-algorithm", header::HeaderValue::from_static(algorithm.name()));
         let kind = if is_composite { "COMPOSITE" } else { "FULL_OBJECT" };
@@ -189,7 +194,8 @@ fn try_put_part(call: &Call) -> Result<Response<Body>, Failure> {
     };
     let mut response = Response::builder().header(header::ETAG, &part.etag);
     if let Some(stated) = &part.stated {
-        response = response.header(stated.algorithm.header(), stated.text.as_str());
+        let (name, value) = stated.answer_header(call.state.config.dialect);
+        response = response.header(name, value);
     }
     let mut open = call.state.uploads.open.lock();
     let upload = open.get_mut(&upload_key(call)).ok_or_else(no_such_upload)?;

@@ -86,6 +86,10 @@ pub(super) fn put(call: Call) -> Response<Body> {
             if call.state.config.dialect == Dialect::Gcs {
                 response = response.header("x-goog-generation", object.generation);
             }
+            if let Some(stated) = object.stated.as_ref().filter(|_| call.keeps_google_hash()) {
+                let (name, value) = stated.answer_header(Dialect::Gcs);
+                response = response.header(name, value);
+            }
             if let Some(stated) = call.keeps_checksums().then(|| object.checksum_text()) {
                 response = response.header(stated.algorithm.header(), stated.text.as_str());
                 response = response.header("x-amz-checksum-type", stated.kind());

@@ -55,6 +55,10 @@ impl Call {
         if self.state.config.dialect == Dialect::Gcs {
             response = response.header("x-goog-generation", object.generation);
         }
+        if let Some(stated) = object.stated.as_ref().filter(|_| self.keeps_google_hash()) {
+            let (name, value) = stated.answer_header(Dialect::Gcs);
+            response = response.header(name, value);
+        }
         response = extra.into_iter().fold(response, |response, (name, value)| response.header(name, value));
         let status = if matches!(span, Span::Part(_)) { 206 } else { 200 };
         self.ticket.status(status);

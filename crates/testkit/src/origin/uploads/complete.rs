@@ -98,6 +98,9 @@ fn completed(call: &Call, object: &Object) -> Response<Body> {
     let mut response = xml(document("CompleteMultipartUploadResult", &inner));
     if call.state.config.dialect == Dialect::Gcs {
         response.headers_mut().insert("x-goog-generation", object.generation.into());
+        if let Some(Ok(hash)) = object.stated.as_ref().map(|stated| stated.answer_header(Dialect::Gcs).1.try_into()) {
+            response.headers_mut().insert(checksums::GOOGLE_HASH, hash);
+        }
     }
     response
 }
