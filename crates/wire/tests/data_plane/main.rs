@@ -6,6 +6,7 @@ mod curl;
 mod drain;
 mod peers;
 mod pooling;
+mod puts;
 mod round_trip;
 mod sockets;
 mod streaming;
