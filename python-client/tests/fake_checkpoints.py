@@ -95,6 +95,8 @@ class Store:
 
     def __init__(self, *, slab_bytes: int = 64 << 10, slabs_a_piece: int = 2, pieces_max: int = 2) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="fake-slabs-")
+        self.sockets = os.path.join(self._folder.name, "sockets")
+        os.mkdir(self.sockets)
         self.slab_bytes = slab_bytes
         self.slabs_a_piece = slabs_a_piece
         self.pieces_max = pieces_max
@@ -161,10 +163,9 @@ class Store:
 class FakeCheckpoints:
     """A loader that saves and loads."""
 
-    def __init__(self, store: Store, folder: str | None = None) -> None:
+    def __init__(self, store: Store) -> None:
         self.store = store
-        self._own_folder = tempfile.TemporaryDirectory(prefix="fake-") if folder is None else None
-        self.folder = folder or (self._own_folder.name if self._own_folder else "")
+        self.folder = store.sockets
         for name in ("attach.sock", "slabs.sock", "loader.sock"):
             if os.path.exists(os.path.join(self.folder, name)):
                 os.unlink(os.path.join(self.folder, name))
@@ -174,6 +175,8 @@ class FakeCheckpoints:
         self.expected: list[int] = []
         #: Called with each request of the slab socket before it is answered; raises to hang up.
         self.on_slab: Callable[[pb.SlabRequest], object] = lambda _: None
+        #: For tests that make another one over the same store.
+        self.restarted: Callable[[FakeCheckpoints], object] = lambda _: None
         self._joining: dict[tuple[str, int], list[pb.PlanSaveRequest]] = {}
         self._closing = False
         self._connections: list[socket.socket] = []
@@ -207,15 +210,13 @@ class FakeCheckpoints:
     def restart(self) -> FakeCheckpoints:
         """Ends this one and starts another over the same store and sockets."""
         self.close()
-        return FakeCheckpoints(self.store, self.folder)
+        return FakeCheckpoints(self.store)
 
     def __enter__(self) -> FakeCheckpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-        if self._own_folder:
-            self._own_folder.cleanup()
 
     # ---- gRPC
 

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from longshore import _collect, _ranks, _slabs
 from longshore._checkpoints import check_step
 from longshore._device_copies import DeviceCopies, lock_pages
-from longshore._errors import Error, Internal, InvalidArgument, Timeout
+from longshore._errors import Cancelled, Error, Internal, InvalidArgument, Timeout
 from longshore._handle import SaveHandle
 from longshore._node import _absolute
 from longshore._proto import checkpoint_pb2 as pb
@@ -224,11 +224,15 @@ def _give_up(handle: SaveHandle, copies: Mapping[int, DeviceCopies], error: Base
     """Nothing of the save can become whole any more: tells the loader, and the futures."""
     for each in copies.values():
         each.close()
+    # First, because the loader's answer would be that it was cancelled.
+    if isinstance(error, Error):
+        handle._fail(error)
+    else:
+        handle._fail(Internal(f"staging: {error!r}") if isinstance(error, Exception) else Cancelled("interrupted"))
     try:
         handle.cancel(timeout=5.0)
     except Error as failure:
         _log.info("giving the save up: %s", failure)
-    handle._fail(error if isinstance(error, Error) else Internal(f"staging: {error!r}"))
 
 
 def _start_request(

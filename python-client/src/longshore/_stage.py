@@ -424,9 +424,9 @@ class _Walk:
             self._reap(self._done.get())
         while self._session.generation == generation or not self._session.is_open:
             self._check()
-            if self._locate is not None:
-                self._session.path = self._locate()
             try:
+                if self._locate is not None:
+                    self._session.path = self._locate()
                 self._session.reconnect(self._session.generation, min(5.0, self._deadline - time.monotonic()))
             except (Unavailable, Timeout):
                 time.sleep(RETRY_SECONDS)

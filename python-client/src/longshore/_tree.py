@@ -280,7 +280,7 @@ class _Unflatten:
             return {key: self.value(each, (*path, key)) for key, each in node.items()}
         try:
             return self._tagged(tag, node[tag], path)
-        except (TypeError, ValueError, AttributeError, KeyError) as error:
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
             raise Corrupt(f"{self._where}: {show(path)}: a {tag} that cannot be read: {error}") from error
 
     def _tagged(self, tag: str, content: Any, path: Path) -> Any:
@@ -315,7 +315,8 @@ class _Unflatten:
 
 def _numpy_scalar(content: Any, where: str) -> Any:
     numpy = _module("numpy", where)
-    return numpy.frombuffer(base64.b64decode(content[1]), dtype=numpy.dtype(content[0]))[0]
+    kind, data = numpy.dtype(content[0]), base64.b64decode(content[1])
+    return numpy.frombuffer(data, dtype=kind)[0] if kind.itemsize else kind.type()
 
 
 _DECODERS: dict[str, Callable[[Any, str], Any]] = {
