@@ -46,6 +46,8 @@ pub struct Engine {
     slabs: Slabs,
     /// Of processes that were killed, until their bytes are flushed.
     adopted_slabs: Vec<Slabs>,
+    /// What could not be read at the start.
+    set_aside: Vec<String>,
     flusher: Flusher,
     /// Ranks that each slab session has worked for.
     sessions: Mutex<HashMap<SessionId, HashSet<(AttemptId, u32)>>>,
@@ -112,6 +114,11 @@ impl Engine {
     /// What is shared with the write-back.
     pub fn parts(&self) -> &Arc<Parts> {
         &self.parts
+    }
+
+    /// What is not as it could be, in words: attempts that were set aside among it.
+    pub fn notes(&self) -> Vec<String> {
+        self.slabs.notes().into_iter().chain(self.set_aside.iter().cloned()).collect()
     }
 
     /// Saves that go on, and slab sessions that are open: a process that serves only its user stays as long.

@@ -46,10 +46,12 @@ impl Attempt {
                 Record::Flushed(slab) => self.show_flushed(state, slab),
                 Record::RankDurable { rank } => self.show_durable(state, *rank),
                 Record::PeerDurable { rank } => {
-                    let (seconds, bytes) = (self.seconds(), self.size_of(*rank).bytes);
+                    let seconds = self.seconds();
+                    let held = state.ranks.iter().filter(|(_, known)| known.peer_durable);
+                    let bytes = held.map(|(rank, _)| self.size_of(*rank).bytes).sum();
                     self.update(|status| {
                         status.rank_mut(*rank).peer_durable = true;
-                        status.bytes_peer = status.bytes_peer.max(bytes);
+                        status.bytes_peer = bytes;
                         if status.ranks.iter().all(|rank| rank.peer_durable) {
                             status.peer_durable_seconds = seconds;
                         }

@@ -63,17 +63,6 @@ impl Attempt {
         Ok(if is_flushed { Sealed::Again } else { Sealed::New })
     }
 
-    /// A sealed slab could not be used: it has to be sealed again.
-    pub(crate) fn unsealed(&self, file: u32, slab_index: u32) {
-        let mut staging = self.staging.lock();
-        if staging.sealed.remove(&(file, slab_index))
-            && let Some(planned) = self.plan().files.get(file as usize)
-            && let Some(count) = staging.by_rank.get_mut(&planned.rank)
-        {
-            *count = count.saturating_sub(1);
-        }
-    }
-
     /// Whether all slabs of a rank are sealed.
     pub(crate) fn is_staged(&self, rank: u32) -> bool {
         self.staging.lock().by_rank.get(&rank).copied().unwrap_or(0) >= self.size_of(rank).slabs

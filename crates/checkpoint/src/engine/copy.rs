@@ -34,12 +34,12 @@ impl Engine {
     /// `InvalidArgument` naming what cannot be saved, and as [`Engine::start`].
     pub async fn save_folder(
         self: &Arc<Self>,
-        uri: &str,
+        uri: String,
         step: u64,
         path: PathBuf,
         options: SaveOptions,
     ) -> Result<AttemptId> {
-        let uri = self.parts.origins.canonical_url(uri)?;
+        let uri = self.parts.origins.canonical_url(&uri)?;
         let planned = move || folder::scan(&path).and_then(|sources| folder::plan(&uri, step, options, sources));
         let (plan, sources, notes) = blocking(planned).await?;
         let id = plan.attempt;

@@ -42,13 +42,13 @@ pub(super) async fn open(
         blocking(move || {
             let spool = Arc::new(Spool::open(&options, &metrics)?);
             let around = Surroundings { spool: Arc::clone(&spool), metrics, token };
-            replay(&around, &attempts)?;
+            let set_aside = replay(&around, &attempts)?;
             let found = Found::open(&options, &spool, &memory, &attempts)?;
-            Ok((spool, (found, memory)))
+            Ok((spool, (found, memory, set_aside)))
         })
         .await?
     };
-    let (found, memory) = found;
+    let (found, memory, set_aside) = found;
     let parts = Arc::new(Parts {
         uploads: Arc::new(Uploads::new(&options, &memory)),
         options,
@@ -67,6 +67,7 @@ pub(super) async fn open(
         attempts,
         slabs: found.slabs,
         adopted_slabs: found.adopted,
+        set_aside,
         sessions: Default::default(),
         starting: Default::default(),
         tasks: TaskTracker::new(),
@@ -118,7 +119,8 @@ impl Found {
 }
 
 /// Reads every journal. What is damaged is set aside, by name; one that cannot be read for another reason stops the start.
-fn replay(around: &Surroundings, attempts: &Attempts) -> Result<()> {
+fn replay(around: &Surroundings, attempts: &Attempts) -> Result<Vec<String>> {
+    let mut set_aside = Vec::new();
     for folder in around.spool.attempt_folders()? {
         match Attempt::open(around, &folder) {
             Ok(Some(attempt)) => attempts.insert(attempt),
@@ -131,6 +133,7 @@ fn replay(around: &Surroundings, attempts: &Attempts) -> Result<()> {
                 let aside = around.spool.set_aside(&folder)?;
                 around.metrics.set_aside.inc();
                 tracing::error!(%error, aside = %aside.display(), "a checkpoint attempt is set aside; nothing of it is removed");
+                set_aside.push(format!("{}; it lies in {} now", error.message(), aside.display()));
             }
             Err(error) if error.code() == Code::NotFound => {
                 // The folder was made, the journal was not.
@@ -139,7 +142,7 @@ fn replay(around: &Surroundings, attempts: &Attempts) -> Result<()> {
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(set_aside)
 }
 
 impl Engine {

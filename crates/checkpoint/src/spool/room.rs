@@ -123,11 +123,6 @@ impl Space {
 }
 
 impl Reserved {
-    /// Bytes set aside.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.bytes
-    }
-
     /// The file system has given blocks for so many more bytes.
     pub(crate) fn written(&mut self, bytes: u64) {
         let bytes = bytes.min(self.unwritten);
