@@ -1,5 +1,7 @@
 //! The command line: what can be said, and nothing about what it does.
 
+mod checkpoints;
+
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
@@ -14,6 +16,7 @@ use longshore_types::ByteSize;
 use longshore_worker::WorkerOptions;
 
 use crate::commands::Environment;
+pub use checkpoints::{CheckpointsArgs, SaveArgs, SaverArgs, SavesArgs, WaitFor};
 
 /// Loads models onto GPUs, through a cache shared by all nodes
 #[derive(Debug, Parser)]
@@ -45,6 +48,16 @@ pub enum Command {
     Warm(WarmArgs),
     /// Drop a model from the loader's memory and from the cache
     Free(UriArgs),
+    /// Save a folder or a file as one checkpoint: all of it becomes visible at once, or nothing
+    ///
+    /// The bytes are copied to this node's disk first, then uploaded in parallel, verified, and committed as URI/step-N/.
+    /// The node's loader does it, or this process when no loader runs; what is interrupted then is gone on with by the next
+    /// command or loader. The first Ctrl-C cancels the save, a second one leaves it as it is.
+    Save(Box<SaveArgs>),
+    /// The saves that run on this node, and the last ones that ended
+    Saves(Box<SavesArgs>),
+    /// List the committed checkpoints of a run; show, verify or delete one; remove what unfinished saves left
+    Checkpoints(Box<CheckpointsArgs>),
     /// What the node's loader and the cache workers hold
     Status(StatusArgs),
     /// Which workers own which chunks of a model
@@ -231,7 +244,7 @@ pub struct LoaderArgs {
     #[arg(long, env = env::CACHE_DIR, value_name = "DIR", help_heading = "Private loader")]
     pub cache_dir: Option<PathBuf>,
     /// Disk budget of that folder [default: four fifths of the free space]
-    #[arg(long, env = env::WORKER_DISK, value_name = "SIZE", help_heading = "Private loader")]
+    #[arg(id = "cache_disk", long = "disk", env = env::WORKER_DISK, value_name = "SIZE", help_heading = "Private loader")]
     pub disk: Option<ByteSize>,
 }
 

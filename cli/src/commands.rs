@@ -7,7 +7,7 @@ use longshore_types::Result;
 
 use crate::args::{Cli, Command};
 use crate::output::Output;
-use crate::{daemon, demo, exec, holder, load, ls, pull, reference, ring, status, warm};
+use crate::{checkpoints, daemon, demo, exec, holder, load, ls, pull, reference, ring, save, saves, status, warm};
 
 /// The variables that say what the flags and the file of a command line say, for a process that is started.
 pub type Environment = Vec<(String, OsString)>;
@@ -26,6 +26,9 @@ pub async fn run(cli: Cli, environment: &Environment) -> Result<Option<exec::Pre
         Command::Stat(args) => Box::pin(ls::stat(args, output, token)).await,
         Command::Warm(args) => Box::pin(warm::warm(args, output, token)).await,
         Command::Free(args) => Box::pin(warm::free(args, output, token)).await,
+        Command::Save(args) => Box::pin(save::run(*args, output, token)).await,
+        Command::Saves(args) => Box::pin(saves::run(*args, output, token)).await,
+        Command::Checkpoints(args) => Box::pin(checkpoints::run(*args, output, token)).await,
         Command::Status(args) => Box::pin(status::run(args, output, token)).await,
         Command::Ring(args) => Box::pin(ring::run(args, output, token)).await,
         Command::Worker(args) => Box::pin(daemon::worker(*args, token)).await,

@@ -11,6 +11,7 @@ use hyper_util::rt::TokioIo;
 use longshore_proto::MESSAGE_BYTES_MAX;
 use longshore_proto::v1::loader_client::LoaderClient;
 use longshore_types::{Code, Error, Result};
+use tokio::io::DuplexStream;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
@@ -71,6 +72,8 @@ pub struct LoaderConnection {
     pub address: LoaderAddress,
     /// Its service.
     pub client: LoaderClient<Channel>,
+    /// What its other services are reached by.
+    pub channel: Channel,
 }
 
 /// The node's loader, or `None` when there is none and none was asked for.
@@ -137,10 +140,10 @@ pub async fn connect_loader(address: LoaderAddress) -> Result<LoaderConnection> 
         let why = cause(&error);
         Error::new(Code::Unavailable, format!("no loader answers at {address}: {why}; is `longshore loader` running?"))
     })?;
-    let client = LoaderClient::new(channel)
+    let client = LoaderClient::new(channel.clone())
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
-    Ok(LoaderConnection { address, client })
+    Ok(LoaderConnection { address, client, channel })
 }
 
 /// A channel to the control service of a worker at `host:port`.
@@ -165,6 +168,20 @@ async fn unix_channel(path: &Path) -> Result<Channel, tonic::transport::Error> {
     });
     // The authority is required by HTTP/2 and means nothing on a unix socket.
     Endpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT).connect_with_connector(connector).await
+}
+
+/// A channel over one open connection to a service inside this process.
+///
+/// # Errors
+/// [`Code::Internal`] when it does not answer.
+pub async fn channel_over(stream: DuplexStream) -> Result<Channel> {
+    let mut stream = Some(stream);
+    let connector = service_fn(move |_: Uri| {
+        let stream = stream.take().map(TokioIo::new);
+        async move { stream.ok_or_else(|| std::io::Error::other("the service inside this process has ended")) }
+    });
+    let connected = Endpoint::from_static("http://localhost").connect_with_connector(connector).await;
+    connected.map_err(|error| Error::new(Code::Internal, format!("cannot talk to this process: {}", cause(&error))))
 }
 
 /// The innermost cause: tonic's own text is only "transport error".

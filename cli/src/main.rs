@@ -5,6 +5,7 @@
 
 mod args;
 mod attach;
+mod checkpoints;
 mod chunks;
 mod commands;
 mod connect;
@@ -25,6 +26,9 @@ mod pull;
 mod reference;
 mod report;
 mod ring;
+mod save;
+mod saver;
+mod saves;
 mod status;
 mod trace;
 mod warm;

@@ -60,6 +60,16 @@ impl Progress {
         }
     }
 
+    /// Shows a line beside the progress; nothing with `--json` in a pipe.
+    pub fn line(&self, line: &str) {
+        match &self.shown {
+            Shown::Nothing => {}
+            Shown::Bar(bar) => bar.println(line),
+            // A line that cannot be shown is no reason to stop.
+            Shown::Lines { .. } => drop(writeln!(std::io::stderr(), "{line}")),
+        }
+    }
+
     /// Takes the bar away.
     pub fn finish(self) {
         if let Shown::Bar(bar) = self.shown {

@@ -30,6 +30,8 @@ pub struct NodeDevices {
     pub gpus: BTreeMap<DeviceId, Arc<CudaDevice>>,
     /// Where bytes wait for their copy to a GPU; `None` without one.
     pub pinned: Option<PinnedSource>,
+    /// What pays for host memory; `None` for devices that were put together otherwise.
+    pub arena: Option<Arena>,
     /// Whether the options name the GPUs one by one: then each of them must work.
     pub is_listed: bool,
     /// What a user should know.
@@ -50,7 +52,14 @@ pub struct DeviceStatus {
 impl From<Devices> for NodeDevices {
     /// Devices that bytes land on without a copy.
     fn from(devices: Devices) -> Self {
-        NodeDevices { devices, gpus: BTreeMap::new(), pinned: None, is_listed: false, warnings: Vec::new() }
+        NodeDevices {
+            devices,
+            gpus: BTreeMap::new(),
+            pinned: None,
+            arena: None,
+            is_listed: false,
+            warnings: Vec::new(),
+        }
     }
 }
 
@@ -153,7 +162,7 @@ pub fn open(
     let choice::Choice { gpus, reason, warnings } = choice::choose(&options.gpus)?;
     if let Some(reason) = reason {
         let devices = Devices::new(vec![host]).without_gpus(reason);
-        return Ok(NodeDevices { warnings, ..NodeDevices::from(devices) });
+        return Ok(NodeDevices { warnings, arena: Some(arena.clone()), ..NodeDevices::from(devices) });
     }
     let pinned = pinned_source(options, arena)?;
     let mut opened = BTreeMap::new();
@@ -166,7 +175,14 @@ pub fn open(
         opened.insert(DeviceId::cuda(ordinal), device);
     }
     let is_listed = matches!(options.gpus, Gpus::Listed(_));
-    Ok(NodeDevices { devices: Devices::new(devices), gpus: opened, pinned: Some(pinned), is_listed, warnings })
+    Ok(NodeDevices {
+        devices: Devices::new(devices),
+        gpus: opened,
+        pinned: Some(pinned),
+        arena: Some(arena.clone()),
+        is_listed,
+        warnings,
+    })
 }
 
 /// Page-locked memory that is paid for now and allocated when it is needed.

@@ -1,7 +1,7 @@
 //! The gRPC service: converts, calls the loader, converts back. Generated types stop here and at the attach socket.
 
 pub(crate) mod convert;
-mod deadline;
+pub(crate) mod deadline;
 mod stream;
 
 use std::path::Path;

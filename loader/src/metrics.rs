@@ -48,6 +48,7 @@ pub struct Metrics {
     fallbacks: IntCounterVec,
     retries: IntCounter,
     mismatches: IntCounter,
+    pub(crate) checkpoints: longshore_checkpoint::Metrics,
 }
 
 impl Metrics {
@@ -151,6 +152,7 @@ impl Metrics {
             retries: r.counter("longshore_loader_retries_total", "Chunk reads that were repeated.")?,
             mismatches: r
                 .counter("longshore_loader_checksum_mismatches_total", "Copies that did not match their checksum.")?,
+            checkpoints: longshore_checkpoint::Metrics::new(&r)?,
             registry: r,
         };
         metrics.touch_series();

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use longshore_checkpoint::CheckpointOptions;
 use longshore_origin::OriginOptions;
 use longshore_runtime::config::ignore_empty_variables;
 use longshore_runtime::env;
@@ -58,7 +59,7 @@ pub struct LoaderOptions {
     #[arg(id = "loader_members_refresh_ms", long = "members-refresh-ms", value_name = "MS", default_value_t = 10_000)]
     pub members_refresh_ms: u64,
 
-    /// Folder of the sockets loader.sock and attach.sock; /run/longshore, the user's runtime folder or /tmp when not set
+    /// Folder of the sockets loader.sock, attach.sock and slabs.sock; /run/longshore, the user's runtime folder or /tmp when not set
     #[arg(id = "loader_socket_dir", long = "socket-dir", env = env::SOCKET_DIR, value_name = "DIR")]
     pub socket_dir: Option<PathBuf>,
 
@@ -117,6 +118,10 @@ pub struct LoaderOptions {
     /// Do not start without a holder
     #[arg(id = "loader_require_holder", long = "require-holder", env = env::LOADER_REQUIRE_HOLDER)]
     pub require_holder: bool,
+
+    /// Saving checkpoints.
+    #[command(flatten)]
+    pub checkpoints: CheckpointOptions,
 
     /// Origins.
     #[command(flatten)]
@@ -288,8 +293,7 @@ impl LoaderOptions {
 
     /// Bytes of the arena.
     pub fn memory_bytes(&self) -> u64 {
-        let half = longshore_memory::memory_limit_bytes() / 2;
-        self.memory.map_or(half, |size| size.0).max(MEMORY_BYTES_MIN)
+        memory_bytes(self.memory)
     }
 
     /// Threads that fetch: one a core and never fewer than four, because a thread also waits for a slow origin.
@@ -311,6 +315,12 @@ impl LoaderOptions {
         }
         default_socket_folder()
     }
+}
+
+/// Bytes of an arena: as set, else half of the memory there is.
+pub(crate) fn memory_bytes(set: Option<ByteSize>) -> u64 {
+    let half = longshore_memory::memory_limit_bytes() / 2;
+    set.map_or(half, |size| size.0).max(MEMORY_BYTES_MIN)
 }
 
 /// Where loaders put their sockets, and where clients look for them, when nothing else is said.

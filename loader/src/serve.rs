@@ -10,6 +10,7 @@ use longshore_cluster::membership::PROBE_TIMEOUT;
 use longshore_cluster::{Membership, StaticMembership};
 use longshore_memory::{Arena, region_page_advice};
 use longshore_origin::Origins;
+use longshore_proto::v1::checkpoints_server::CheckpointsServer;
 use longshore_proto::v1::loader_server::LoaderServer;
 use longshore_proto::{FILE_DESCRIPTOR_SET, MESSAGE_BYTES_MAX};
 use longshore_runtime::{Page, pages};
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
+use crate::checkpoint::{Access, CheckpointsGrpc, slab_socket};
 use crate::cluster::{RemoteCluster, RemoteOptions, WireProbe};
 use crate::devices;
 use crate::grpc::Grpc;
@@ -65,19 +67,20 @@ async fn serve_and_start(
     start_devices: bool,
 ) -> Result<()> {
     let attach_path: Arc<Path> = Arc::from(listeners.attach_socket());
-    let Listeners { grpc, attach, tcp, ops } = listeners;
+    let Listeners { grpc, attach, slabs, tcp, ops } = listeners;
     let BoundSocket { listener: grpc, guard: grpc_file } = grpc;
     loader.take_over().await?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<LoaderServer<Grpc>>().await;
-    let routes = routes(&loader, &attach_path)?.add_service(health_service);
+    health.set_serving::<CheckpointsServer<CheckpointsGrpc>>().await;
+    let routes = |access| Ok::<_, Error>(routes(&loader, &attach_path, access)?.add_service(health_service.clone()));
 
     let mut tasks = JoinSet::new();
-    let over_unix = server().add_routes(routes.clone());
+    let over_unix = server().add_routes(routes(Access::Node)?);
     let stop = token.clone().cancelled_owned();
     tasks.spawn(over_unix.serve_with_incoming_shutdown(UnixListenerStream::new(grpc), stop));
     if let Some(listener) = tcp {
-        let over_tcp = server().add_routes(routes);
+        let over_tcp = server().add_routes(routes(Access::Network)?);
         let stop = token.clone().cancelled_owned();
         tasks.spawn(over_tcp.serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop));
     }
@@ -95,6 +98,10 @@ async fn serve_and_start(
         }
         Attach::Elsewhere(_) => None,
     };
+    let checkpoints = loader.checkpoints().clone();
+    let BoundSocket { listener: slabs, guard: slabs_file } = slabs;
+    checkpoints.set_slabs_socket(slabs_file.path());
+    tokio::spawn(slab_socket::serve(slabs, checkpoints.clone(), token.clone()));
     if let Some(advice) = region_page_advice() {
         tracing::warn!(advice, "loading is slower than it could be");
     }
@@ -109,10 +116,14 @@ async fn serve_and_start(
     );
 
     let starting = async {
-        if start_devices {
-            loader.start_devices().await?;
-            is_started.store(true, Ordering::Relaxed);
-        }
+        // What an earlier loader did not finish goes on while memory is locked.
+        tokio::try_join!(checkpoints.start(), async {
+            match start_devices {
+                true => loader.start_devices().await.map(drop),
+                false => Ok(()),
+            }
+        })?;
+        is_started.store(true, Ordering::Relaxed);
         std::future::pending::<Result<()>>().await
     };
     tokio::select! {
@@ -123,7 +134,9 @@ async fn serve_and_start(
         failed = starting => return failed,
     }
     health.set_not_serving::<LoaderServer<Grpc>>().await;
-    loader.drain(Duration::from_millis(options.drain_timeout_ms)).await;
+    health.set_not_serving::<CheckpointsServer<CheckpointsGrpc>>().await;
+    let patience = Duration::from_millis(options.drain_timeout_ms);
+    tokio::join!(loader.drain(patience), checkpoints.close(patience));
     let closed = tokio::time::timeout(CLOSE_TIMEOUT, async { while tasks.join_next().await.is_some() {} }).await;
     if closed.is_err() {
         tracing::info!("connections that clients keep open are closed");
@@ -144,12 +157,13 @@ enum Attach {
 pub struct Listeners {
     grpc: BoundSocket,
     attach: Attach,
+    slabs: BoundSocket,
     tcp: Option<TcpListener>,
     ops: Option<TcpListener>,
 }
 
 impl Listeners {
-    /// Binds the sockets `loader.sock` and `attach.sock` and the addresses of the options, for a loader that holds its
+    /// Binds the sockets `loader.sock`, `attach.sock` and `slabs.sock` and the addresses of the options, for a loader that holds its
     /// models itself. Must run inside a runtime.
     ///
     /// # Errors
@@ -176,6 +190,7 @@ impl Listeners {
         sockets::prepare_folder(&folder)?;
         let grpc = sockets::bind(&folder, "loader.sock", options.socket_mode.0)?;
         let attach = attach()?;
+        let slabs = sockets::bind(&folder, "slabs.sock", options.socket_mode.0)?;
         let tcp = match options.listen.0 {
             Some(address) => Some(TcpListener::bind(address).await.map_err(|error| {
                 let hint = "stop what listens there, or choose another address with --listen";
@@ -188,7 +203,7 @@ impl Listeners {
             Some(address) => Some(pages::bind(address).await?),
             None => None,
         };
-        Ok(Listeners { grpc, attach, tcp, ops })
+        Ok(Listeners { grpc, attach, slabs, tcp, ops })
     }
 
     /// Path of the gRPC socket.
@@ -202,6 +217,11 @@ impl Listeners {
             Attach::Here(socket) => socket.guard.path(),
             Attach::Elsewhere(path) => path,
         }
+    }
+
+    /// Path of the socket where training processes get slabs.
+    pub fn slabs_socket(&self) -> &Path {
+        self.slabs.guard.path()
     }
 
     /// Address of the gRPC service, when it has one beside the socket.
@@ -256,7 +276,7 @@ async fn membership(options: &LoaderOptions, token: &CancellationToken) -> Resul
     Ok(Some(membership))
 }
 
-fn routes(loader: &Arc<Loader>, attach_path: &Arc<Path>) -> Result<Routes> {
+fn routes(loader: &Arc<Loader>, attach_path: &Arc<Path>, access: Access) -> Result<Routes> {
     let service =
         LoaderServer::new(Grpc::new(loader.clone(), attach_path.clone())).max_encoding_message_size(MESSAGE_BYTES_MAX);
     let reflection = || {
@@ -267,7 +287,8 @@ fn routes(loader: &Arc<Loader>, attach_path: &Arc<Path>) -> Result<Routes> {
     let failed = |error| Error::new(Code::Internal, format!("gRPC reflection: {error}"));
     let v1 = reflection().build_v1().map_err(failed)?;
     let v1alpha = reflection().build_v1alpha().map_err(failed)?;
-    Ok(Routes::new(service).add_service(v1).add_service(v1alpha))
+    let checkpoints = CheckpointsGrpc::server(loader.checkpoints().clone(), access);
+    Ok(Routes::new(service).add_service(checkpoints).add_service(v1).add_service(v1alpha))
 }
 
 fn server() -> Server {

@@ -1,4 +1,5 @@
-//! `longshore loader --private`: a loader for one client, which ends with that client's last lease.
+//! `longshore loader --private`: a loader for one client, which ends with that client's last lease, and when all that the
+//! client saved is in the origin.
 //!
 //! It listens on unix sockets alone, in a folder that only its user can enter, and brings its own cache along, so that
 //! one process is the whole product on one machine. It prints one line of JSON when it is ready.
@@ -7,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use longshore_checkpoint::CheckpointOptions;
 use longshore_loader::options::SocketMode;
 use longshore_loader::{Cluster, Listen, Listeners, Loader, LoaderOptions, RemoteCluster, RemoteOptions};
 use longshore_origin::Origins;
@@ -34,6 +36,8 @@ pub async fn run(args: LoaderArgs, output: Output, token: CancellationToken) -> 
     let folder = args.loader.socket_folder();
     let options =
         LoaderOptions { listen: Listen(None), ops_listen: Listen(None), socket_mode: SocketMode(0o600), ..args.loader };
+    let checkpoints = CheckpointOptions { private: true, ..options.checkpoints };
+    let options = LoaderOptions { checkpoints, ..options };
     let listeners = Listeners::bind(&options).await?;
     let token = token.child_token();
     let origins = Origins::new(options.origin.clone())?;
@@ -82,6 +86,7 @@ fn ready(listeners: &Listeners) -> String {
     json!({
         "loader_socket": listeners.loader_socket(),
         "attach_socket": listeners.attach_socket(),
+        "slabs_socket": listeners.slabs_socket(),
         "pid": std::process::id(),
         "version": env!("CARGO_PKG_VERSION"),
     })
@@ -96,10 +101,11 @@ async fn end_when_unused(loader: Arc<Loader>, token: CancellationToken) {
     loop {
         let is_attached = *attached.borrow_and_update() > 0;
         was_attached |= is_attached;
-        if is_attached || loader.loads_in_flight() > 0 {
+        // A save goes on when its client has gone: it is uploaded as soon as the origin takes it.
+        if is_attached || loader.loads_in_flight() > 0 || loader.checkpoints().busy() > 0 {
             idle_since = Instant::now();
         } else if idle_since.elapsed() >= if was_attached { LINGER } else { UNUSED_MAX } {
-            tracing::info!(was_attached, "nobody holds a model any more");
+            tracing::info!(was_attached, "nobody holds a model any more, and nothing is being saved");
             return token.cancel();
         }
         tokio::select! {
@@ -113,7 +119,7 @@ async fn end_when_unused(loader: Arc<Loader>, token: CancellationToken) {
 
 /// Removes the folder and what the daemon left in it, but nothing of anybody else's.
 fn remove(folder: &Path) {
-    for lock in ["loader.sock.lock", "attach.sock.lock"] {
+    for lock in ["loader.sock.lock", "attach.sock.lock", "slabs.sock.lock"] {
         // What is not there need not be removed.
         let _ = std::fs::remove_file(folder.join(lock));
     }

@@ -7,6 +7,7 @@ use longshore_types::{format_bytes, redact_url};
 use serde_json::{Value, json as object};
 
 use crate::output::{row, seconds, table};
+use crate::{saver, saves};
 
 /// How host memory is called among devices.
 const HOST: &str = "host";
@@ -25,6 +26,22 @@ pub(super) fn to_json(address: &str, status: &v1::LoaderStatus) -> Value {
         "holder": status.holder.as_ref().map(holder),
         "models": status.models.iter().map(model).collect::<Vec<_>>(),
         "members": status.members.iter().map(member).collect::<Vec<_>>(),
+        "checkpoints": status.checkpoints.as_ref().map(checkpoints),
+    })
+}
+
+fn checkpoints(state: &v1::CheckpointStatus) -> Value {
+    object!({
+        "dir": state.dir,
+        "open": state.open,
+        "error": Some(&state.error).filter(|error| !error.is_empty()),
+        "slabs_socket": state.slabs_socket,
+        "slab_capacity_bytes": state.slab_capacity_bytes,
+        "slab_used_bytes": state.slab_used_bytes,
+        "disk_capacity_bytes": state.disk_capacity_bytes,
+        "disk_used_bytes": state.disk_used_bytes,
+        "sessions": state.sessions,
+        "saves": state.saves.iter().map(saver::to_json).collect::<Vec<_>>(),
     })
 }
 
@@ -98,6 +115,27 @@ pub(super) fn write_text(text: &mut String, address: &str, status: &v1::LoaderSt
     }
     let rows: Vec<_> = status.models.iter().map(model_row).collect();
     text.push_str(&table(&rows));
+    if let Some(state) = status.checkpoints.as_ref().filter(|state| state.open || !state.error.is_empty()) {
+        write_checkpoints(text, state);
+    }
+}
+
+/// Only for a loader that saves, or should.
+fn write_checkpoints(text: &mut String, state: &v1::CheckpointStatus) {
+    if !state.error.is_empty() {
+        let _ = writeln!(text, "  saves   cannot be made: {}", state.error);
+        return;
+    }
+    let [slabs, slab_capacity] = [state.slab_used_bytes, state.slab_capacity_bytes].map(format_bytes);
+    let [disk, disk_capacity] = [state.disk_used_bytes, state.disk_capacity_bytes].map(format_bytes);
+    let sessions = state.sessions;
+    let _ = writeln!(text, "  slabs   {slabs} of {slab_capacity}, {sessions} processes connected");
+    let _ = writeln!(text, "  spool   {disk} of {disk_capacity} in {}", state.dir);
+    let mut saves = String::new();
+    saves::write_rows(&mut saves, &state.saves);
+    saves.lines().for_each(|line| {
+        let _ = writeln!(text, "  {line}");
+    });
 }
 
 fn write_gpu(text: &mut String, gpu: &v1::DeviceStatus) {
@@ -168,6 +206,25 @@ mod tests {
                     leases: 2,
                 }],
             }),
+            checkpoints: Some(v1::CheckpointStatus {
+                dir: "/spool".into(),
+                open: true,
+                slab_capacity_bytes: 8_000_000,
+                slab_used_bytes: 1_000_000,
+                disk_capacity_bytes: 9_000_000,
+                disk_used_bytes: 2_000_000,
+                sessions: 4,
+                saves: vec![v1::SaveStatus {
+                    attempt: "0a1b".into(),
+                    url: "s3://bucket/run/step-7".into(),
+                    state: v1::SaveState::Staged.into(),
+                    bytes_total: 4_000_000,
+                    bytes_durable: 1_000_000,
+                    waiting_for: "room on the disk".into(),
+                    ..Default::default()
+                }],
+                ..Default::default()
+            }),
             ..Default::default()
         }
     }
@@ -182,6 +239,9 @@ mod tests {
             "pinned  3.0 MB staging and 5.0 MB cached of 9.0 MB, pages hugetlb 2 MiB",
             "cuda:0  1.0 MB of 4.0 MB, 2.0 MB free, the copier of cuda:0 ended, its copier was restarted 2 times; Card",
             "cuda:0  1.0 MB  1 lease    rank 3 of 8",
+            "slabs   1.0 MB of 8.0 MB, 4 processes connected",
+            "spool   2.0 MB of 9.0 MB in /spool",
+            "  0a1b  staged, 1.0 MB of 4.0 MB on the disk  s3://bucket/run/step-7\n    waits for room on the disk",
         ] {
             assert!(text.contains(part), "{part:?} is not in\n{text}");
         }
@@ -198,6 +258,7 @@ mod tests {
         );
         assert_eq!((&value["holder"]["process"], &value["holder"]["models_adopted"]), (&true.into(), &3.into()));
         assert_eq!(value["holder"]["unknown"][0]["leases"], 2);
+        assert_eq!(value["checkpoints"]["saves"][0]["waiting_for"], "room on the disk");
         assert_eq!(to_json("a", &v1::LoaderStatus::default())["pinned"], Value::Null);
     }
 }

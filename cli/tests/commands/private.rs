@@ -55,6 +55,7 @@ fn a_private_loader_says_where_it_is_and_a_second_process_shares_the_cache_folde
     let ready: Value = serde_json::from_str(&line).unwrap();
     assert_eq!(ready["pid"], child.id());
     assert_eq!(ready["attach_socket"], sockets.join("attach.sock").to_str().unwrap());
+    assert_eq!(ready["slabs_socket"], sockets.join("slabs.sock").to_str().unwrap());
     let address = format!("unix://{}", ready["loader_socket"].as_str().unwrap());
 
     let through_it = bench.json(&["load", "model", "--json", "--loader", &address]);

@@ -39,6 +39,8 @@ impl Bench {
         command.env("LONGSHORE_SOCKET_DIR", self.path("run"));
         command.env("LONGSHORE_LOADER_MEMORY", "256MiB");
         command.env("TMPDIR", self.path("tmp"));
+        // Where the user's own folders would be, when nothing else is said.
+        command.env("XDG_CACHE_HOME", self.path("home"));
         command
     }
 

@@ -1,6 +1,6 @@
 //! The loader's answers as messages.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use longshore_device::DeviceRegion;
 use longshore_device::cuda::CopierState;
@@ -10,6 +10,7 @@ use longshore_types::{Code, Error, Result};
 use prost::Message;
 
 use crate::VERSION;
+use crate::checkpoint::CheckpointsState;
 use crate::cluster::MemberState;
 use crate::devices::DeviceStatus;
 use crate::load::LoadProgress;
@@ -257,7 +258,7 @@ pub(super) fn status(status: &LoaderStatus, attach_socket: &Path) -> v1::LoaderS
         uptime_seconds: status.uptime.as_secs_f64(),
         pinned: status.pinned.as_ref().map(pinned),
         holder: Some(holder(&status.holder)),
-        checkpoints: None,
+        checkpoints: Some(checkpoints(&status.checkpoints)),
     }
 }
 
@@ -301,6 +302,23 @@ fn holder(holder: &HolderState) -> v1::HolderStatus {
         uptime_seconds: holder.facts.uptime.as_secs_f64(),
         models_adopted: holder.models_adopted,
         unknown: holder.unknown.iter().map(unknown).collect(),
+    }
+}
+
+fn checkpoints(state: &CheckpointsState) -> v1::CheckpointStatus {
+    let path =
+        |path: &Option<PathBuf>| path.as_ref().map_or_else(String::new, |path| path.to_string_lossy().into_owned());
+    v1::CheckpointStatus {
+        slabs_socket: path(&state.slabs_socket),
+        dir: path(&state.folder),
+        open: state.is_open,
+        error: state.failure.as_ref().map_or_else(String::new, |error| error.message().to_owned()),
+        slab_capacity_bytes: state.slab_capacity_bytes,
+        slab_used_bytes: state.slab_used_bytes,
+        disk_capacity_bytes: state.disk_capacity_bytes,
+        disk_used_bytes: state.disk_used_bytes,
+        sessions: state.sessions,
+        saves: state.saves.iter().map(|status| crate::checkpoint::status_to_proto(status)).collect(),
     }
 }
 

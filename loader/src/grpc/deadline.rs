@@ -9,7 +9,7 @@ use tonic::metadata::MetadataMap;
 const DIGITS_MAX: usize = 8;
 
 /// The time the client gives, or `None` when it waits for ever or says something that is no time.
-pub(super) fn of(metadata: &MetadataMap) -> Option<Duration> {
+pub(crate) fn of(metadata: &MetadataMap) -> Option<Duration> {
     parse(metadata.get("grpc-timeout")?.to_str().ok()?)
 }
 

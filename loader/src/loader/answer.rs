@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use longshore_device::DeviceKind;
 
+use crate::checkpoint::CheckpointsState;
 use crate::cluster::MemberState;
 use crate::devices::DeviceStatus;
 use crate::holder::HolderFacts;
@@ -141,6 +142,8 @@ pub struct LoaderStatus {
     pub members: Vec<MemberState>,
     /// Who keeps the models.
     pub holder: HolderState,
+    /// What is saved on this node.
+    pub checkpoints: CheckpointsState,
     /// Loads that run or wait.
     pub loads_in_flight: usize,
     /// Time since the loader was opened.

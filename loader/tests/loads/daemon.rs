@@ -9,7 +9,7 @@ use longshore_proto::v1::loader_client::LoaderClient;
 use longshore_proto::{status, v1};
 use longshore_testkit::cluster::http_get;
 use longshore_testkit::modelgen::ModelSpec;
-use longshore_types::{Code, Result};
+use longshore_types::{ByteSize, Code, Result};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -23,8 +23,8 @@ pub struct Daemon {
     pub fixture: Fixture,
     pub folder: TempDir,
     pub attach_socket: PathBuf,
-    loader_socket: PathBuf,
-    tcp: String,
+    pub loader_socket: PathBuf,
+    pub tcp: String,
     ops: String,
     token: CancellationToken,
     serving: JoinHandle<Result<()>>,
@@ -40,6 +40,11 @@ impl Daemon {
         setup.options.socket_dir = Some(folder.path().to_owned());
         setup.options.listen = any_port();
         setup.options.ops_listen = any_port();
+        // Of this test, and opened by who saves.
+        setup.options.checkpoints.dir = Some(folder.path().join("spool"));
+        setup.options.checkpoints.slab_dir = Some(folder.path().join("slabs"));
+        setup.options.checkpoints.memory = Some(ByteSize(128 << 20));
+        setup.options.checkpoints.private = true;
         let listeners = Listeners::bind(&setup.options).await.unwrap();
         let fixture = Fixture::new(setup);
         let token = CancellationToken::new();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod attach;
+mod checkpoints;
 mod daemon;
 mod equality;
 mod faults;
