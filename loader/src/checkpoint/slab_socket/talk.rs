@@ -10,10 +10,10 @@ use longshore_checkpoint::{SlabGranted, SlabSession};
 use longshore_memory::slabs::SlabPiece;
 use longshore_proto::v1;
 use longshore_types::{Code, Error, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
-use tokio::io::unix::AsyncFd;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::mpsc;
@@ -28,6 +28,10 @@ const REQUESTS_MAX: usize = 32;
 
 /// How long a client that lives may take to come back, or to let go of its memory, after its connection ended.
 const LINGER: Duration = Duration::from_secs(30);
+
+/// How often a process that hung up is looked at: one that dies closes its socket some moments before it has ended.
+const FIRST_LOOK: Duration = Duration::from_millis(2);
+const LAST_LOOK: Duration = Duration::from_millis(500);
 
 /// How a conversation ended.
 enum End {
@@ -98,9 +102,9 @@ pub(super) async fn client(stream: UnixStream, source: &impl SlabSource, token: 
     Ok(())
 }
 
-/// The client's process, as far as it can be watched.
+/// The client's process, as far as it can be seen.
 enum Process {
-    Watched(AsyncFd<OwnedFd>),
+    Seen(OwnedFd),
     Ended,
     /// In another container, or the kernel is too old.
     Unseen,
@@ -109,8 +113,8 @@ enum Process {
 impl Process {
     fn open(pid: Option<i32>) -> Process {
         let Some(pid) = pid.and_then(Pid::from_raw) else { return Process::Unseen };
-        match pidfd_open(pid, PidfdFlags::NONBLOCK) {
-            Ok(fd) => AsyncFd::with_interest(fd, Interest::READABLE).map_or(Process::Unseen, Process::Watched),
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(fd) => Process::Seen(fd),
             Err(Errno::SRCH) => Process::Ended,
             Err(_) => Process::Unseen,
         }
@@ -120,10 +124,22 @@ impl Process {
     async fn end(&self) {
         match self {
             Process::Ended => {}
-            Process::Watched(fd) => drop(fd.readable().await),
+            Process::Seen(fd) => {
+                let mut pause = FIRST_LOOK;
+                while !has_ended(fd) {
+                    tokio::time::sleep(pause).await;
+                    pause = (2 * pause).min(LAST_LOOK);
+                }
+            }
             Process::Unseen => std::future::pending().await,
         }
     }
+}
+
+/// A descriptor of a process becomes readable with its end. Does not wait.
+fn has_ended(process: &OwnedFd) -> bool {
+    let mut asked = [PollFd::new(process, PollFlags::IN)];
+    poll(&mut asked, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Reads requests until the client is gone. After one that is wrong nothing more is read, but its end is waited for: while

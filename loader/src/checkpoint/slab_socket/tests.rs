@@ -14,7 +14,6 @@ use longshore_checkpoint::{
     SLAB_RETURN_GRACE, SealedSlab, SlabEvent, SlabKey, SlabOptions, SlabPlans, SlabWanted, slab_count,
 };
 use longshore_memory::Arena;
-use longshore_types::checkpoint::AttemptId;
 use parking_lot::Mutex;
 use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
