@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use longshore_checkpoint::{
     SLAB_RETURN_GRACE, SealedSlab, SlabEvent, SlabKey, SlabOptions, SlabPlans, SlabWanted, slab_count,
@@ -121,9 +121,8 @@ impl Fixture {
     fn descriptors(&self) -> usize {
         let entries = std::fs::read_dir("/proc/self/fd").unwrap();
         let targets = entries.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
-        let name = |path: PathBuf| path.to_string_lossy().into_owned();
-        let folder = name(self.place.path().join("slabs"));
-        targets.map(name).filter(|path| path.starts_with(&folder) && *path != folder).count()
+        let folder = self.place.path().join("slabs");
+        targets.filter(|path| path.starts_with(&folder) && *path != folder).count()
     }
 }
 
