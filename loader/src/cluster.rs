@@ -42,6 +42,15 @@ impl From<Vec<Source>> for Sources {
     }
 }
 
+/// A worker that can hold durable copies for this node; one for each host.
+#[derive(Clone)]
+pub struct Holder {
+    /// The worker.
+    pub source: Source,
+    /// The machine that it runs on: copies that shall survive one go to several.
+    pub host: String,
+}
+
 /// A worker as status pages show it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MemberState {
@@ -91,6 +100,21 @@ pub trait Cluster: Send + Sync {
     /// A worker on this host that does not own the chunk but may have a copy: asked first, and only for what it has.
     fn nearby(&self, _key: &ChunkKey) -> Option<Source> {
         None
+    }
+
+    /// Who can hold copies of a chunk for this node, best first: on other hosts than this one, where there are any.
+    fn holders(&self, _key: &ChunkKey) -> Vec<Holder> {
+        Vec::new()
+    }
+
+    /// How many hosts [`Cluster::holders`] finds.
+    fn holder_count(&self) -> usize {
+        0
+    }
+
+    /// All workers.
+    fn everyone(&self) -> Vec<Source> {
+        Vec::new()
     }
 
     /// Whether there should be workers: then to do without them is a fallback, also while none is known.

@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 pub(crate) use job::Job;
 use job::Turn;
 pub(crate) use local::Ways;
-pub(crate) use reader::{ChunkReader, Hedging, Readers};
+pub(crate) use reader::{ChunkReader, Hedging, NodeCopies, Readers};
 
 /// The threads. They end when the pool is dropped.
 pub(crate) struct FetchPool {

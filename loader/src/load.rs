@@ -4,6 +4,7 @@
 //! memory is free again before anybody hears of it. A load whose device broke down is repeated once, as a whole.
 
 mod attempt;
+pub(crate) mod node;
 mod reserve;
 
 use std::sync::Arc;
@@ -14,6 +15,7 @@ use longshore_types::{Code, Error, Manifest, Result, format_bytes, redact_url};
 use tokio::sync::watch;
 use tracing::Instrument;
 
+use crate::fetch::NodeCopies;
 use crate::flight::Pilot;
 use crate::loader::Shared;
 use crate::model::{Model, ModelKey};
@@ -48,6 +50,8 @@ pub(crate) struct Flightplan {
     pub key: ModelKey,
     pub manifest: Manifest,
     pub recorder: Arc<Recorder>,
+    /// Objects that lie on this node's disk.
+    pub node: Option<Arc<NodeCopies>>,
 }
 
 /// Carries the load out and lands its flight, well or not.
@@ -87,9 +91,9 @@ async fn load(shared: &Arc<Shared>, pilot: &Pilot, what: Flightplan) -> Result<M
     let permit = shared.permits.acquire();
     let permit = pilot.token.run_until_cancelled(permit).await.ok_or_else(given_up)?;
     let _permit = permit.map_err(|_| Error::new(Code::Cancelled, "the loader is shutting down"))?;
-    let Flightplan { device, key, manifest, recorder } = what;
-    let attempt =
-        Attempt { shared, pilot, device: &device, key: &key, manifest: Arc::new(manifest), recorder: &recorder };
+    let Flightplan { device, key, manifest, recorder, node } = what;
+    let manifest = Arc::new(manifest);
+    let attempt = Attempt { shared, pilot, device: &device, key: &key, manifest, recorder: &recorder, node };
     let done = match attempt.run().await {
         Err(failure) if failure.may_repeat && !pilot.token.is_cancelled() => {
             // What was fetched is still in page-locked memory, as long as that is large enough.
@@ -99,7 +103,9 @@ async fn load(shared: &Arc<Shared>, pilot: &Pilot, what: Flightplan) -> Result<M
         ended => ended,
     };
     let Done { id, device_uuid, layout, regions } = done.map_err(|failure| failure.error)?;
-    let manifest = Arc::try_unwrap(attempt.manifest).unwrap_or_else(|shared| (*shared).clone());
+    let mut manifest = Arc::try_unwrap(attempt.manifest).unwrap_or_else(|shared| (*shared).clone());
+    // What was compared while the bytes landed is of no more use: 8 MB for each TB.
+    manifest.files.iter_mut().for_each(|file| file.checksums = None);
     Ok(Model { id, key, device_uuid, manifest, layout, regions, report: recorder.finish() })
 }
 

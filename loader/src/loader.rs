@@ -15,11 +15,13 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Checkpoints;
 use crate::cluster::Cluster;
 use crate::devices::NodeDevices;
 use crate::flight::{Boarding, Seat};
 use crate::holder::{HolderHandle, attach};
-use crate::load::{Flightplan, ProgressSender, fly};
+use crate::fetch::NodeCopies;
+use crate::load::{Flightplan, ProgressSender, fly, node};
 use crate::metrics::Metrics;
 use crate::model::{ModelId, ModelKey};
 use crate::options::LoaderOptions;
@@ -118,9 +120,9 @@ impl Loader {
             parallel: request.parallel.clone(),
         });
         let mut keys: Vec<ModelKey> = keys.collect();
-        let resolved = self.resolve(&recorder, &keys, request.revalidate).await?;
-        let manifest = match resolved {
-            Resolution::Described(manifest) => manifest,
+        let resolved = self.resolve(&recorder, &keys, request.revalidate, request.allow_uncommitted).await?;
+        let (manifest, node) = match resolved {
+            Resolution::Described(manifest, node) => (manifest, node),
             Resolution::Kept(lease) => return Ok(self.reattach(lease, &recorder)),
         };
         check_schemes(&manifest, &url)?;
@@ -133,7 +135,7 @@ impl Loader {
             Boarding::Loaded(lease) => Ok(self.reattach(lease, &recorder)),
             Boarding::Seat(seat, pilot) => {
                 if let Some(pilot) = pilot {
-                    let what = Flightplan { device, key, manifest, recorder };
+                    let what = Flightplan { device, key, manifest, recorder, node };
                     tokio::spawn(fly(shared.clone(), pilot, what));
                 }
                 let lease = wait(seat, progress).await?;
@@ -154,10 +156,27 @@ impl Loader {
     }
 
     /// The manifest, or, when nobody can be asked, the model in memory on one of the devices of `keys`, which differ in
-    /// nothing else.
-    async fn resolve(&self, recorder: &Recorder, keys: &[ModelKey], revalidate: bool) -> Result<Resolution> {
+    /// nothing else. A checkpoint that this node saved needs nobody else, unless its origin is to be asked.
+    async fn resolve(
+        &self,
+        recorder: &Recorder,
+        keys: &[ModelKey],
+        revalidate: bool,
+        allow_uncommitted: bool,
+    ) -> Result<Resolution> {
         let Some(wanted) = keys.first() else { return Err(Error::new(Code::Internal, "a load onto no device")) };
         let timer = recorder.begin(Step::Resolve);
+        let here = match self.shared.checkpoints.opened() {
+            Some(engine) => node::find(engine, &wanted.url, &wanted.selection, allow_uncommitted).await?,
+            None => None,
+        };
+        let node = match here {
+            Some(here) if !revalidate || here.is_uncommitted => {
+                recorder.end(timer, 0, 0, "this node");
+                return Ok(Resolution::Described(here.manifest, Some(here.copies)));
+            }
+            here => here.map(|here| here.copies),
+        };
         let described = self.shared.cluster().describe(&wanted.url, &wanted.selection, revalidate).await;
         recorder.end(timer, 0, 0, "");
         match described {
@@ -165,7 +184,7 @@ impl Loader {
                 for (kind, detail) in described.fallbacks {
                     recorder.add_fallback(kind, detail);
                 }
-                Ok(Resolution::Described(described.manifest))
+                Ok(Resolution::Described(described.manifest, node))
             }
             Err(error) if matches!(error.code(), Code::Unavailable | Code::Timeout) => {
                 let kept = keys.iter().find_map(|key| self.shared.registry.newest(key)).ok_or(error.clone())?;
@@ -258,9 +277,15 @@ impl Loader {
             models: self.list(),
             members: shared.cluster().members(),
             holder: shared.registry.holder_state(),
+            checkpoints: shared.checkpoints.state(),
             loads_in_flight: self.loads_in_flight(),
             uptime: shared.started.elapsed(),
         }
+    }
+
+    /// What is saved on this node.
+    pub fn checkpoints(&self) -> &Arc<Checkpoints> {
+        &self.shared.checkpoints
     }
 
     /// Its options.
@@ -274,6 +299,8 @@ impl Loader {
         shared.registry.observe();
         shared.metrics.attach_connections.set(shared.registry.holder().uses().attached as i64);
         shared.observe_devices();
+        // Sets its gauge.
+        shared.checkpoints.busy();
         &shared.metrics
     }
 
@@ -321,7 +348,8 @@ impl Loader {
 }
 
 enum Resolution {
-    Described(Manifest),
+    /// With the objects that lie on this node.
+    Described(Manifest, Option<Arc<NodeCopies>>),
     Kept(Lease),
 }
 
@@ -329,9 +357,10 @@ enum Resolution {
 /// files of this machine.
 fn check_schemes(manifest: &Manifest, url: &str) -> Result<()> {
     let scheme = |url: &str| url.split_once("://").map(|(scheme, _)| scheme.to_owned());
-    let stray = manifest.files.iter().find(|file| scheme(file.artifact.url()) != scheme(url));
-    stray.map_or(Ok(()), |file| {
-        let (model, stray) = (redact_url(url), redact_url(file.artifact.url()));
+    let mut artifacts = manifest.files.iter().flat_map(|file| std::iter::once(&file.artifact).chain(file.artifacts()));
+    let stray = artifacts.find(|artifact| scheme(artifact.url()) != scheme(url));
+    stray.map_or(Ok(()), |artifact| {
+        let (model, stray) = (redact_url(url), redact_url(artifact.url()));
         Err(Error::new(Code::Corrupt, format!("the manifest of {model} names {stray}, which is in another store")))
     })
 }

@@ -148,6 +148,13 @@ impl PinnedTier {
         gone.len() as u64 * PinnedArena::SLOT_BYTES
     }
 
+    /// Lets one chunk go, with its last lease: what is in its slot is not what it should be.
+    pub(crate) fn discard(&self, key: &ChunkKey) {
+        let gone = self.state.lock().shelf.forget(|kept| kept == key);
+        drop(gone);
+        self.released.notify_all();
+    }
+
     /// What the slots are used for.
     pub(crate) fn usage(&self) -> PinnedUse {
         let state = self.state.lock();

@@ -6,6 +6,7 @@
 //! discarded by the parts, and blocks that nobody needs are never asked for.
 
 mod chunks;
+mod expected;
 mod layout;
 mod shares;
 
@@ -13,6 +14,7 @@ use longshore_types::{Manifest, Result};
 
 use crate::parallel::Parallel;
 pub use chunks::{ChunkPlan, cut};
+pub use expected::Expected;
 pub use layout::{CopyRange, Layout, Place, PlacedTensor, SideFiles, TensorPlace};
 
 /// Everything that a load has to do, known before the first byte moves.

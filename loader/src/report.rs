@@ -140,11 +140,15 @@ pub enum FallbackKind {
     DirectReadDeclined,
     /// GPUs were to read local files by themselves, and did not, or not all of them.
     StorageNotDirect,
+    /// This node's own copy of a checkpoint could not be used, or not all of it.
+    NodeCopy,
+    /// What was kept in page-locked memory was not what it must be, and was fetched again.
+    PinnedCorrupt,
 }
 
 impl FallbackKind {
     /// All of them; the labels of the metric.
-    pub const ALL: [FallbackKind; 14] = [
+    pub const ALL: [FallbackKind; 16] = [
         FallbackKind::WorkerUnreachable,
         FallbackKind::WorkerStalled,
         FallbackKind::WorkerFailed,
@@ -159,6 +163,8 @@ impl FallbackKind {
         FallbackKind::DeviceRestarted,
         FallbackKind::DirectReadDeclined,
         FallbackKind::StorageNotDirect,
+        FallbackKind::NodeCopy,
+        FallbackKind::PinnedCorrupt,
     ];
 
     /// The stable name, for instance `worker_unreachable`.
@@ -178,6 +184,8 @@ impl FallbackKind {
             FallbackKind::DeviceRestarted => "device_restarted",
             FallbackKind::DirectReadDeclined => "direct_read_declined",
             FallbackKind::StorageNotDirect => "storage_not_direct",
+            FallbackKind::NodeCopy => "node_copy",
+            FallbackKind::PinnedCorrupt => "pinned_corrupt",
         }
     }
 }

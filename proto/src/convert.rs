@@ -181,3 +181,93 @@ fn tensor_from_proto(message: v1::Tensor, files: &[ModelFile]) -> Result<Tensor>
         extent: Extent { file, offset_bytes: message.offset_bytes, length_bytes: message.length_bytes },
     })
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use longshore_types::{CHUNK_BYTES, names::join};
+    use prost::Message;
+
+    use super::*;
+
+    fn artifact(name: &str, size_bytes: u64) -> Arc<Artifact> {
+        let version = Version::new("attempt:30313233-3435-3637-3839-616263646566").unwrap();
+        Arc::new(Artifact::new(format!("s3://bucket/run/step-7/{name}"), version, size_bytes).unwrap())
+    }
+
+    fn checksums(size_bytes: u64) -> Option<Arc<[BlockChecksum]>> {
+        let sum = |block: u64| BlockChecksum(block.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        Some((0..size_bytes.div_ceil(BLOCK_BYTES)).map(sum).collect())
+    }
+
+    /// A checkpoint whose files lie in packs and earlier objects, chunk by chunk.
+    fn manifest(files: u64, file_bytes: u64) -> Manifest {
+        let chunks = file_bytes.div_ceil(CHUNK_BYTES) as u32;
+        let model_file = |number: u64| {
+            let name = join("weights", &format!("model-{number:05}-of-{files:05}.safetensors"));
+            let old = artifact(&format!("model-old-{number}.safetensors"), u64::from(chunks) * CHUNK_BYTES);
+            let pack = artifact(&format!("delta-{number}.pack"), u64::from(chunks) * CHUNK_BYTES);
+            let place = |index: u32| (if index.is_multiple_of(2) { old.clone() } else { pack.clone() }, index);
+            let run = |(artifact, first_chunk)| ChunkRun { artifact, first_chunk, count: 1 };
+            let runs = (0..chunks).map(place).map(run).collect();
+            ModelFile {
+                checksums: checksums(file_bytes),
+                chunks: Some(Arc::new(ChunkMap::new(runs, file_bytes, &name).unwrap())),
+                ..ModelFile::plain(name.clone(), artifact(&name, file_bytes), true)
+            }
+        };
+        let tensor = |number: u64| Tensor {
+            name: format!("model.layers.{number}.mlp.gate_up_proj.weight#0"),
+            dtype_name: "U8".into(),
+            dtype: parse_dtype("U8"),
+            shape: vec![2, 4],
+            extent: Extent { file: number as usize, offset_bytes: 64, length_bytes: 8 },
+            piece: Some(Piece { start: vec![2, 0], shape: vec![2, 4], of_shape: vec![4, 4] }),
+        };
+        Manifest {
+            url: "s3://bucket/run/step-7".into(),
+            revision: "attempt:30313233-3435-3637-3839-616263646566".into(),
+            files: (0..files).map(model_file).collect(),
+            tensors: (0..files).map(tensor).collect(),
+            skipped: vec![("x".into(), "why".into())],
+            warnings: vec!["w".into()],
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_survives_the_wire() {
+        let manifest = manifest(3, 5 * CHUNK_BYTES + 77);
+        let message = manifest_to_proto(&manifest);
+        assert_eq!(message.objects.len(), 6, "each object once");
+        assert_eq!(manifest_from_proto(message).unwrap(), manifest);
+    }
+
+    #[test]
+    fn a_checkpoint_of_a_terabyte_fits_a_message() {
+        let manifest = manifest(250, 4 << 30);
+        assert_eq!(manifest.size_bytes(), 1_073_741_824_000);
+        let bytes = manifest_to_proto(&manifest).encoded_len();
+        assert!(bytes < 10 << 20 && bytes < crate::MESSAGE_BYTES_MAX, "{bytes}");
+    }
+
+    #[test]
+    fn what_does_not_fit_together_is_refused() {
+        let good = manifest_to_proto(&manifest(1, CHUNK_BYTES + 77));
+        type Spoil = fn(&mut v1::Manifest);
+        let spoils: [(Spoil, &str); 7] = [
+            (|m| m.files[0].checksums.truncate(16), "16 bytes of checksums for 17 blocks"),
+            (|m| m.files[0].checksums.push(0), "bytes of checksums"),
+            (|m| m.files[0].chunks[0].object = 9, "object 9"),
+            (|m| m.files[0].chunks.truncate(1), "chunk map"),
+            (|m| m.files[0].chunks[1].first_chunk = 2, "chunk map"),
+            (|m| m.tensors[0].piece.as_mut().unwrap().start[0] = 3, "no part of the tensor"),
+            (|m| m.tensors[0].piece.as_mut().unwrap().shape.clear(), "no part of the tensor"),
+        ];
+        for (spoil, why) in spoils {
+            let mut message = good.clone();
+            spoil(&mut message);
+            let error = manifest_from_proto(message).unwrap_err();
+            assert!(error.message().contains(why), "{error}");
+        }
+    }
+}

@@ -12,11 +12,14 @@ use longshore_types::{ChunkKey, Manifest, Result, Selection};
 use longshore_wire::Endpoint;
 use parking_lot::Mutex;
 
-use super::{Cluster, Described, MemberState, Source, Sources};
+use super::{Cluster, Described, Holder, MemberState, Source, Sources};
 use metadata::{MetadataClient, Question};
 
 /// How many owners of a key are worth asking before the origin.
 pub const OWNERS_TRIED: usize = 3;
+
+/// Members that are looked at to find hosts for durable copies.
+const HOLDERS_SEEN: usize = 64;
 
 /// Limits of the calls to workers.
 #[derive(Debug, Clone)]
@@ -99,6 +102,27 @@ impl RemoteCluster {
         member.identity.unix_socket.as_deref().filter(|path| same_host && path.exists())
     }
 
+    /// One member for each host, in the order given; those of this host only when there are no others. A member that does
+    /// not say where it runs counts as a host of its own.
+    fn by_host(&self, members: impl Iterator<Item = Arc<Member>>) -> Vec<(String, Arc<Member>)> {
+        let mut hosts: Vec<(String, Arc<Member>)> = Vec::new();
+        for member in members {
+            let host = match member.identity.host_id.as_str() {
+                "" => member.id().to_string(),
+                host => host.to_owned(),
+            };
+            match hosts.iter_mut().find(|(known, _)| *known == host) {
+                // Another one of a host stands in for one that is in trouble.
+                Some((_, first)) if self.health.is_troubled(first.id()) => *first = member,
+                Some(_) => {}
+                None => hosts.push((host, member)),
+            }
+        }
+        let has_others = hosts.iter().any(|(host, _)| *host != self.host_id);
+        hosts.retain(|(host, _)| !has_others || *host != self.host_id);
+        hosts
+    }
+
     fn local_worker(&self) -> Option<Arc<Member>> {
         let view = self.membership.as_ref()?.view();
         let mut local = self.local.lock();
@@ -138,6 +162,24 @@ impl Cluster for RemoteCluster {
         // An owner on this host is asked through its socket anyway.
         let owner_is_here = owners.first().is_some_and(|owner| owner.identity.host_id == self.host_id);
         (!owner_is_here).then(|| self.source(&local))
+    }
+
+    fn holders(&self, key: &ChunkKey) -> Vec<Holder> {
+        let Some(membership) = &self.membership else { return Vec::new() };
+        let in_order = membership.ring().owners(key.id().as_bytes(), HOLDERS_SEEN);
+        let holders = self.by_host(in_order.into_iter());
+        holders.into_iter().map(|(host, member)| Holder { source: self.source(&member), host }).collect()
+    }
+
+    fn holder_count(&self) -> usize {
+        let Some(membership) = &self.membership else { return 0 };
+        let members = membership.view().members.iter().take(HOLDERS_SEEN).cloned().map(Arc::new).collect::<Vec<_>>();
+        self.by_host(members.into_iter()).len()
+    }
+
+    fn everyone(&self) -> Vec<Source> {
+        let Some(membership) = &self.membership else { return Vec::new() };
+        membership.view().members.iter().map(|member| self.source(member)).collect()
     }
 
     fn has_workers(&self) -> bool {

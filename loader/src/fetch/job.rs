@@ -174,7 +174,8 @@ impl Job {
     /// Into the region itself.
     fn land(&self, land: &dyn Land, chunk: &ChunkPlan, thread: u32) -> Result<()> {
         let mut landing = land.landing(&chunk.parts)?;
-        self.reader.read(&Wanted { key: &chunk.key, range: chunk.range.clone() }, &mut landing, thread)?;
+        let wanted = Wanted { key: &chunk.key, range: chunk.range.clone(), expected: chunk.expected.as_ref() };
+        self.reader.read(&wanted, &mut landing, thread)?;
         let recorder = self.reader.recorder();
         let timer = recorder.begin(Step::Upload);
         land.submit(landing)?;
@@ -185,7 +186,9 @@ impl Job {
     /// To a device that is copied to. `false` when the chunk was left for later.
     fn upload(&self, upload: &dyn Upload, turn: Turn, thread: u32) -> Result<bool> {
         let chunk = &self.chunks[turn.index];
-        let Some(storage) = self.storage.as_ref().filter(|_| !self.is_there(turn.index)) else {
+        let may_read_itself = |storage: &&Storage| !storage.leaves_to_host(chunk, &self.reader);
+        let storage = self.storage.as_ref().filter(|_| !self.is_there(turn.index)).filter(may_read_itself);
+        let Some(storage) = storage else {
             return self.stage(upload, chunk, || self.defer(turn), thread);
         };
         let rest = storage.bring(upload, chunk, &self.reader, thread).map_err(|failure| match failure {

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use longshore_memory::Landing;
 use longshore_memory::direct::ReadWay;
-use longshore_types::{Artifact, Code, Error, Result};
+use longshore_types::{Artifact, BLOCK_BYTES, BlockChecksum, Code, Error, Result};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -85,28 +85,40 @@ impl LocalFiles {
         token: &CancellationToken,
     ) -> Result<()> {
         let file = self.open(path, wanted.key.artifact())?;
-        let range = wanted.file_range();
-        let end = range.end.min(range.start + landing.len() as u64);
-        let mut at = range.start;
-        while at < end {
-            if token.is_cancelled() {
-                return Err(Error::new(Code::Cancelled, "the load was given up"));
-            }
-            let (is_direct, part) = self.next_part(&file, at..end);
-            let to = (part.start - range.start) as usize;
-            let bytes = part.end - part.start;
-            match if is_direct { file.read_direct(path, &part, landing, to)? } else { None } {
-                Some(way) => self.ways.lock().add(way, bytes),
-                None => {
-                    file.read_cached(path, &part, landing, to)?;
-                    let mut ways = self.ways.lock();
-                    ways.add(ReadWay::PageCache, bytes);
-                    ways.declined_bytes += if is_direct { bytes } else { 0 };
-                }
-            }
-            at = part.end;
-        }
+        let mut read = Read { files: self, file: &file, path, from: wanted.file_range().start, token };
+        read.part(0..landing.len(), landing)?;
         file.check_version(path)
+    }
+
+    /// As [`LocalFiles::read`], and gives what the blocks are that landed.
+    ///
+    /// # Errors
+    /// As [`LocalFiles::read`].
+    pub(super) fn read_summed(
+        &self,
+        path: &Path,
+        wanted: &Wanted<'_>,
+        landing: &mut Landing,
+        token: &CancellationToken,
+    ) -> Result<Vec<BlockChecksum>> {
+        let file = self.open(path, wanted.key.artifact())?;
+        let mut read = Read { files: self, file: &file, path, from: wanted.file_range().start, token };
+        let len = landing.len();
+        // Bytes that are discarded on the way are there for one block only.
+        let is_kept = landing.contiguous_mut().is_some();
+        if is_kept {
+            read.part(0..len, landing)?;
+        }
+        let mut checksums = Vec::with_capacity(len.div_ceil(BLOCK_BYTES as usize));
+        for start in (0..len).step_by(BLOCK_BYTES as usize) {
+            let block = start..len.min(start + BLOCK_BYTES as usize);
+            if !is_kept {
+                read.part(block.clone(), landing)?;
+            }
+            checksums.push(landing.checksum(block));
+        }
+        file.check_version(path)?;
+        Ok(checksums)
     }
 
     /// Counts what a GPU read by itself.
@@ -183,6 +195,43 @@ impl LocalFiles {
             open.insert(name, file.clone());
         }
         Ok(file)
+    }
+}
+
+/// One read of a file into a landing.
+struct Read<'a> {
+    files: &'a LocalFiles,
+    file: &'a OpenFile,
+    path: &'a Path,
+    /// Where the landing begins in the file.
+    from: u64,
+    token: &'a CancellationToken,
+}
+
+impl Read<'_> {
+    /// Fills a part of the landing, in one way or another.
+    fn part(&mut self, within: Range<usize>, landing: &mut Landing) -> Result<()> {
+        let end = self.from + within.end as u64;
+        let mut at = self.from + within.start as u64;
+        while at < end {
+            if self.token.is_cancelled() {
+                return Err(Error::new(Code::Cancelled, "the load was given up"));
+            }
+            let (is_direct, part) = self.files.next_part(self.file, at..end);
+            let to = (part.start - self.from) as usize;
+            let bytes = part.end - part.start;
+            match if is_direct { self.file.read_direct(self.path, &part, landing, to)? } else { None } {
+                Some(way) => self.files.ways.lock().add(way, bytes),
+                None => {
+                    self.file.read_cached(self.path, &part, landing, to)?;
+                    let mut ways = self.files.ways.lock();
+                    ways.add(ReadWay::PageCache, bytes);
+                    ways.declined_bytes += if is_direct { bytes } else { 0 };
+                }
+            }
+            at = part.end;
+        }
+        Ok(())
     }
 }
 

@@ -2,7 +2,12 @@
 //!
 //! Sources are walked one after the other, never two at once: the landing memory has one writer. A source that fails,
 //! stalls or lies is passed over and counted; the load fails only when the origin itself does.
+//!
+//! Where it is known what the blocks must be, whatever landed is compared with that, wherever it came from: a copy that is
+//! whole and something else is as bad as a torn one.
 
+mod compare;
+mod node;
 mod origin;
 
 use std::ops::Range;
@@ -12,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use longshore_memory::Landing;
 use longshore_origin::Origins;
-use longshore_types::{ChunkKey, Code, Error, Result, format_bytes};
+use longshore_types::{ChunkKey, Code, Error, Manifest, Result, format_bytes};
 use longshore_wire::{ChunkRequest, DataClient, Fetched, Mode};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +25,10 @@ use super::local::LocalFiles;
 use super::pace::Pace;
 use crate::cluster::{Cluster, Source, Sources, more_telling};
 use crate::options::DirectIo;
+use crate::plan::Expected;
 use crate::report::{FallbackKind, Recorder, SourceTier, Step};
+
+pub(crate) use node::NodeCopies;
 
 /// How often the whole list of sources is walked before the load fails.
 const ROUNDS_MAX: u32 = 2;
@@ -59,6 +67,10 @@ pub(crate) struct ChunkReader {
     pace: Pace,
     local: LocalFiles,
     nearby_misses: AtomicU32,
+    /// For messages about blocks that are not what they must be.
+    manifest: Arc<Manifest>,
+    /// Objects that lie on this node's disk, because it saved them.
+    node: Option<Arc<NodeCopies>>,
     /// That of the load, for what the fetch threads log.
     span: tracing::Span,
 }
@@ -68,6 +80,8 @@ pub(super) struct Wanted<'a> {
     pub key: &'a ChunkKey,
     /// Bytes within the chunk, block-aligned.
     pub range: Range<u64>,
+    /// What its blocks must be, where that is known.
+    pub expected: Option<&'a Expected>,
 }
 
 impl Wanted<'_> {
@@ -90,10 +104,18 @@ struct Arrived {
 }
 
 impl ChunkReader {
-    pub(crate) fn new(readers: Arc<Readers>, recorder: Arc<Recorder>, token: CancellationToken) -> Self {
+    pub(crate) fn new(
+        readers: Arc<Readers>,
+        recorder: Arc<Recorder>,
+        token: CancellationToken,
+        manifest: Arc<Manifest>,
+        node: Option<Arc<NodeCopies>>,
+    ) -> Self {
         ChunkReader {
             recorder,
             token,
+            manifest,
+            node,
             pace: Pace::default(),
             local: LocalFiles::new(readers.direct_io),
             readers,
@@ -147,9 +169,10 @@ impl ChunkReader {
     pub(super) fn read(&self, wanted: &Wanted<'_>, landing: &mut Landing, thread: u32) -> Result<()> {
         let timer = self.recorder.begin(Step::Fetch);
         let start = Instant::now();
-        let arrived = match Origins::local_path(wanted.key.artifact().url()) {
-            Some(path) => self.read_local_file(&path, wanted, landing)?,
-            None => self.read_sources(wanted, landing)?,
+        let arrived = match (self.read_node_copy(wanted, landing)?, Origins::local_path(wanted.key.artifact().url())) {
+            (Some(arrived), _) => arrived,
+            (None, Some(path)) => self.read_local_file(&path, wanted, landing)?,
+            (None, None) => self.read_sources(wanted, landing)?,
         };
         self.recorder.end(timer, thread, wanted.len_bytes(), &arrived.source);
         self.recorder.add_chunk(arrived.tier, wanted.len_bytes(), start.elapsed());
@@ -158,7 +181,7 @@ impl ChunkReader {
 
     /// A file that this machine does not have may be one of the workers' machines.
     fn read_local_file(&self, path: &std::path::Path, wanted: &Wanted<'_>, landing: &mut Landing) -> Result<Arrived> {
-        match self.local.read(path, wanted, landing, &self.token) {
+        match self.read_file(path, wanted, landing) {
             Ok(()) => Ok(Arrived { tier: SourceTier::Origin, source: "local file".to_owned() }),
             Err(error) if matches!(error.code(), Code::NotFound | Code::PermissionDenied) => {
                 if self.readers.cluster.sources(wanted.key).to_ask.is_empty() {
@@ -222,9 +245,27 @@ impl ChunkReader {
             let detail = refusal.as_ref().map_or_else(|| "no worker answers at present".to_owned(), Error::to_string);
             self.recorder.add_fallback(FallbackKind::OriginDirect, detail);
         }
-        let read = origin::read(&self.readers, wanted, landing, &self.token);
-        read.map_err(|error| more_telling(error, refusal))?;
-        Ok(Arrived { tier: SourceTier::Origin, source: "origin".to_owned() })
+        match self.read_origin(wanted, landing) {
+            Ok(()) => Ok(Arrived { tier: SourceTier::Origin, source: "origin".to_owned() }),
+            Err(error) => Err(more_telling(error, refusal)),
+        }
+    }
+
+    /// The origin itself. What is wrong there is read once more, in case it went wrong on the way.
+    fn read_origin(&self, wanted: &Wanted<'_>, landing: &mut Landing) -> Result<()> {
+        let read = |landing: &mut Landing| {
+            let checksums = origin::read(&self.readers, wanted, landing, &self.token)?;
+            self.compare(wanted, &checksums)
+        };
+        match read(landing) {
+            Err(error) if error.code() == Code::Corrupt && wanted.expected.is_some() => {
+                self.recorder.add_mismatch();
+                self.check_cancelled()?;
+                self.recorder.add_retry();
+                read(landing).inspect_err(|_| self.recorder.add_mismatch())
+            }
+            read => read,
+        }
     }
 
     /// Asks the worker on this host for a copy it happens to have. A miss is no failure.
@@ -257,15 +298,21 @@ impl ChunkReader {
         wanted: &Wanted<'_>,
         landing: &mut Landing,
     ) -> Result<Arrived> {
-        let mut request = ChunkRequest { key: wanted.key.clone(), range: wanted.range.clone(), mode, recheck: false };
+        let range = wanted.range.clone();
+        let mut request = ChunkRequest { range, mode, ..ChunkRequest::whole(wanted.key.clone()) };
         let start = Instant::now();
-        let mut fetched = client.fetch_until(&source.endpoint, &request, landing, &self.token);
+        let mut fetch = |request: &ChunkRequest| {
+            let fetched = client.fetch_until(&source.endpoint, request, landing, &self.token)?;
+            self.compare(wanted, &fetched.checksums).map(|()| fetched)
+        };
+        let mut fetched = fetch(&request);
         if fetched.as_ref().is_err_and(|error| error.code() == Code::Corrupt) {
             self.recorder.add_mismatch();
             self.check_cancelled()?;
             self.recorder.add_retry();
             request.recheck = true;
-            fetched = client.fetch_until(&source.endpoint, &request, landing, &self.token);
+            request.expected = wanted.expected.and_then(|expected| expected.blocks(request.blocks()));
+            fetched = fetch(&request);
             if fetched.as_ref().is_err_and(|error| error.code() == Code::Corrupt) {
                 self.recorder.add_mismatch();
             }

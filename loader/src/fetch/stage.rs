@@ -9,12 +9,12 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use longshore_memory::{BlockWindow, Claim, Landing};
-use longshore_types::{BLOCK_BYTES, Result};
+use longshore_types::{BLOCK_BYTES, Code, Error, Result};
 
 use super::reader::{ChunkReader, Wanted};
 use crate::pinned::{PinnedLease, PinnedTier};
 use crate::plan::ChunkPlan;
-use crate::report::Step;
+use crate::report::{FallbackKind, Step};
 
 /// How what was in the tier is called in traces.
 const SOURCE: &str = "page-locked memory";
@@ -35,21 +35,40 @@ impl Stage<'_> {
     /// # Errors
     /// Those of the sources, and of waiting for a slot.
     pub(super) fn bring(&self, chunk: &ChunkPlan, defer: impl Fn() -> bool) -> Result<Option<PinnedLease>> {
+        match self.try_bring(chunk, &defer) {
+            Err(error) if error.code() == Code::Corrupt && self.is_kept_copy_bad(chunk) => {
+                self.reader.recorder().add_mismatch();
+                self.reader.recorder().add_retry();
+                self.reader.recorder().add_fallback(FallbackKind::PinnedCorrupt, error.to_string());
+                // Where another load is using it, it is found again below, and the load fails.
+                self.tier.discard(&chunk.key);
+                self.try_bring(chunk, &defer)
+            }
+            brought => brought,
+        }
+    }
+
+    fn try_bring(&self, chunk: &ChunkPlan, defer: &impl Fn() -> bool) -> Result<Option<PinnedLease>> {
         let (recorder, token) = (self.reader.recorder(), self.reader.token());
         let timer = recorder.begin(Step::Fetch);
         let start = Instant::now();
         let lease = self.tier.get(&chunk.key, self.near, token)?;
         let blocks = blocks_of(&chunk.range);
         let mut fetched_bytes = 0;
+        let mut fetched = Vec::new();
         loop {
             match lease.chunk().claim(blocks.clone()) {
                 Claim::Ready => break,
                 // What was fetched must not count as found the next time.
                 Claim::Busy if fetched_bytes == 0 && defer() => return Ok(None),
                 Claim::Busy => lease.wait_for_others(blocks.clone(), token)?,
-                Claim::Fill(window) => fetched_bytes += self.fill(chunk, window)?,
+                Claim::Fill(window) => {
+                    fetched.push(window.blocks());
+                    fetched_bytes += self.fill(chunk, window)?;
+                }
             }
         }
+        self.compare_found(chunk, &lease, &fetched)?;
         let hit_bytes = chunk.len_bytes().saturating_sub(fetched_bytes);
         recorder.add_pinned(hit_bytes, fetched_bytes, start.elapsed());
         if fetched_bytes == 0 {
@@ -58,9 +77,31 @@ impl Stage<'_> {
         Ok(Some(lease))
     }
 
+    /// Compares the blocks that were there with what they must be. Another load may have fetched them for another file,
+    /// which had other ideas of this chunk.
+    fn compare_found(&self, chunk: &ChunkPlan, lease: &PinnedLease, fetched: &[Range<u32>]) -> Result<()> {
+        if chunk.expected.is_none() {
+            return Ok(());
+        }
+        let found = blocks_of(&chunk.range).filter(|block| !fetched.iter().any(|run| run.contains(block)));
+        for block in found {
+            let start = u64::from(block) * BLOCK_BYTES;
+            let range = start..(start + BLOCK_BYTES).min(chunk.key.len_bytes());
+            let bytes = lease.chunk().bytes(range);
+            let bytes = bytes.ok_or_else(|| Error::new(Code::Internal, "a block in a slot is ready and not there"))?;
+            self.reader.compare_bytes(chunk, block as usize, bytes)?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is kept of a chunk is what was wrong, and not what the sources gave.
+    fn is_kept_copy_bad(&self, chunk: &ChunkPlan) -> bool {
+        chunk.expected.is_some() && is_there(self.tier, chunk)
+    }
+
     /// Fetches the blocks of one claim; gives their bytes.
     fn fill(&self, chunk: &ChunkPlan, window: BlockWindow) -> Result<u64> {
-        let wanted = Wanted { key: &chunk.key, range: window.range_bytes() };
+        let wanted = Wanted { key: &chunk.key, range: window.range_bytes(), expected: chunk.expected.as_ref() };
         let mut landing = Landing::builder().block_window(window).build()?;
         self.reader.read(&wanted, &mut landing, self.thread)?;
         landing.into_block_windows().into_iter().for_each(BlockWindow::commit);

@@ -93,6 +93,16 @@ impl Storage {
         Ok(Some(rest(chunk, &done)))
     }
 
+    /// Whether the blocks of a chunk must be compared with what is known of them, which takes the host.
+    pub(super) fn leaves_to_host(&self, chunk: &ChunkPlan, reader: &ChunkReader) -> bool {
+        let is_checked = chunk.expected.is_some();
+        if is_checked && !self.is_refused.swap(true, Ordering::Relaxed) {
+            let detail = "blocks of checkpoints are compared on the host before they go to a GPU";
+            reader.recorder().add_fallback(FallbackKind::StorageNotDirect, detail);
+        }
+        is_checked
+    }
+
     /// The way and the file in it; `None` when the chunk has to be staged.
     fn open<'a>(
         &self,
@@ -178,6 +188,7 @@ fn rest(chunk: &ChunkPlan, done: &[Extent]) -> Vec<ChunkPlan> {
         key: chunk.key.clone(),
         range: start..end,
         parts: cut(chunk, &(start..end)),
+        expected: chunk.expected.clone(),
     });
     plans.filter(|plan| !plan.parts.iter().all(|part| matches!(part, Part::Discard { .. }))).collect()
 }

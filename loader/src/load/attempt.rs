@@ -7,7 +7,7 @@ use longshore_types::{Code, Error, Manifest, Result};
 
 use super::reserve::{Reservation, Reserved};
 use super::{blocking, set_step};
-use crate::fetch::Job;
+use crate::fetch::{Job, NodeCopies};
 use crate::flight::Pilot;
 use crate::loader::Shared;
 use crate::model::{ModelId, ModelKey};
@@ -22,6 +22,7 @@ pub(super) struct Attempt<'a> {
     pub key: &'a ModelKey,
     pub manifest: Arc<Manifest>,
     pub recorder: &'a Arc<Recorder>,
+    pub node: Option<Arc<NodeCopies>>,
 }
 
 /// The bytes are where they belong.
@@ -68,7 +69,8 @@ impl Attempt<'_> {
             progress.bytes_done = 0;
             progress.bytes_total = plan.fetch_bytes();
         });
-        let reader = shared.reader(recorder.clone(), pilot.token.child_token());
+        let (manifest, node) = (self.manifest.clone(), self.node.clone());
+        let reader = shared.reader(recorder.clone(), pilot.token.child_token(), manifest, node);
         let job = Job::new(plan, builders, reader, shared.pinned.clone(), pilot.progress.clone());
         let fetched = shared.pool.run(&job, &pilot.token).await;
 

@@ -4,15 +4,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longshore_device::{DeviceInfo, DeviceKind};
+use longshore_memory::Arena;
 use longshore_origin::Origins;
-use longshore_types::{Code, Error, Result};
+use longshore_types::{Code, Error, Manifest, Result};
 use longshore_wire::{ClientOptions, DataClient};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::checkpoint::Checkpoints;
+use crate::checkpoint::sink::ClusterSink;
 use crate::cluster::Cluster;
 use crate::devices::NodeDevices;
-use crate::fetch::{ChunkReader, FetchPool, Hedging, Readers};
+use crate::fetch::{ChunkReader, FetchPool, Hedging, NodeCopies, Readers};
 use crate::flight::Flights;
 use crate::holder::HolderHandle;
 use crate::metrics::Metrics;
@@ -20,6 +23,9 @@ use crate::options::LoaderOptions;
 use crate::pinned::PinnedTier;
 use crate::registry::Registry;
 use crate::report::Recorder;
+
+/// Chunks on their way to one worker at once.
+const PUTS_PER_WORKER: usize = 8;
 
 /// What loads need of the loader.
 pub(crate) struct Shared {
@@ -33,6 +39,8 @@ pub(crate) struct Shared {
     pub pool: FetchPool,
     pub permits: Semaphore,
     pub metrics: Arc<Metrics>,
+    /// What is saved on this node.
+    pub checkpoints: Arc<Checkpoints>,
     pub started: Instant,
     readers: Arc<Readers>,
 }
@@ -51,6 +59,9 @@ impl Shared {
         let metrics = Arc::new(Metrics::new()?);
         let registry = Registry::new(metrics.clone(), holder);
         let threads = options.fetch_threads();
+        // Connections of their own: a put waits for a disk, and loads should not wait behind it.
+        let puts = DataClient::new(client_options(&options, options.stall_timeout(), PUTS_PER_WORKER));
+        let sink = ClusterSink::new(cluster.clone(), puts);
         let readers = Readers {
             cluster,
             origins: origins.clone(),
@@ -60,7 +71,16 @@ impl Shared {
             direct_io: options.direct_io,
             gpudirect_storage: options.gpudirect_storage,
         };
+        let arena = node.arena.clone().unwrap_or_else(|| Arena::new(options.memory_bytes()));
+        let checkpoints = Checkpoints::new(
+            options.checkpoints.clone(),
+            origins.clone(),
+            arena,
+            sink,
+            metrics.checkpoints.clone(),
+        );
         Ok(Shared {
+            checkpoints,
             pinned: node.pinned.clone().map(PinnedTier::new),
             node,
             origins,
@@ -75,8 +95,14 @@ impl Shared {
         })
     }
 
-    pub(crate) fn reader(&self, recorder: Arc<Recorder>, token: CancellationToken) -> ChunkReader {
-        ChunkReader::new(self.readers.clone(), recorder, token)
+    pub(crate) fn reader(
+        &self,
+        recorder: Arc<Recorder>,
+        token: CancellationToken,
+        manifest: Arc<Manifest>,
+        node: Option<Arc<NodeCopies>>,
+    ) -> ChunkReader {
+        ChunkReader::new(self.readers.clone(), recorder, token, manifest, node)
     }
 
     /// Brings the gauges of devices and of page-locked memory up to date.

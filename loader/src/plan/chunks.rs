@@ -8,6 +8,7 @@ use std::ops::Range;
 use longshore_device::Part;
 use longshore_types::{BLOCK_BYTES, CHUNK_BYTES, ChunkKey, Code, Error, Manifest, ModelFile, Result};
 
+use super::expected::Expected;
 use super::layout::CopyRange;
 use rows::within;
 use run::{Piece, Run};
@@ -22,21 +23,27 @@ const CHUNK_PLANS_MAX: usize = 1 << 20;
 pub struct ChunkPlan {
     /// The region that its bytes go to: all of a file goes to one.
     pub region: u32,
-    /// The chunk.
+    /// The chunk, of the object that it lies in.
     pub key: ChunkKey,
     /// Bytes within the chunk, block-aligned.
     pub range: Range<u64>,
     /// What to do with them, in the order in which they arrive; together exactly the range.
     pub parts: Vec<Part>,
+    /// What its blocks must be, where that is known.
+    pub expected: Option<Expected>,
 }
 
 impl ChunkPlan {
+    fn open(region: u32, key: ChunkKey, expected: Option<Expected>) -> ChunkPlan {
+        ChunkPlan { region, key, range: 0..0, parts: Vec::new(), expected }
+    }
+
     /// Bytes to read.
     pub fn len_bytes(&self) -> u64 {
         self.range.end - self.range.start
     }
 
-    /// The range in the file.
+    /// The range in the object.
     pub fn file_range(&self) -> Range<u64> {
         let start = self.key.range().start;
         start + self.range.start..start + self.range.end
@@ -106,14 +113,21 @@ impl Cutter {
             run.extend(piece);
             return Ok(());
         }
-        let key = u32::try_from(index).map_err(|_| Error::new(Code::Corrupt, format!("{} is too large", file.name)))?;
-        let key = ChunkKey::new(file.artifact.clone(), key)?;
+        let key = match &file.chunks {
+            Some(chunks) => chunks.key(index)?,
+            None => {
+                let too_large = |_| Error::new(Code::Corrupt, format!("{} is too large", file.name));
+                ChunkKey::new(file.artifact.clone(), u32::try_from(index).map_err(too_large)?)?
+            }
+        };
+        let expected = Expected::new(copy.file, file, index, &key);
         if self.plans.len() >= CHUNK_PLANS_MAX {
             let message =
                 format!("the load needs more than {CHUNK_PLANS_MAX} reads, which is more than any model needs");
             return Err(Error::new(Code::Exhausted, message));
         }
-        self.plans.extend(self.open.replace(Run::open(copy, key, piece)).map(Run::close));
+        let run = Run::open(copy, index, ChunkPlan::open(copy.region, key, expected), piece);
+        self.plans.extend(self.open.replace(run).map(Run::close));
         Ok(())
     }
 }

@@ -79,7 +79,7 @@ fn chunks_land_in_page_locked_memory() {
             let chunk = pinned.try_chunk(key.len_bytes(), None).unwrap();
             for first in [1, 0] {
                 let Claim::Fill(window) = chunk.claim(first..u32::MAX) else { panic!("not missing") };
-                let wanted = Wanted { key: &key, range: window.range_bytes() };
+                let wanted = Wanted { key: &key, range: window.range_bytes(), expected: None };
                 let mut landing = Landing::builder().block_window(window).build().unwrap();
                 model.read(&files, &wanted, &mut landing).unwrap();
                 landing.into_block_windows().into_iter().for_each(longshore_memory::BlockWindow::commit);
@@ -97,7 +97,7 @@ fn chunks_land_in_page_locked_memory() {
 fn pieces_land_in_a_region_wherever_they_lie() {
     let model = Model::new();
     let key = model.key(0);
-    let wanted = Wanted { key: &key, range: BLOCK_BYTES..CHUNK_BYTES };
+    let wanted = Wanted { key: &key, range: BLOCK_BYTES..CHUNK_BYTES, expected: None };
     let (head, len) = (1000, wanted.len_bytes() as usize);
     for direct_io in [DirectIo::Never, DirectIo::Always] {
         let arena = Arena::new(64 << 20);
@@ -121,7 +121,7 @@ fn pieces_land_in_a_region_wherever_they_lie() {
 fn what_is_cached_is_copied_from_there_and_the_rest_is_read_from_the_disk() {
     let model = Model::new();
     let key = model.key(0);
-    let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES };
+    let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES, expected: None };
     let read = || {
         let (files, mut landing) = (LocalFiles::new(DirectIo::Auto), buffer(CHUNK_BYTES as usize));
         model.read(&files, &wanted, &mut landing).unwrap();
@@ -147,7 +147,7 @@ fn what_is_cached_is_copied_from_there_and_the_rest_is_read_from_the_disk() {
 fn a_file_that_declines_direct_reads_is_read_through_the_page_cache_and_counted() {
     let model = Model::new();
     let key = model.key(1);
-    let wanted = Wanted { key: &key, range: 0..key.len_bytes() };
+    let wanted = Wanted { key: &key, range: 0..key.len_bytes(), expected: None };
     let (files, mut landing) = (LocalFiles::new(DirectIo::Always), buffer(key.len_bytes() as usize));
     let file = files.open(&model.path, &model.artifact).unwrap();
     file.decline(&model.path, &std::io::Error::from_raw_os_error(rustix::io::Errno::INVAL.raw_os_error()));
@@ -162,7 +162,7 @@ fn a_file_that_changes_is_an_error_in_every_way() {
     for direct_io in [DirectIo::Never, DirectIo::Always, DirectIo::Auto] {
         let model = Model::new();
         let key = model.key(0);
-        let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES };
+        let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES, expected: None };
         let files = LocalFiles::new(direct_io);
         model.read(&files, &wanted, &mut buffer(CHUNK_BYTES as usize)).unwrap();
         let file = File::options().write(true).open(&model.path).unwrap();
@@ -179,7 +179,7 @@ fn a_file_that_changes_is_an_error_in_every_way() {
 fn another_file_under_the_name_is_found_when_it_is_opened_directly() {
     let model = Model::new();
     let key = model.key(0);
-    let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES };
+    let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES, expected: None };
     let files = LocalFiles::new(DirectIo::Always);
     files.open(&model.path, &model.artifact).unwrap();
     let other = model.path.with_extension("new");
@@ -195,7 +195,7 @@ fn another_file_under_the_name_is_found_when_it_is_opened_directly() {
 fn a_load_that_is_given_up_reads_nothing_more() {
     let model = Model::new();
     let key = model.key(0);
-    let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES };
+    let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES, expected: None };
     let token = CancellationToken::new();
     token.cancel();
     let files = LocalFiles::new(DirectIo::Auto);

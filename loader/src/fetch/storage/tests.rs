@@ -15,7 +15,7 @@ fn place(offset_bytes: u64, len_bytes: u64) -> Part {
 fn chunk(range: Range<u64>, parts: Vec<Part>) -> ChunkPlan {
     assert_eq!(parts.iter().map(Part::len_bytes).sum::<u64>(), range.end - range.start);
     let artifact = Artifact::new("file:///m", Version::new("v").unwrap(), CHUNK_BYTES).unwrap();
-    ChunkPlan { region: 0, key: ChunkKey::new(Arc::new(artifact), 0).unwrap(), range, parts }
+    ChunkPlan { region: 0, key: ChunkKey::new(Arc::new(artifact), 0).unwrap(), range, parts, expected: None }
 }
 
 /// Where each KiB of a chunk goes; all numbers of these tests are whole ones.

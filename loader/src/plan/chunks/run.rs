@@ -1,7 +1,6 @@
 //! One read under construction.
 
 use longshore_device::Part;
-use longshore_types::ChunkKey;
 use longshore_types::chunk::block_aligned;
 
 use super::ChunkPlan;
@@ -37,24 +36,26 @@ impl Piece {
 
 pub(super) struct Run {
     file: usize,
+    /// The chunk in the file; the plan's key may be of another object.
+    index: u64,
     plan: ChunkPlan,
     /// How far the parts reach, within the chunk.
     at: u64,
 }
 
 impl Run {
-    pub(super) fn open(copy: &CopyRange, key: ChunkKey, piece: Piece) -> Run {
-        let range = block_aligned(piece.start_bytes..piece.end_bytes(), key.len_bytes());
-        let at = range.start;
-        let plan = ChunkPlan { region: copy.region, key, range, parts: Vec::new() };
-        let mut run = Run { file: copy.file, plan, at };
+    /// Begins a plan that has nothing but its chunk.
+    pub(super) fn open(copy: &CopyRange, index: u64, mut plan: ChunkPlan, piece: Piece) -> Run {
+        plan.range = block_aligned(piece.start_bytes..piece.end_bytes(), plan.key.len_bytes());
+        let at = plan.range.start;
+        let mut run = Run { file: copy.file, index, plan, at };
         run.extend(piece);
         run
     }
 
     /// Whether a piece at `start` of that chunk begins in, or right behind, the blocks already asked for.
     pub(super) fn reaches(&self, file: usize, index: u64, start: u64) -> bool {
-        self.file == file && u64::from(self.plan.key.index()) == index && start <= self.plan.range.end
+        self.file == file && self.index == index && start <= self.plan.range.end
     }
 
     pub(super) fn extend(&mut self, piece: Piece) {
