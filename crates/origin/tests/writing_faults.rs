@@ -356,3 +356,23 @@ async fn google_generations_are_conditions() {
     let error = origins.put("gs://bucket/x", Bytes::new(), wrong).await.unwrap_err();
     assert_names(&error, Code::InvalidArgument, &["gs://bucket/x", "of another kind"]);
 }
+
+/// The time per byte stays what it is when parts grow: what is sent is handed on, not copied again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_cost_of_a_part_grows_with_its_bytes_alone() {
+    let (_fake, origins) = setup(Quirks::default());
+    let id = origins.upload_start(URL).await.unwrap();
+    let whole = Bytes::from(vec![7; 64 << 20]);
+    let mut best = [Duration::MAX; 2];
+    for _ in 0..3 {
+        for (best, mib) in best.iter_mut().zip([8, 64]) {
+            let part = whole.slice(..mib << 20);
+            let start = Instant::now();
+            origins.upload_part(URL, &id, 0, part).await.unwrap();
+            *best = start.elapsed().min(*best);
+        }
+    }
+    let [small, large] = best.map(|time| time.as_secs_f64());
+    assert!(large < small * 8.0 * 4.0 + 0.1, "8 MiB took {small} s, 64 MiB {large} s");
+    println!("{:.0} MB/s in parts of 64 MiB", 64.0 * 1.048_576 / large);
+}

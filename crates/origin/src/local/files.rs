@@ -198,3 +198,42 @@ pub(super) fn rename(from: &Path, to: &Path) -> Attempt<Version> {
     sync_folder_of(to)?;
     Ok(version_of(&metadata)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use longshore_types::Code;
+
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_apart() {
+        for kind in [ErrorKind::StorageFull, ErrorKind::QuotaExceeded] {
+            let fault = io_fault(Path::new("/x/y"), "write", &io::Error::from(kind));
+            assert_eq!(fault.code(), Code::Exhausted);
+            assert!(fault.error.message().contains("cannot write /x/y"), "{}", fault.error);
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_conflict() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a/b/x");
+        assert!(matches!(put(&path, b"1", &PutHow::Create).unwrap(), PutOutcome::Written(_)));
+        assert_eq!(put(&path, b"2", &PutHow::Create).unwrap(), PutOutcome::Conflict);
+        let other = Version::new("mtime:0-0-0").unwrap();
+        assert_eq!(put(&path, b"2", &PutHow::Replace(other)).unwrap(), PutOutcome::Conflict);
+        assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+        assert!(delete(&path).unwrap() && !delete(&path).unwrap());
+        assert!(!folder.path().join("a/b").exists());
+    }
+
+    #[test]
+    fn a_dangling_link_is_something_that_is_there() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x");
+        std::os::unix::fs::symlink("nowhere", &path).unwrap();
+        assert_eq!(put(&path, b"1", &PutHow::Create).unwrap(), PutOutcome::Conflict);
+        assert!(matches!(put(&path, b"1", &PutHow::Overwrite).unwrap(), PutOutcome::Written(_)));
+        assert_eq!(std::fs::read(&path).unwrap(), b"1");
+    }
+}
