@@ -189,3 +189,6 @@ impl Writeback {
         self.run.url_of(&crate::commit::object_path(&self.attempt, object))
     }
 }
+
+#[cfg(test)]
+mod tests;

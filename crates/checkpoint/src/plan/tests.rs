@@ -143,7 +143,7 @@ fn what_does_not_make_a_checkpoint_is_refused_by_name() {
         ("empty", vec![tensor("", "", "F32", &[1])]),
         ("..", vec![tensor("../x", "a", "F32", &[1])]),
         ("whole bytes", vec![tensor("", "a", "F64", &[u64::MAX, u64::MAX])]),
-        ("larger", (0..40).map(|i| tensor("", &format!("t{i}"), "U8", &[1 << 62])).collect()),
+        ("larger", (0..40).map(|i| tensor("", &format!("t{i}"), "U8", &[1 << 60])).collect()),
         ("dtype", vec![tensor("", "a", "F32", &[1]), tensor("", "a", "F16", &[1])]),
         ("dimensions", vec![piece("a", &[1, 1], &[0], &[1])]),
         ("nothing to save", vec![]),
@@ -317,7 +317,7 @@ async fn ranks_join_one_by_one_and_get_the_same_plan() {
     assert_ne!(again.attempt, plans[0].attempt);
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn ranks_that_do_not_come_are_named_and_calls_can_be_repeated() {
     let planner = Arc::new(Planner::default());
     let part = |r: u32, wait| PlanRequest {
