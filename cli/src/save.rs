@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::args::{SaveArgs, WaitFor};
 use crate::output::{Output, seconds};
-use crate::saver::{self, Saver, failed, is_running, to_json};
+use crate::saver::{Saver, failed, is_running, to_json};
 pub use follow::follow;
 
 /// Runs the command.
@@ -163,6 +163,7 @@ pub fn outcome_error(status: &v1::SaveStatus) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::saver;
 
     fn status(state: v1::SaveState) -> v1::SaveStatus {
         v1::SaveStatus {

@@ -50,11 +50,6 @@ impl Saver {
         Ok(Saver { client, name, embedded })
     }
 
-    /// Whether the work ends with this process.
-    pub fn is_embedded(&self) -> bool {
-        self.embedded.is_some()
-    }
-
     /// Who goes on with what is not in the origin yet, when this command ends.
     pub fn goes_on(&self) -> String {
         match &self.embedded {

@@ -190,6 +190,7 @@ fn the_first_interruption_cancels_and_nothing_is_visible() {
     let origin = store();
     origin.fault(Fault::new(FaultKind::Hang).on("bucket/run/*").verb(Verb::UploadPart));
     let mut save = command(&bench, Some(&origin), &["save", "model", "s3://bucket/run"]);
+    save.args(["--checkpoint-part-bytes", "8MiB"]);
     let mut child = save.stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     eventually("the upload", || !origin.uploads().is_empty());
     interrupt(child.id());

@@ -153,7 +153,7 @@ impl CheckpointsGrpc {
         }
         let engine = self.checkpoints.engine().await?;
         let options = convert::options(message.options);
-        let attempt = engine.save_folder(&uri, message.step, path, options).await?;
+        let attempt = engine.save_folder(uri, message.step, path, options).await?;
         self.watch(engine, &attempt, deadline).await
     }
 
