@@ -9,11 +9,12 @@
 //! checksummed and what is written must be the same copy. Memory is reserved before a piece is made. No lock is held while
 //! the engine is asked ([`SlabPlans`]).
 //!
-//! Start reading at [`Slabs::open`], then `session.rs` (what a client does), `table.rs` (who has which slab), `budget.rs`
+//! Start reading at [`Slabs::open`], then `hello.rs` and `session.rs` (what a client does), `table.rs` (who has which slab), `budget.rs`
 //! (who may have how many), `grow.rs` and `recover.rs`.
 
 mod budget;
 mod grow;
+mod hello;
 mod key;
 mod recover;
 mod sealed;
@@ -31,9 +32,10 @@ use longshore_memory::Arena;
 use longshore_types::Result;
 use tokio::sync::mpsc;
 
+pub use hello::{SlabHello, SlabWelcome};
 pub use key::{SessionId, SlabKey};
 pub use sealed::SealedSlab;
-pub use session::{Absence, SlabGranted, SlabHello, SlabSession, SlabWelcome};
+pub use session::{Absence, SlabGranted, SlabSession};
 use shared::Shared;
 
 /// Sessions at once. Each has a connection and some descriptors.
@@ -151,7 +153,7 @@ impl Slabs {
     /// [`longshore_types::Code::PermissionDenied`] for another user's, [`longshore_types::Code::Exhausted`] when there are
     /// too many, or no room for a control page.
     pub async fn hello(&self, hello: SlabHello) -> Result<(SlabSession, SlabWelcome)> {
-        session::hello(&self.shared, hello).await
+        hello::hello(&self.shared, hello).await
     }
 
     /// Those who wait for a slab ask [`SlabPlans`] again: an attempt has ended.

@@ -255,7 +255,7 @@ fn take_over(shared: &Arc<Shared>, found: Vec<Found>) -> Result<Vec<SealedSlab>>
     let mut recovered = Vec::new();
     let mut tables = shared.tables.lock();
     for Found { id, mut held, sealed } in found {
-        held.farewell = Some(super::session::farewell(shared)?);
+        held.farewell = Some(super::hello::farewell(shared)?);
         for (number, length_bytes) in sealed {
             let Some(slab) = held.slabs.get(number as usize).copied() else { continue };
             let (Use::Sealed { key }, Some(piece)) = (slab.used, held.pieces.get(slab.piece as usize)) else {

@@ -1,46 +1,23 @@
-//! What a client does: hello, acquire, seal, discard.
+//! What a client does after hello: acquire, seal, discard.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_memory::slabs::{ControlPage, SlabPiece, SlabState};
 use longshore_types::{Code, Error, Result};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
 
 use super::grow;
-use super::key::{SessionId, SessionName, SlabKey};
+use super::key::{SessionId, SlabKey};
 use super::shared::{Shared, closing};
-use super::table::{Client, Growth, Held, Place, Use};
-use super::{SLAB_SESSIONS_MAX, SLAB_WAIT_MAX, SealedSlab, SlabEvent, SlabWanted};
+use super::table::{Place, Use};
+use super::{SLAB_WAIT_MAX, SealedSlab, SlabEvent, SlabWanted};
 
 /// How often those who wait look for what nobody announces.
 const LOOK_AGAIN: Duration = Duration::from_millis(250);
 /// How long who does not want to wait for room waits for room that is being prepared.
 const GROWTH_PATIENCE: Duration = Duration::from_secs(10);
-
-/// Who begins a session.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct SlabHello {
-    /// The user of the client's process.
-    pub uid: u32,
-    /// To go on with.
-    pub session: Option<SessionId>,
-    /// What it will stage at a time, 0 when it does not know: memory is prepared.
-    pub expected_bytes: u64,
-    /// Clients of this node that will stage at the same time, itself included; 0 when it does not know.
-    pub clients: u32,
-}
-
-/// The answer to [`SlabHello`].
-#[derive(Debug, Clone)]
-pub struct SlabWelcome {
-    /// Its session.
-    pub session: SessionId,
-    /// What is sealed and not yet durable, of a session that is gone on with.
-    pub sealed: Vec<SlabKey>,
-}
 
 /// A slab to be filled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,109 +51,17 @@ pub struct SlabSession {
     has_left: bool,
 }
 
-pub(super) async fn hello(shared: &Arc<Shared>, hello: SlabHello) -> Result<(SlabSession, SlabWelcome)> {
-    if shared.is_closing() {
-        return Err(closing());
-    }
-    let expected_slabs = hello.expected_bytes.div_ceil(shared.slab_bytes);
-    let session = match hello.session {
-        Some(id) => resume(shared, id, hello, expected_slabs)?,
-        None => {
-            let shared = shared.clone();
-            let made = tokio::task::spawn_blocking(move || begin(&shared, hello, expected_slabs)).await;
-            made.map_err(|error| Error::new(Code::Internal, format!("a session could not be made: {error}")))??
-        }
-    };
-    let mut tables = shared.tables.lock();
-    let held = tables.session(session.id)?;
-    let sealed = held.slabs.iter().filter_map(|slab| match slab.used {
-        Use::Sealed { key } => Some(key),
-        Use::Free | Use::Filling { .. } => None,
-    });
-    let welcome = SlabWelcome { session: session.id, sealed: sealed.collect() };
-    if expected_slabs > 0 {
-        grow::start(shared, &mut tables, session.id);
-    }
-    drop(tables);
-    Ok((session, welcome))
-}
-
-/// A place in the channel for the end of a session; there are as many as there may be sessions.
-pub(super) fn farewell(shared: &Shared) -> Result<mpsc::OwnedPermit<SlabEvent>> {
-    shared.events.clone().try_reserve_owned().map_err(|_| too_many())
-}
-
-fn too_many() -> Error {
-    let message = format!("there are {SLAB_SESSIONS_MAX} sessions already; end some of the processes that save");
-    Error::new(Code::Exhausted, message)
-}
-
-fn resume(shared: &Arc<Shared>, id: SessionId, hello: SlabHello, expected_slabs: u64) -> Result<SlabSession> {
-    let mut tables = shared.tables.lock();
-    let unknown = || Error::new(Code::NotFound, format!("session {id} does not wait for its client; begin a new one"));
-    let held = tables.sessions.get_mut(&id).ok_or_else(unknown)?;
-    if held.uid != hello.uid {
-        return Err(Error::new(Code::PermissionDenied, format!("session {id} belongs to another user")));
-    }
-    if held.client != Client::Away || held.is_closed_to_grants {
-        return Err(unknown());
-    }
-    if held.farewell.is_none() {
-        held.farewell = Some(farewell(shared)?);
-    }
-    held.client = Client::Here;
-    held.connections += 1;
-    let connections = held.connections;
-    held.expected_slabs = expected_slabs;
-    held.clients = u64::from(hello.clients);
-    let (control, changed) = (held.control.clone(), held.changed.clone());
-    drop(tables);
-    Ok(SlabSession { shared: shared.clone(), id, connections, control, changed, has_left: false })
-}
-
-/// Makes folder and control page. Blocks.
-fn begin(shared: &Arc<Shared>, hello: SlabHello, expected_slabs: u64) -> Result<SlabSession> {
-    let id = SessionId::random();
-    let farewell = farewell(shared)?;
-    if shared.tables.lock().sessions.len() >= SLAB_SESSIONS_MAX {
-        return Err(too_many());
-    }
-    let records = u32::try_from(shared.budget.capacity).unwrap_or(u32::MAX);
-    let control_bytes = ControlPage::len_bytes(records, shared.folder.page_bytes());
-    let reservation = shared.memory.try_reserve(control_bytes).ok_or_else(|| {
-        Error::new(Code::Exhausted, "no memory for a further session; raise --checkpoint-memory, or try again later")
-    })?;
-    let name = SessionName { id, uid: hello.uid, slab_bytes: shared.slab_bytes }.to_string();
-    let folder = shared.folder.create_session(&name)?;
-    let control = ControlPage::create(&folder, records, reservation).inspect_err(|_| {
-        // The first error is the one to tell.
-        let _ = shared.folder.remove_session(&name);
-    })?;
-    let (control, changed) = (Arc::new(control), Arc::new(Notify::new()));
-    let held = Held {
-        name,
-        uid: hello.uid,
-        client: Client::Here,
-        folder: Arc::new(folder),
-        control: control.clone(),
-        pieces: Vec::new(),
-        slabs: Vec::new(),
-        is_closed_to_grants: false,
-        generation: 0,
-        expected_slabs,
-        clients: u64::from(hello.clients),
-        growth: Growth::default(),
-        queue: VecDeque::new(),
-        next_ticket: 0,
-        changed: changed.clone(),
-        connections: 1,
-        farewell: Some(farewell),
-    };
-    shared.tables.lock().sessions.insert(id, held);
-    Ok(SlabSession { shared: shared.clone(), id, connections: 1, control, changed, has_left: false })
-}
-
 impl SlabSession {
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        id: SessionId,
+        connections: u64,
+        control: Arc<ControlPage>,
+        changed: Arc<Notify>,
+    ) -> SlabSession {
+        SlabSession { shared: shared.clone(), id, connections, control, changed, has_left: false }
+    }
+
     /// Its name.
     pub fn id(&self) -> SessionId {
         self.id

@@ -157,7 +157,9 @@ impl Shared {
         // Freeing gigabytes takes a while. A runtime that is going drops the closure: then the files stay for a later process.
         self.runtime.spawn_blocking(move || {
             let slabs = held.slabs.len() as u64;
-            for piece in &held.pieces {
+            // Whether the client of an earlier process lives is not known here: what it has mapped is left to it.
+            let ours = if held.connections > 0 { held.pieces.as_slice() } else { &[] };
+            for piece in ours {
                 if let Err(error) = piece.free() {
                     tracing::warn!(session = %id, %error, "memory of a session that has ended stays until its client lets go");
                 }
