@@ -276,6 +276,7 @@ async fn attaching_takes_milliseconds_and_copies_nothing_of_the_model() {
         region: 0,
         offset_bytes: n << 20,
         length_bytes: 1 << 20,
+        piece: None,
     };
     let model = v1::LoadedModel { tensors: (0..1000).map(tensor).collect(), ..Default::default() };
     let description = model.encode_to_vec();
