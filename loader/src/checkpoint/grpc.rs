@@ -286,10 +286,11 @@ impl Service for CheckpointsGrpc {
         let v1::SweepCheckpointsRequest { uri, older_than_ms } = request.into_inner();
         let sweep = async {
             let url = self.url_to_change("SweepCheckpoints", &uri)?;
-            // Nothing of a save that goes on is dead, however long it takes.
-            let alive = self.checkpoints.existing().await?.map_or_else(Vec::new, |engine| engine.saves());
-            let alive = alive.iter().filter(|save| !save.state.is_ended()).map(|save| save.attempt);
-            let swept = self.checkpoints.catalog().sweep(&url, older_than_ms, &alive.collect::<Vec<_>>()).await?;
+            // Saves that this node goes on with are not dead, however long they take.
+            let swept = match self.checkpoints.existing().await? {
+                Some(engine) => engine.sweep(&url, older_than_ms).await?,
+                None => self.checkpoints.catalog().sweep(&url, older_than_ms, &[]).await?,
+            };
             Ok(convert::swept(&swept))
         };
         answer(sweep.await)

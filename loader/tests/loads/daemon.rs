@@ -234,9 +234,12 @@ async fn health_and_reflection_are_served() {
 
     let daemon = Daemon::start(Setup::default()).await;
     let channel = Endpoint::try_from(format!("http://{}", daemon.tcp)).unwrap().connect().await.unwrap();
-    let service = HealthCheckRequest { service: "longshore.v1.Loader".into() };
-    let health = HealthClient::new(channel.clone()).check(service).await.unwrap().into_inner();
-    assert_eq!(health.status, 1, "serving");
+    let services = ["longshore.v1.Loader", "longshore.v1.Checkpoints"];
+    for service in services {
+        let service = HealthCheckRequest { service: service.into() };
+        let health = HealthClient::new(channel.clone()).check(service).await.unwrap().into_inner();
+        assert_eq!(health.status, 1, "serving");
+    }
     let ask = ServerReflectionRequest {
         host: String::new(),
         message_request: Some(MessageRequest::ListServices(String::new())),
@@ -250,7 +253,9 @@ async fn health_and_reflection_are_served() {
     else {
         panic!("no list of services");
     };
-    assert!(list.service.iter().any(|service| service.name == "longshore.v1.Loader"), "{list:?}");
+    for service in services {
+        assert!(list.service.iter().any(|listed| listed.name == service), "{list:?}");
+    }
     drop(answers);
     daemon.stop().await;
 }
