@@ -1,5 +1,5 @@
 //! Google keeps a CRC-32C over each object, and we know the CRC-64: what went through one process, or all parts of it,
-//! is verified without reading it back. The double of the test kit has no such header, so this is a server of a few lines.
+//! is verified without reading it back. The CRC-32C here is worked out by another way than ours, by a server of a few lines.
 
 // A helper of a test may fail it as the test itself may.
 #![allow(clippy::unwrap_used)]

@@ -265,6 +265,20 @@ async fn a_store_that_refuses_checksums_is_found_out_and_read_back() {
 }
 
 #[tokio::test]
+async fn a_bad_request_does_not_end_checksums() {
+    let (fake, origins) = setup(Quirks::default());
+    let upload = Upload::start(&origins).await;
+    // The first is refused as such, and what is tried without checksums meets a failure that passes.
+    fake.fault(once(FaultKind::answer(400, "InvalidRequest"), Verb::UploadPart));
+    fake.fault(once(FaultKind::Status(503), Verb::UploadPart).skip(1));
+    assert_eq!(upload.finish(&origins).await, Verified::ByStore);
+    fake.fault(Fault::new(FaultKind::answer(400, "InvalidRequest")).verb(Verb::Put));
+    let error = put(&origins, "x", PutHow::Create).await.unwrap_err();
+    assert_names(&error, Code::InvalidArgument, &[URL, "400 InvalidRequest"]);
+    assert_eq!(origins.stats().checksums_refused, 0);
+}
+
+#[tokio::test]
 async fn a_store_that_keeps_no_checksums_is_read_back() {
     let (fake, origins) = setup(Quirks { has_no_checksums: true, ..Quirks::default() });
     let upload = Upload::start(&origins).await;

@@ -102,7 +102,7 @@ fn of(config: OriginConfig) -> Prepared {
         requests_of_folder: if is_hub { 2 } else { 1 },
         // What WebDAV lists is checked with each file; it has no pages.
         listing_has_versions: config.dialect != Dialect::Http,
-        keeps_checksums: config.dialect == Dialect::S3,
+        keeps_checksums: matches!(config.dialect, Dialect::S3 | Dialect::Gcs),
         page_size: if config.dialect == Dialect::Http { usize::MAX } else { config.page_size },
         ..Capabilities::default()
     };

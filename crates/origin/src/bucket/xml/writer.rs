@@ -93,8 +93,12 @@ impl XmlWriter {
             return Ok((answer, with));
         }
         let plain = self.send(call, counter, ask(false)).await?;
-        if matches!(plain.status, 400 | 501) {
-            return Ok((answer, with));
+        match plain.status {
+            // It was not about the checksums.
+            400 | 501 => return Ok((answer, with)),
+            // An answer to the request itself: done, or what a condition or an id that is not there comes to.
+            200..300 | 304 | 404 | 409 | 412 => {}
+            _ => return Ok((plain, false)),
         }
         if self.checksums.swap(false, Ordering::Relaxed) {
             count(&self.counters().checksums_refused, 1);
