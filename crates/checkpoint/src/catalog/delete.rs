@@ -64,6 +64,10 @@ impl Kept {
         };
         for intent in uncommitted_intents(run, steps).await? {
             let Some(parent) = intent.parent else { continue };
+            // Of a deleted checkpoint the intent goes last.
+            if gone.iter().any(|commit| commit.attempt == intent.attempt) {
+                continue;
+            }
             if commits.iter().any(|commit| commit.attempt == parent.attempt) {
                 continue;
             }

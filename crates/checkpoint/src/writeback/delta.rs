@@ -20,6 +20,9 @@ use crate::plan::{PLAIN_FILE_BYTES_MAX, SavePlan};
 /// A delta that stored more than this share of its bytes anew is no better than a full checkpoint: the next one is.
 const CHANGED_PERCENT_MAX: u64 = 70;
 
+/// Files up to this size are always stored whole: a chunk of a pack has 16 MiB.
+const WHOLE_BYTES_MAX: u64 = 4 << 20;
+
 /// What the attempt may be a delta of; `None` when it is to be full, with the reason in its notes.
 ///
 /// # Errors
@@ -95,8 +98,9 @@ fn propose(plan: &SavePlan, parent: &Commit) -> Result<DeltaBase, String> {
         parent.files.iter().zip(0u32..).map(|(file, index)| ((file.name.as_str(), file.size_bytes), index)).collect();
     let mut files = vec![];
     for (file, index) in plan.files.iter().zip(0u32..) {
-        // Small plain files keep their plain names, for tools that read the bucket.
-        if file.size_bytes == 0 || (!file.is_tensors() && file.size_bytes <= PLAIN_FILE_BYTES_MAX) {
+        // Small plain files keep their plain names, for tools that read the bucket; small files of any kind may come with
+        // the call instead of in slabs.
+        if file.size_bytes <= WHOLE_BYTES_MAX || (!file.is_tensors() && file.size_bytes <= PLAIN_FILE_BYTES_MAX) {
             continue;
         }
         match theirs.get(&(file.name.as_str(), file.size_bytes)) {

@@ -107,8 +107,8 @@ async fn a_refusal_that_lasts_fails_the_save_and_keeps_its_bytes() {
         let content = content();
         fake.fault(fault(Verb::UploadPart, kind.clone()));
         let attempt = node.save(URI, 1, &SaveOptions::default(), &content).await;
-        let status = node.failed(attempt, code).await;
-        assert!(status.notes.iter().any(|note| note.contains("stay on this node")), "{:?}", status.notes);
+        node.failed(attempt, code).await;
+        node.until(attempt, |status| status.notes.iter().any(|note| note.contains("stay on this node"))).await;
         assert_eq!(node.catalog().get(URI, Some(1)).await.unwrap_err().code(), Code::FailedPrecondition, "not visible");
         fake.clear_faults();
         let node = node.restart().await;
