@@ -17,17 +17,16 @@ pub(crate) async fn conditional_puts(origins: &Origins, folder: &Address) -> Res
 }
 
 async fn try_both(origins: &Origins, folder: &Address, url: &str) -> Result<()> {
-    let put = |text: &'static str, how| origins.put(url, Bytes::from_static(text.as_bytes()), how);
-    let first = put("1", PutHow::Create).await?;
-    if put("2", PutHow::Create).await? != PutOutcome::Conflict {
+    let first = put(origins, url, "1", PutHow::Create).await?;
+    if put(origins, url, "2", PutHow::Create).await? != PutOutcome::Conflict {
         return Err(overwrites(folder, "created once more although it was there (If-None-Match)"));
     }
     // After a lost answer the first may be a conflict with itself, and its version is not known.
     let PutOutcome::Written(version) = first else { return Ok(()) };
-    if put("3", PutHow::Replace(other_version(folder)?)).await? != PutOutcome::Conflict {
+    if put(origins, url, "3", PutHow::Replace(other_version(folder)?)).await? != PutOutcome::Conflict {
         return Err(overwrites(folder, "replaced although it had another version (If-Match)"));
     }
-    if put("4", PutHow::Replace(version)).await? == PutOutcome::Conflict {
+    if put(origins, url, "4", PutHow::Replace(version)).await? == PutOutcome::Conflict {
         tracing::warn!(
             folder = %folder,
             "this store refuses to replace an object even with its right version: a save that was begun by another \
@@ -35,6 +34,10 @@ async fn try_both(origins: &Origins, folder: &Address, url: &str) -> Result<()> 
         );
     }
     Ok(())
+}
+
+async fn put(origins: &Origins, url: &str, text: &'static str, how: PutHow) -> Result<PutOutcome> {
+    origins.put(url, Bytes::from_static(text.as_bytes()), how).await
 }
 
 /// A version that no object has which was just made.

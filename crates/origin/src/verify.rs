@@ -1,5 +1,6 @@
 //! Whether an object is what was sent: by the store's own checksum over all of it, or by reading it back.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
@@ -64,19 +65,39 @@ pub(crate) async fn verify(
     Ok((Verified::ReadBack, summary.version))
 }
 
-/// The checksum of all bytes of one version, of several ranges at a time.
-async fn read_back(backend: &Arc<dyn Backend>, artifact: &Arc<Artifact>) -> Result<BlockChecksum> {
-    let size = artifact.size_bytes();
-    let ranges = (0..size.div_ceil(RANGE_BYTES)).map(|i| i * RANGE_BYTES..((i + 1) * RANGE_BYTES).min(size));
-    let sums = stream::iter(ranges).map(|range| async move {
+/// A range that is to be read. It owns what it needs, or the compiler does not believe that a task may run it.
+struct Reading {
+    backend: Arc<dyn Backend>,
+    artifact: Arc<Artifact>,
+    range: Range<u64>,
+}
+
+impl Reading {
+    /// The checksum of the range, and its length.
+    async fn sum(self) -> Result<(BlockChecksum, u64)> {
         let mut checksum = Checksummer::new();
-        let mut pieces = read::read(backend.clone(), artifact.clone(), range.clone());
+        let len = self.range.end - self.range.start;
+        let mut pieces = read::read(self.backend, self.artifact, self.range);
         while let Some(piece) = pieces.try_next().await? {
             checksum.update(&piece);
         }
-        Ok::<_, Error>((checksum.finish(), range.end - range.start))
+        Ok((checksum.finish(), len))
+    }
+}
+
+/// The checksum of all bytes of one version, of several ranges at a time.
+async fn read_back(backend: &Arc<dyn Backend>, artifact: &Arc<Artifact>) -> Result<BlockChecksum> {
+    let size = artifact.size_bytes();
+    let (backend, artifact) = (backend.clone(), artifact.clone());
+    let readings = (0..size.div_ceil(RANGE_BYTES)).map(move |i| Reading {
+        backend: backend.clone(),
+        artifact: artifact.clone(),
+        range: i * RANGE_BYTES..((i + 1) * RANGE_BYTES).min(size),
     });
-    let whole = BlockChecksum::of(&[]);
-    let sums = sums.buffered(RANGES_AT_ONCE);
-    sums.try_fold(whole, |whole, (part, len)| async move { Ok(whole.combine(part, len)) }).await
+    let mut sums = std::pin::pin!(stream::iter(readings).map(Reading::sum).buffered(RANGES_AT_ONCE));
+    let mut whole = BlockChecksum::of(&[]);
+    while let Some((part, len)) = sums.try_next().await? {
+        whole = whole.combine(part, len);
+    }
+    Ok(whole)
 }

@@ -390,3 +390,25 @@ async fn the_cost_of_a_part_grows_with_its_bytes_alone() {
     assert!(large < small * 8.0 * 4.0 + 0.1, "8 MiB took {small} s, 64 MiB {large} s");
     println!("{:.0} MB/s in parts of 64 MiB", 64.0 * 1.048_576 / large);
 }
+
+/// Every call can be awaited by a task, whatever it borrows.
+#[tokio::test]
+async fn calls_run_in_tasks() {
+    let (_fake, origins) = setup(Quirks::default());
+    let urls = vec![URL.to_owned()];
+    let task = tokio::spawn(async move {
+        origins.check_conditional_puts(URL).await?;
+        origins.put(URL, Bytes::from_static(b"x"), PutHow::Create).await?;
+        origins.verify(URL, 1, BlockChecksum::of(b"x")).await?;
+        origins.read_small(URL, 10).await?;
+        let id = origins.upload_start(URL).await?;
+        let part = origins.upload_part(URL, &id, 0, Bytes::new()).await?;
+        origins.upload_complete(URL, &id, &[part]).await?;
+        origins.upload_abort(URL, &id).await?;
+        origins.open_uploads("s3://bucket").await?;
+        origins.list_folders("s3://bucket").await?;
+        assert_eq!(origins.list_below("s3://bucket").await?.len(), 1);
+        origins.delete(&urls).await
+    });
+    assert_eq!(task.await.unwrap().unwrap(), 1);
+}

@@ -36,6 +36,11 @@ impl Target {
             Error::new(Code::Unsupported, text)
         })
     }
+
+    async fn delete(self) -> Result<bool> {
+        let writer = self.writer()?;
+        self.backend.lane().run(|| writer.delete(&self.address)).await
+    }
 }
 
 impl Origins {
@@ -139,12 +144,10 @@ impl Origins {
     /// # Errors
     /// As [`Origins::stat`]; what was deleted before stays deleted.
     pub async fn delete(&self, urls: &[String]) -> Result<u64> {
-        let deletions = stream::iter(urls).map(|url| async move {
-            let target = self.target(url)?;
-            let writer = target.writer()?;
-            target.backend.lane().run(|| writer.delete(&target.address)).await
-        });
-        let mut deletions = std::pin::pin!(deletions.buffer_unordered(DELETES_AT_ONCE));
+        // Nothing is borrowed in here, or the compiler does not believe that a task may run it.
+        let targets = urls.iter().map(|url| self.target(url)).collect::<Result<Vec<Target>>>()?;
+        let deletions = stream::iter(targets).map(Target::delete).buffer_unordered(DELETES_AT_ONCE);
+        let mut deletions = std::pin::pin!(deletions);
         let mut deleted = 0;
         while let Some(was_there) = deletions.try_next().await? {
             deleted += u64::from(was_there);
