@@ -141,10 +141,13 @@ impl Engine {
         };
         if tokio::time::timeout(patience, rest).await.is_err() {
             tracing::warn!(?patience, "checkpoint work did not come to rest in time; it goes on from its last record");
+            // Something may still write: the folder is free when this process ends.
+            return;
         }
         if self.attempts.is_empty() {
             self.parts.spool.tidy();
         }
+        self.parts.spool.release();
     }
 }
 

@@ -116,6 +116,11 @@ impl Spool {
         self.space.freed()
     }
 
+    /// Nothing is written any more: the next process may have the folder.
+    pub(crate) fn release(&self) {
+        self.lock.release();
+    }
+
     /// The process ends in order: a private folder that is empty goes.
     pub(crate) fn tidy(&self) {
         if self.is_private && self.lock.is_held() && std::fs::remove_dir(&self.attempts).is_ok() {

@@ -39,6 +39,13 @@ impl FolderLock {
         Ok(FolderLock { file, path })
     }
 
+    /// Lets the next process have the folder, although this one lives on.
+    pub(super) fn release(&self) {
+        if let Err(errno) = flock(&self.file, FlockOperation::Unlock) {
+            tracing::warn!(path = %self.path.display(), %errno, "the lock stays until this process ends");
+        }
+    }
+
     /// Whether the name still leads to the file that is locked: somebody may have removed the folder in between.
     pub(super) fn is_held(&self) -> bool {
         match (self.file.metadata(), std::fs::metadata(&self.path)) {

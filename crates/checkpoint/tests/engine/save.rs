@@ -143,6 +143,7 @@ async fn cancelling_removes_the_bytes_and_is_remembered() {
     assert_eq!(status.state, SaveState::Cancelled);
     assert_eq!(client.slab(plan.attempt, 1, 0, &[0; 1 << 20]).await.unwrap_err().code(), Code::FailedPrecondition);
     engine.close(SOON).await;
+    client.leave();
     drop(engine);
     let engine = place.open().await;
     assert_eq!(engine.watch(&plan.attempt).unwrap().borrow().state, SaveState::Cancelled);
@@ -173,7 +174,8 @@ async fn a_header_that_is_not_the_plans_is_refused() {
 async fn a_load_can_start_from_what_is_not_committed_yet() {
     let place = Place::new();
     let engine = place.open().await;
-    let items = |rank: u32| RankItems { rank, tensors: vec![tensor(&format!("w{rank}"), &[MIB + 5])], ..RankItems::default() };
+    let items =
+        |rank: u32| RankItems { rank, tensors: vec![tensor(&format!("w{rank}"), &[MIB + 5])], ..RankItems::default() };
     // The other rank is on a node that never comes: no commit.
     let plan = place.plan_ranks(&engine, 2, vec![items(0)], SaveOptions::default()).await;
     let contents = contents(&plan, 9);

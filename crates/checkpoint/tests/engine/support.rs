@@ -49,18 +49,23 @@ impl Place {
         format!("file://{}", self.run_folder().display())
     }
 
-    pub async fn try_open(&self) -> Result<Arc<Engine>> {
-        let origins = Origins::new(OriginOptions::default()).unwrap();
-        std::fs::create_dir_all(self.run_folder()).unwrap();
-        Engine::open(self.options.clone(), origins, Arena::new(2 << 30), Arc::new(NoSink)).await
+    pub async fn open(&self) -> Arc<Engine> {
+        self.open_with(self.options.clone()).await
     }
 
-    pub async fn open(&self) -> Arc<Engine> {
-        self.try_open().await.unwrap()
+    pub async fn open_with(&self, options: CheckpointOptions) -> Arc<Engine> {
+        let origins = Origins::new(OriginOptions::default()).unwrap();
+        std::fs::create_dir_all(self.run_folder()).unwrap();
+        Engine::open(options, origins, Arena::new(2 << 30), Arc::new(NoSink)).await.unwrap()
     }
 
     pub fn attempt_folder(&self, attempt: &AttemptId) -> PathBuf {
         self.disk.path().join("spool/attempts").join(attempt.to_string())
+    }
+
+    /// Where slabs are.
+    pub fn slab_folder(&self) -> PathBuf {
+        self.options.slab_folder(&self.disk.path().join("spool"))
     }
 
     /// The plan of one rank's files.
@@ -77,14 +82,8 @@ impl Place {
         ranks: Vec<RankItems>,
         options: SaveOptions,
     ) -> SavePlan {
-        let request = PlanRequest {
-            uri: self.run(),
-            step,
-            world_size: ranks.len() as u32,
-            ranks,
-            options,
-            join_timeout_ms: 0,
-        };
+        let request =
+            PlanRequest { uri: self.run(), step, world_size: ranks.len() as u32, ranks, options, join_timeout_ms: 0 };
         engine.plan(request).await.unwrap().as_ref().clone()
     }
 
@@ -188,6 +187,11 @@ impl Client {
         let control: File = self.session.control().fd().try_clone_to_owned().unwrap().into();
         control.write_all_at(&2u32.to_le_bytes(), u64::from(slab) * 128).unwrap();
         self.session.seal(slab)
+    }
+
+    /// The service goes, this process stays.
+    pub fn leave(self) {
+        self.session.leave();
     }
 
     /// Takes a slab and never seals it.
