@@ -93,8 +93,10 @@ class Attempt:
 class Store:
     """What survives a restart."""
 
-    def __init__(self, *, slab_bytes: int = 64 << 10, slabs_a_piece: int = 2, pieces_max: int = 2) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="fake-slabs-")
+    def __init__(
+        self, *, slab_bytes: int = 64 << 10, slabs_a_piece: int = 2, pieces_max: int = 2, folder: str | None = None
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="fake-slabs-", dir=folder)
         self.sockets = os.path.join(self._folder.name, "sockets")
         os.mkdir(self.sockets)
         self.slab_bytes = slab_bytes

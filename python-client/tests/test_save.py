@@ -156,7 +156,8 @@ def test_tied_tensors_are_stored_once(fake: FakeCheckpoints, store: Store) -> No
     found = model.state_dict()
     assert found["model"]["embed"] is found["model"]["head"] is found["ema"]["embed"]
     assert torch.equal(model["head"], base)
-    assert {"head", "again", "embed"} <= set(model)
+    assert {"head", "again", "embed", "ema/embed"} <= set(model)
+    assert torch.equal(longshore.load(f"{RUN}/step-1", address=fake.address)["ema/embed"], base)
     assert len(list(model)) == len(model)
     assert torch.equal(found["model"]["rows"], base[1:])
 

@@ -19,7 +19,10 @@ def round_trip(state: Any, *, allow_pickle: bool = False) -> Any:
     flat = _tree.flatten(state, _inputs.is_tensor, allow_pickle=allow_pickle)
     known = {leaf.qualified: leaf.value for leaf in flat.leaves}
     assert len(known) == len(flat.leaves), "names are unique"
-    tree = _tree.parse(flat.document(), "here")
+    document = _tree.parse(flat.document(), "here")
+    assert document is not None
+    assert document.aliases == {}
+    tree = document.tree
     assert _tree.references(tree) == {leaf.path: leaf.qualified for leaf in flat.leaves}
     return _tree.unflatten(tree, known.__getitem__, allow_pickle=allow_pickle)
 
@@ -190,7 +193,7 @@ def test_what_cannot_be_stored_is_named() -> None:
 def test_pickles_are_asked_for_twice() -> None:
     state = {"a": Odd()}
     assert round_trip(state, allow_pickle=True) == state
-    tree = _tree.parse(_tree.flatten(state, _inputs.is_tensor, allow_pickle=True).document(), "here")
+    tree = _tree.flatten(state, _inputs.is_tensor, allow_pickle=True).tree
     with pytest.raises(longshore.FailedPrecondition, match=r"state_dict\['a'\] is pickled"):
         _tree.unflatten(tree, str)
     with pytest.raises(longshore.InvalidArgument, match="cannot be pickled"):
@@ -215,8 +218,13 @@ def test_documents_of_ranks_are_united() -> None:
         {"model": {"a": torch.zeros(1)}, "optim": {0: {"s": 1}}, "epoch": 1},
         {"model": {"b": torch.zeros(1)}, "optim": {0: {"s": 2, "t": 3}, 1: 4}, "epoch": 1, "more": (1,)},
     ]
-    trees = [_tree.parse(_tree.flatten(state, _inputs.is_tensor).document(), "") for state in states]
-    assert _tree.unflatten(_tree.merge(trees), str) == {
+    documents = [
+        _tree.Document(_tree.flatten(state, _inputs.is_tensor).tree, {f"x{rank}": "a", "y": str(rank)})
+        for rank, state in enumerate(states)
+    ]
+    merged = _tree.merge(documents)
+    assert merged.aliases == {"x0": "a", "x1": "a", "y": "0"}
+    assert _tree.unflatten(merged.tree, str) == {
         "model": {"a": "a", "b": "b"},
         "optim": {0: {"s": 1, "t": 3}, 1: 4},
         "epoch": 1,

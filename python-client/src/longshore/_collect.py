@@ -90,7 +90,8 @@ def collect(
             if first.group == leaf.group:
                 found.items.aliases.add(group=leaf.group, name=leaf.name, target=first.name)
             continue
-        found.add_tensor(leaf.group, leaf.name, described)
+        if not described.is_empty:
+            found.add_tensor(leaf.group, leaf.name, described)
     document = flat.document()
     found.state_digest = hashlib.sha256(document).digest()
     found.add_file(found.state_name, document)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
 import threading
 import weakref
@@ -195,22 +196,26 @@ class _PageLock:
     def __init__(self, gpu: _cuda.Gpu) -> None:
         self._gpu = gpu
         self.failures: list[str] = []
-        context = ctypes.c_void_p()
-        gpu.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), gpu.device)
-        self._context = context.value or 0
 
     def __call__(self, piece: Piece) -> None:
+        gpu, context = self._gpu, ctypes.c_void_p()
+        # Held as long as the registration, which is the context's.
+        gpu.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), gpu.device)
         try:
-            with self._gpu.current(self._context):
-                self._gpu.call("cuMemHostRegister_v2", piece.address, piece.length, _REGISTER_PORTABLE)
+            with gpu.current(context.value or 0):
+                gpu.call("cuMemHostRegister_v2", piece.address, piece.length, _REGISTER_PORTABLE)
         except Error as error:
+            gpu.attempt("cuDevicePrimaryCtxRelease_v2", gpu.device)
             self.failures.append(f"slabs are not page-locked, so that copies from GPUs are slower: {error}")
             _log.warning("%s", self.failures[-1])
             return
-        weakref.finalize(piece, _unlock, self._gpu, self._context, piece.address).atexit = False
+        weakref.finalize(piece, _unlock, gpu, context.value or 0, piece.address).atexit = False
 
 
 def _unlock(gpu: _cuda.Gpu, context: int, address: int) -> None:
+    if gpu.driver.pid != os.getpid():
+        return
     if gpu.attempt("cuCtxPushCurrent_v2", context) == _cuda.SUCCESS:
         gpu.attempt("cuMemHostUnregister", address)
         gpu.attempt("cuCtxPopCurrent_v2", ctypes.byref(ctypes.c_void_p()))
+    gpu.attempt("cuDevicePrimaryCtxRelease_v2", gpu.device)

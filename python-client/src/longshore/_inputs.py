@@ -36,6 +36,11 @@ class Input:
     #: `source` has to be called on all ranks that have the tensor.
     collective: bool = False
 
+    @property
+    def is_empty(self) -> bool:
+        """There is nothing to store: other ranks have all elements. Of a tensor without any, everybody has all."""
+        return self.box.size == 0 and self.box != whole(self.shape)
+
     def to_proto(self, group: str, name: str) -> pb.SaveTensor:
         """The message of a plan."""
         message = pb.SaveTensor(group=group, name=name, dtype=self.dtype_name, shape=self.shape)
@@ -60,31 +65,42 @@ def is_dtensor(value: object) -> bool:
 
 
 def describe(value: Any, where: str, *, gather: bool = False) -> Input | None:
-    """What this rank has of a tensor; None when that is nothing. `where` names it in errors.
+    """What this rank has of a tensor; None when it is none of those that have it. `where` names it in errors.
 
-    With `gather` a DTensor counts as a whole tensor, which its ranks put together when its turn comes.
+    With `gather` a DTensor that is dealt out counts as whole: its ranks put it together when its turn comes.
     """
     if not is_dtensor(value):
         return _of_array(value, where) if not hasattr(value, "untyped_storage") else _of_tensor(value, where)
-    # Checked here, because a local tensor of another kind would be misunderstood.
     box = local_box(value, where)
     if box is None:
         return None
-    local = _of_tensor(value.to_local().detach(), where)
-    shape = tuple(value.shape)
-    if box == whole(shape):
+    tensor = value.to_local().detach()
+    local = _of_tensor(tensor, where)
+    if not any(placement.is_shard() for placement in value.placements):
         return local
+    shape = tuple(value.shape)
+    # All ranks have to find the same ties, also those that have no element of a tensor.
+    memory = local.identity or ("storage", tensor.untyped_storage()._cdata)
+    identity = ("DTensor", memory, box, shape, value.placements)
     if gather:
         return Input(
-            local.dtype_name, shape, whole(shape), local.device, None, lambda: _gathered(value, where), collective=True
+            local.dtype_name,
+            _stored(tensor, shape),
+            whole(_stored(tensor, shape)),
+            local.device,
+            identity,
+            lambda: _gathered(value, where),
+            collective=True,
         )
-    if 0 in box.shape:
-        # Other ranks have what there is; of a tensor without elements everybody has all.
-        return None
-    if local.box.shape != box.shape:
+    if local.shape != box.shape:
         raise Unsupported(f"{where}: packed elements of a DTensor are not stored: use layout='huggingface'")
-    identity = None if local.identity is None else (local.identity, box, shape)
     return Input(local.dtype_name, shape, box, local.device, identity, local.source)
+
+
+def _stored(tensor: Any, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of the whole, as it is stored: packed elements count one by one."""
+    pack = packing(tensor)
+    return shape if pack == 1 else (*shape[:-1], shape[-1] * pack)
 
 
 def _gathered(value: Any, where: str) -> Source:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType, TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -72,7 +73,6 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         self._finalizer = weakref.finalize(self, attached.lease.release)
         self._finalizer.atexit = False
         self._regions: tuple[Region, ...] | None = attached.regions
-        self._aliases: dict[str, str] = {}
         try:
             sizes = [region.nbytes for region in attached.regions]
             self._stored, self._places = _check_tensors(model, sizes, framework)
@@ -112,7 +112,7 @@ class Model(Mapping[str, T_co], Generic[T_co]):
     # ---- tensors
 
     def __getitem__(self, name: str) -> T_co:
-        name = self._aliases.get(name, name)
+        name = self._alias_map.get(name, name)
         parted = self._parts.get(name)
         if parted is not None:
             parts = [(box, self._tensor(stored)) for stored, box in parted.parts]
@@ -129,14 +129,14 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         hidden = {stored for parted in self._parts.values() for stored, _ in parted.parts}
         yield from (name for name in self._stored if name not in hidden)
         yield from self._parts
-        yield from self._aliases
+        yield from self._alias_map
 
     def __len__(self) -> int:
         hidden = sum(len(parted.parts) for parted in self._parts.values())
-        return len(self._stored) - hidden + len(self._parts) + len(self._aliases)
+        return len(self._stored) - hidden + len(self._parts) + len(self._alias_map)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._stored or name in self._parts or name in self._aliases
+        return name in self._stored or name in self._parts or name in self._alias_map
 
     # A mapping compares by content, which here would read all the memory: a model is equal to itself only.
     def __eq__(self, other: object) -> bool:
@@ -156,8 +156,8 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         Of a checkpoint that `longshore.save` wrote: the nested structure that was saved, with tied tensors tied.
         `allow_pickle` reads values that were pickled, which runs code of whoever wrote them.
         """
-        tree = self._tree()
-        if tree is None:
+        document = self._document
+        if document is None:
             return {name: self[name] for name in self}
         known: dict[str, T_co] = {}
 
@@ -168,24 +168,35 @@ class Model(Mapping[str, T_co], Generic[T_co]):
                 known[name] = self[name]
             return known[name]
 
-        found = _tree.unflatten(tree, tensor, allow_pickle=allow_pickle, where=f"{self.uri}/{_tree.STATE_FILE}")
+        found = _tree.unflatten(
+            document.tree, tensor, allow_pickle=allow_pickle, where=f"{self.uri}/{_tree.STATE_FILE}"
+        )
         if not isinstance(found, dict):
             raise Corrupt(f"model {self.uri}: {_tree.STATE_FILE} has no mapping at its root")
         return found
 
-    def _tree(self) -> Any:
-        """The document of the tree that was saved; None when there is none."""
-        trees = []
+    @cached_property
+    def _document(self) -> _tree.Document | None:
+        """The structure that was saved; None when there is none."""
+        found = []
         for name in sorted(self._file_places, key=lambda name: (name != _tree.STATE_FILE, name)):
             if _tree.is_state_file(name):
-                tree = _tree.parse(self.files[name], f"{self.uri}/{name}")
-                if tree is not None:
-                    trees.append(tree)
-        return _tree.merge(trees) if trees else None
+                document = _tree.parse(self.files[name], f"{self.uri}/{name}")
+                if document is not None:
+                    found.append(document)
+        return _tree.merge(found) if found else None
+
+    @cached_property
+    def _alias_map(self) -> Mapping[str, str]:
+        """Further names of tensors."""
+        document = None if self.closed else self._document
+        found = {**(document.aliases if document else {}), **(self.checkpoint.aliases if self.checkpoint else {})}
+        has = self._stored.keys() | self._parts.keys()
+        return {alias: name for alias, name in found.items() if name in has and alias not in has}
 
     def info(self, name: str) -> TensorInfo:
         """How a tensor is stored, without touching its memory."""
-        name = self._aliases.get(name, name)
+        name = self._alias_map.get(name, name)
         parted = self._parts.get(name)
         if parted is None:
             return self._stored[name]
@@ -197,8 +208,7 @@ class Model(Mapping[str, T_co], Generic[T_co]):
     def _describe(self, checkpoint: Checkpoint) -> None:
         """Takes what is known of the checkpoint that this is."""
         self.checkpoint = checkpoint
-        present = {alias: name for alias, name in checkpoint.aliases.items() if name in self and alias not in self}
-        self._aliases = present
+        self.__dict__.pop("_alias_map", None)
 
     def _boxes(self, name: str) -> list[tuple[Box, str]]:
         """The parts of a tensor that are here, and the names of what is stored."""

@@ -81,13 +81,14 @@ def files_of(checkpoint: Checkpoint, wanted: list[Target]) -> list[str] | None:
 
 def restore(model: Model[Any], into: Any, wanted: list[Target], *, allow_pickle: bool = False) -> None:
     """Copies from a loaded checkpoint into the targets, and its other values into the containers of `into`."""
-    tree = model._tree()
+    document = model._document
+    tree = None if document is None else document.tree
     names = _tree.references(tree) if tree is not None else {}
     plans = []
     problems = []
     for target in wanted:
         name = names.get(target.path, target.name)
-        name = model._aliases.get(name, name)
+        name = model._alias_map.get(name, name)
         parts = model._boxes(name)
         if not parts:
             problems.append(f"{_tree.show(target.path)} is not in it as {name!r}")

@@ -56,6 +56,11 @@ class Leaf:
         """Makes the document name another tensor, which has the same bytes."""
         self.node["$tensor"] = other.qualified
 
+    @property
+    def refers_to(self) -> str:
+        """The name of the tensor that is stored."""
+        return str(self.node["$tensor"])
+
 
 @dataclass
 class Flat:
@@ -66,7 +71,8 @@ class Flat:
 
     def document(self) -> bytes:
         """`state.json`."""
-        state = {"format": FORMAT, "version": VERSION, "tree": self.tree}
+        aliases = {leaf.qualified: leaf.refers_to for leaf in self.leaves if leaf.qualified != leaf.refers_to}
+        state = {"format": FORMAT, "version": VERSION, "aliases": aliases, "tree": self.tree}
         return json.dumps(state, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -222,8 +228,17 @@ def _encode_of_modules(value: Any, kind: type) -> Any:
     return _UNKNOWN
 
 
-def parse(content: bytes | memoryview, where: str) -> Any:
-    """The tree of a `state.json`; None when it is a file of somebody else's."""
+@dataclass(frozen=True)
+class Document:
+    """A `state.json`, or those of several ranks."""
+
+    tree: Any
+    #: Names of tensors that are stored under another name.
+    aliases: Mapping[str, str]
+
+
+def parse(content: bytes | memoryview, where: str) -> Document | None:
+    """Reads a `state.json`; None when it is a file of somebody else's."""
     try:
         state = json.loads(bytes(content))
     except ValueError:
@@ -232,7 +247,8 @@ def parse(content: bytes | memoryview, where: str) -> Any:
         return None
     if state.get("version") != VERSION:
         raise Unsupported(f"{where} is of version {state.get('version')!r}: a newer longshore wrote it")
-    return state.get("tree")
+    aliases = state.get("aliases")
+    return Document(state.get("tree"), aliases if isinstance(aliases, dict) else {})
 
 
 def unflatten(node: Any, tensor: Callable[[str], Any], *, allow_pickle: bool = False, where: str = STATE_FILE) -> Any:
@@ -337,11 +353,11 @@ def _module(name: str, where: str) -> Any:
         raise Unsupported(f"{where} has values of {name}, which is not installed") from error
 
 
-def merge(trees: list[Any]) -> Any:
+def merge(documents: list[Document]) -> Document:
     """One document of those of several ranks: mappings are united, and otherwise the first that has a value counts."""
-    merged, *others = trees
+    merged, *others = documents
     for other in others:
-        merged = _merge(merged, other)
+        merged = Document(_merge(merged.tree, other.tree), {**other.aliases, **merged.aliases})
     return merged
 
 
