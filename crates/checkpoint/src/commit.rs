@@ -151,6 +151,17 @@ impl Run {
         ))
     }
 
+    /// Writes the intent again as it is, so that it is young: a sweep takes the attempt for alive.
+    pub(crate) async fn touch(&self, plan: &SavePlan) -> Result<()> {
+        if let Some((Some(intent), version)) = self.intent(plan.step).await?
+            && intent.attempt == plan.attempt
+        {
+            let url = self.step_url(plan.step, INTENT_NAME);
+            self.origins.put(&url, intent.to_bytes().into(), PutHow::Replace(version)).await?;
+        }
+        Ok(())
+    }
+
     /// Checks that the intent still is this attempt's.
     pub(crate) async fn check_claim(&self, plan: &SavePlan) -> Result<()> {
         match self.intent(plan.step).await? {

@@ -15,10 +15,12 @@ mod ranks;
 mod retry;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use longshore_origin::Origins;
+use longshore_types::checkpoint::Commit;
 use longshore_types::{Code, Error, Result};
 use tokio::task::JoinSet;
 
@@ -33,6 +35,11 @@ use crate::failpoint;
 use crate::metrics::Metrics;
 use crate::sink::ChunkSink;
 use crate::upload::Uploads;
+
+/// How often the intent is written again, so that nobody takes an attempt that uploads for days for dead.
+const TOUCH_EVERY: Duration = Duration::from_secs(3600);
+/// How often objects are uploaded that somebody deleted before the commit.
+const CARRIES_MAX: u32 = 3;
 
 /// What the steps of a write-back share.
 struct Writeback {
@@ -76,14 +83,45 @@ impl Writeback {
         let steps = async move {
             let commit = match self.claim().await? {
                 Claim::Committed(commit) => *commit,
-                Claim::Ours(intent) => match self.carry_ranks().await? {
-                    ranks::Stored::Committed(commit) => *commit,
-                    ranks::Stored::Records(records) => self.commit(intent.epoch, records).await?,
-                },
+                Claim::Ours(intent) => self.carry_and_commit(intent.epoch).await?,
             };
             self.after_commit(&commit).await
         };
         steps.boxed()
+    }
+
+    async fn carry_and_commit(self: &Arc<Self>, epoch: u64) -> Result<Commit> {
+        let mut alive = tokio::time::interval_at(tokio::time::Instant::now() + TOUCH_EVERY, TOUCH_EVERY);
+        for _ in 0..CARRIES_MAX {
+            let carried = self.carry_ranks();
+            tokio::pin!(carried);
+            let stored = loop {
+                tokio::select! {
+                    stored = &mut carried => break stored?,
+                    _ = alive.tick() => self.touch().await,
+                }
+            };
+            let records = match stored {
+                ranks::Stored::Committed(commit) => return Ok(*commit),
+                ranks::Stored::Records(records) => records,
+            };
+            if let Some(commit) = self.commit(epoch, records).await? {
+                return Ok(commit);
+            }
+        }
+        Err(Error::new(
+            Code::Unavailable,
+            format!(
+                "objects of {} were deleted {CARRIES_MAX} times before the commit: is a sweep too eager?",
+                self.attempt.url()
+            ),
+        ))
+    }
+
+    async fn touch(&self) {
+        if let Err(error) = self.run.touch(self.attempt.plan()).await {
+            tracing::debug!(attempt = %self.attempt.id(), %error, "the intent could not be written again");
+        }
     }
 
     /// Makes sure that the store can hold a checkpoint, and that the step is ours.
@@ -99,14 +137,17 @@ impl Writeback {
                     let parent = state.delta.as_ref().map(delta::parent_of);
                     (state.epoch, parent)
                 };
-                self.run.claim(plan, epoch, attempt.has_all_ranks(), parent).await
+                let is_alone = plan.world_size == 1 || attempt.has_all_ranks();
+                self.run.claim(plan, epoch, is_alone, parent).await
             })
             .await?;
         failpoint::hit("after_intent");
-        if let Claim::Ours(intent) = &claim
-            && attempt.state().epoch != intent.epoch
-        {
-            attempt.record(Record::IntentWritten { epoch: intent.epoch }).await?;
+        if let Claim::Ours(intent) = &claim {
+            if attempt.state().epoch == intent.epoch {
+                self.touch().await;
+            } else {
+                attempt.record(Record::IntentWritten { epoch: intent.epoch }).await?;
+            }
         }
         Ok(claim)
     }

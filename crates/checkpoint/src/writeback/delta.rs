@@ -48,8 +48,9 @@ async fn choose(run: &Run, attempt: &Arc<Attempt>, parts: &Parts) -> Result<Resu
         return Ok(Err("there is no committed checkpoint to build on".to_owned()));
     };
     let proposal = propose(plan, &newest).map(|_| Parent { step: newest.step, attempt: newest.attempt });
-    let is_alone = attempt.has_all_ranks();
-    let claim = run.claim(plan, attempt.state().epoch, is_alone, proposal.clone().ok()).await?;
+    let is_alone = plan.world_size == 1;
+    let epoch = attempt.state().epoch;
+    let claim = run.claim(plan, epoch, is_alone, proposal.clone().ok()).await?;
     let Claim::Ours(intent) = claim else {
         return Ok(Err("the step is committed".to_owned()));
     };

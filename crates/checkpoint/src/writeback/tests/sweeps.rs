@@ -13,6 +13,15 @@ async fn a_moment() {
     tokio::time::sleep(Duration::from_millis(20)).await;
 }
 
+/// Waits until all but one object of step 2 is stored, and that one's upload does not go on.
+async fn stuck(node: &Node, fake: &FakeOrigin, attempt: AttemptId) {
+    node.until(attempt, |status| {
+        // Four files and the intent; each retry changes the status.
+        status.retries > 1 && fake.paths("bucket/run/step-2/").len() >= 5 && fake.uploads().len() == 1
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_removes_what_dead_attempts_left_and_nothing_else() {
     let fake = server();
@@ -24,7 +33,7 @@ async fn a_sweep_removes_what_dead_attempts_left_and_nothing_else() {
     let dead = Node::new(&origins_of(&fake)).await;
     fake.fault(Fault::new(FaultKind::Status(503)).verb(Verb::UploadPart).skip(1));
     let lost = dead.save(URI, 2, &SaveOptions::default(), &Content::small(2).tensor("big", "w", 3, 11 * MIB)).await;
-    dead.until(lost, |status| status.retries > 1 && status.bytes_uploaded > (5 << 20)).await;
+    stuck(&dead, &fake, lost).await;
     dead.engine.close(PATIENCE).await;
     fake.clear_faults();
     fake.put(&format!("bucket/run/step-2/_RANK-{lost}-0.json"), b"{}".to_vec());
@@ -81,6 +90,26 @@ async fn a_sweep_finishes_a_deletion_that_was_cut_off() {
     assert!(swept.objects_deleted >= 4, "{swept:?}");
     assert!(!fake.paths("bucket/run/").iter().any(|path| path.contains("step-1/")));
     node.assert_whole(URI, 2, &Content::small(2)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_save_that_was_taken_for_dead_sends_its_objects_again() {
+    let fake = server();
+    let (node, sweeper) = (Node::new(&origins_of(&fake)).await, Node::new(&origins_of(&fake)).await);
+    let content = Content::small(2).tensor("big", "w", 3, 11 * MIB);
+    fake.fault(Fault::new(FaultKind::Status(503)).verb(Verb::UploadPart).skip(1));
+    let attempt = node.save(URI, 2, &SaveOptions { hf_index: true, ..SaveOptions::default() }, &content).await;
+    stuck(&node, &fake, attempt).await;
+    node.engine.close(PATIENCE).await;
+    a_moment().await;
+    let swept = sweeper.catalog().sweep(URI, AT_ONCE, &[]).await.unwrap();
+    assert!(swept.objects_deleted >= 4 && swept.uploads_aborted == 1, "{swept:?}");
+    assert!(fake.paths("bucket/run/").is_empty());
+    fake.clear_faults();
+    let node = node.restart().await;
+    let status = node.committed(attempt).await;
+    assert!(status.notes.iter().any(|note| note.contains("deleted before the commit")), "{:?}", status.notes);
+    node.assert_whole(URI, 2, &content).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
