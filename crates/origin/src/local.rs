@@ -21,6 +21,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream;
+use longshore_types::manifest::FILES_MAX;
 use longshore_types::{Artifact, Code, Error, Version};
 use tokio::task::JoinHandle;
 
@@ -75,7 +76,7 @@ impl Backend for Local {
         let folder = folder.clone();
         blocking(move || {
             let mut files = Vec::new();
-            for (name, metadata) in walk::files_below(&path)? {
+            for (name, metadata) in walk::files_below(&path, FILES_MAX)? {
                 let artifact = Artifact::new(folder.child(&name).to_string(), version_of(&metadata)?, metadata.size())?;
                 files.push((name, artifact));
             }

@@ -98,6 +98,9 @@ pub struct Listed {
     pub modified_ms: u64,
 }
 
+/// Most entries of one listing for maintenance: beyond it the caller names a smaller folder.
+pub(crate) const ENTRIES_MAX: usize = 4_000_000;
+
 /// One page of a listing for maintenance.
 pub(crate) struct Entries {
     pub objects: Vec<Listed>,

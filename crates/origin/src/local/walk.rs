@@ -4,7 +4,6 @@ use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use longshore_types::manifest::FILES_MAX;
 use longshore_types::{Code, names};
 
 use super::{io_fault, temporary};
@@ -13,17 +12,23 @@ use crate::fault::{Attempt, Fault};
 /// Deepest folder below the model's own.
 const DEPTH_MAX: usize = 64;
 
+/// What was found so far, and how much may be.
+struct Found {
+    files: Vec<(String, Metadata)>,
+    files_max: usize,
+}
+
 /// Names relative to `folder`, with what they lead to. Nothing when `folder` is a file or does not exist: then the
 /// caller asks for the file itself and reports that. Unfinished writes are left out. Broken links are left out, with a warning naming their target.
-pub(super) fn files_below(folder: &Path) -> Attempt<Vec<(String, Metadata)>> {
-    let mut files = Vec::new();
+pub(super) fn files_below(folder: &Path, files_max: usize) -> Attempt<Vec<(String, Metadata)>> {
+    let mut found = Found { files: Vec::new(), files_max };
     match std::fs::metadata(folder) {
         Ok(metadata) if metadata.is_dir() => {
             let mut trail = vec![identity(&metadata)];
-            walk(folder, "", &mut trail, &mut files)?;
-            Ok(files)
+            walk(folder, "", &mut trail, &mut found)?;
+            Ok(found.files)
         }
-        _ => Ok(files),
+        _ => Ok(found.files),
     }
 }
 
@@ -32,7 +37,7 @@ fn identity(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-fn walk(folder: &Path, prefix: &str, trail: &mut Vec<(u64, u64)>, files: &mut Vec<(String, Metadata)>) -> Attempt<()> {
+fn walk(folder: &Path, prefix: &str, trail: &mut Vec<(u64, u64)>, found: &mut Found) -> Attempt<()> {
     let entries = match std::fs::read_dir(folder) {
         Ok(entries) => entries,
         // Deleted between the listing above it and now, as its files may be below.
@@ -63,25 +68,19 @@ fn walk(folder: &Path, prefix: &str, trail: &mut Vec<(u64, u64)>, files: &mut Ve
             },
         };
         if metadata.is_dir() {
-            enter(&path, &name, &metadata, trail, files)?;
+            enter(&path, &name, &metadata, trail, found)?;
         } else if metadata.is_file() {
-            if files.len() >= FILES_MAX {
-                let text = format!("there are more than {FILES_MAX} files below {}", folder.display());
+            if found.files.len() >= found.files_max {
+                let text = format!("there are more than {} files below {}", found.files_max, folder.display());
                 return Err(Fault::fatal(Code::InvalidArgument, text));
             }
-            files.push((name, metadata));
+            found.files.push((name, metadata));
         }
     }
     Ok(())
 }
 
-fn enter(
-    path: &Path,
-    name: &str,
-    metadata: &Metadata,
-    trail: &mut Vec<(u64, u64)>,
-    files: &mut Vec<(String, Metadata)>,
-) -> Attempt<()> {
+fn enter(path: &Path, name: &str, metadata: &Metadata, trail: &mut Vec<(u64, u64)>, found: &mut Found) -> Attempt<()> {
     let id = identity(metadata);
     if trail.contains(&id) {
         let text = format!("{} leads back into a folder that holds it: remove that symbolic link", path.display());
@@ -92,7 +91,7 @@ fn enter(
         return Err(Fault::fatal(Code::InvalidArgument, text));
     }
     trail.push(id);
-    walk(path, name, trail, files)?;
+    walk(path, name, trail, found)?;
     trail.pop();
     Ok(())
 }

@@ -14,7 +14,9 @@ use crate::address::Address;
 use crate::backend::Backend;
 use crate::fault::{Attempt, Fault};
 use crate::stats::count;
-use crate::write::{Entries, Listed, OpenUpload, PartId, PutHow, PutOutcome, Summary, UploadId, UploadLimits, Writes};
+use crate::write::{
+    ENTRIES_MAX, Entries, Listed, OpenUpload, PartId, PutHow, PutOutcome, Summary, UploadId, UploadLimits, Writes,
+};
 
 #[async_trait]
 impl Writes for Local {
@@ -106,7 +108,7 @@ fn check_name(path: &Path) -> Attempt<()> {
 
 fn below(folder: &Path) -> Attempt<Entries> {
     let mut objects = Vec::new();
-    for (name, metadata) in walk::files_below(folder)? {
+    for (name, metadata) in walk::files_below(folder, ENTRIES_MAX)? {
         objects.push(listed(name, &metadata)?);
     }
     Ok(Entries { objects, folders: Vec::new(), next: None })

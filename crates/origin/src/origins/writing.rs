@@ -10,13 +10,13 @@ use super::Origins;
 use crate::address::Address;
 use crate::backend::Backend;
 use crate::stats::count;
-use crate::write::{Entries, Listed, OpenUpload, PartId, PutHow, PutOutcome, UploadId, UploadLimits, Verified, Writes};
+use crate::write::{
+    ENTRIES_MAX, Entries, Listed, OpenUpload, PartId, PutHow, PutOutcome, UploadId, UploadLimits, Verified, Writes,
+};
 use crate::{probe, verify};
 
 /// Objects that are deleted at a time.
 const DELETES_AT_ONCE: usize = 16;
-/// Most entries of one listing that are kept: beyond it the caller names a smaller folder.
-const ENTRIES_MAX: usize = 4_000_000;
 /// How often a small object may change between the question for its version and its bytes.
 const CHANGES_MAX: u32 = 8;
 
