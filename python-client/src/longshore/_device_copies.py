@@ -35,7 +35,11 @@ class Event:
         event = ctypes.c_void_p()
         gpu.call("cuEventCreate", ctypes.byref(event), _EVENT_NO_TIMING)
         self._event = event.value
-        gpu.call("cuEventRecord", self._event, stream)
+        try:
+            gpu.call("cuEventRecord", self._event, stream)
+        except BaseException:
+            self.close()
+            raise
 
     def make_wait(self, stream: int) -> None:
         """What is given to a stream from now on runs after this point."""

@@ -183,7 +183,7 @@ def begin(
                 expected = sum(part.length for part in parts)
                 session = _slabs.session(where.slab_socket(), expected, ranks_of_node(plan.world_size))
                 for device in copies:
-                    staging.notes += lock_pages(session, device)
+                    staging.notes = lock_pages(session, device)
                     break
                 stage(session, plan, parts, staging, deadline=deadline, copies=copies, locate=where.locate)
             handle._is_staged()

@@ -319,11 +319,13 @@ class _Walk:
 
     def _close(self) -> None:
         """All parts of the slab are known."""
-        filling, self._current = self._current, None
+        filling = self._current
         if filling is not None:
             self._flush(filling)
             for device in filling.devices:
                 self._pool.submit(filling, self._copies[device].mark().wait)
+            # Not before: after an error it is `_give_up` that ends it.
+            self._current = None
             filling.end()
 
     def _reap_one(self) -> None:

@@ -12,7 +12,7 @@ import os
 import pickle
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -181,7 +181,7 @@ class Meeting:
         return self._members[rank]
 
     @contextlib.contextmanager
-    def _storing(self) -> Any:
+    def _storing(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:

@@ -64,6 +64,8 @@ class Piece:
     box: Box
     #: Torch's offset of it, which names it in plans.
     offset: tuple[int, ...]
+    #: Put together from the shards of several ranks, each of which offers it.
+    gathered: bool = False
 
 
 @dataclass
@@ -168,9 +170,7 @@ def lay_out(
     content = pickle.dumps(_finished(metadata or _rebuilt(offers), names, blobs))
     own = coordinator_files(offers[0].rank, settings, content, document)
     ranks[0].files.extend(own.items.files)
-    request = pb.PlanSaveRequest(
-        uri=target.uri, step=target.step, world_size=len(offers), options=settings.options()
-    )
+    request = pb.PlanSaveRequest(uri=target.uri, step=target.step, world_size=len(offers), options=settings.options())
     plan = plan_save(where, request, ranks, deadline)
     return Agreed(plan.SerializeToString(), names, blobs, content, document)
 

@@ -76,7 +76,7 @@ def part_of(plan: SavePlan, planner: SavePlanner, rank: int, *, gather: bool) ->
     state: Mapping[str, Any] = getattr(planner, "state_dict", None) or {}
     gathered = _gathered(state, paths) if gather else {}
     for fqn, found in gathered.items():
-        part.offer.pieces.append(Piece(fqn, found.dtype_name, found.shape, found.box, (0,) * len(found.shape)))
+        part.offer.pieces.append(Piece(fqn, found.dtype_name, found.shape, found.box, (0,) * len(found.shape), True))
         part.inputs.append(found)
     items: dict[tuple[str, tuple[int, ...]], WriteItem] = {}
     for item in plan.items:
@@ -90,6 +90,8 @@ def part_of(plan: SavePlan, planner: SavePlanner, rank: int, *, gather: bool) ->
             device = _inputs.cuda_device(state[piece.fqn]) if isinstance(state.get(piece.fqn), torch.Tensor) else None
             source = _source(piece, items[piece.fqn, piece.offset], planner, device)
             part.inputs.append(Input(piece.dtype, piece.shape, piece.box, device, None, source))
+    if gather:
+        _check_whole(part)
     return part
 
 
@@ -149,11 +151,10 @@ def _source(piece: Piece, item: WriteItem, planner: SavePlanner, device: int | N
     return make
 
 
-def check_gathered(part: Part) -> None:
+def _check_whole(part: Part) -> None:
     """For other tools every tensor of the model has to be whole."""
-    for piece, found in zip(part.offer.pieces, part.inputs, strict=True):
-        path = part.offer.paths.get(piece.fqn, (piece.fqn,))
-        if is_of_model(path) and not found.collective and piece.box != whole(piece.shape):
+    for piece in part.offer.pieces:
+        if is_of_model(part.offer.paths.get(piece.fqn, (piece.fqn,))) and piece.box != whole(piece.shape):
             raise Unsupported(
                 f"{piece.fqn!r} is a part of a tensor that is no DTensor, and cannot be put together: use "
                 "layout='sharded', or a state dict with full tensors"
