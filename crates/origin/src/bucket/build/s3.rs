@@ -141,3 +141,44 @@ fn encryption(value: &impl Fn(AmazonS3ConfigKey) -> Option<String>) -> Result<He
     }
     Ok(headers)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn settings_of(pairs: &[(&str, &str)]) -> Settings {
+        let with = |builder: AmazonS3Builder, (key, value): &(&str, &str)| {
+            builder.with_config(key.parse::<AmazonS3ConfigKey>().unwrap(), *value)
+        };
+        Settings::of(&pairs.iter().fold(AmazonS3Builder::new(), with), "b")
+    }
+
+    #[test]
+    fn where_a_bucket_is() {
+        let url = |pairs: &[(&str, &str)]| settings_of(pairs).bucket_url;
+        assert_eq!(url(&[]), "https://s3.us-east-1.amazonaws.com/b");
+        assert_eq!(url(&[("aws_region", "eu-west-1")]), "https://s3.eu-west-1.amazonaws.com/b");
+        let virtual_hosts = ("aws_virtual_hosted_style_request", "true");
+        assert_eq!(url(&[virtual_hosts]), "https://b.s3.us-east-1.amazonaws.com");
+        assert_eq!(url(&[("aws_endpoint_url", "http://h:1/")]), "http://h:1/b");
+        assert_eq!(url(&[virtual_hosts, ("aws_endpoint_url", "http://b.h:1")]), "http://b.h:1");
+    }
+
+    #[test]
+    fn encryption_goes_with_every_object() {
+        let header = |settings: &Settings, name| {
+            let headers = settings.encryption.as_ref().unwrap();
+            headers.get(name).map(|value| value.to_str().unwrap().to_owned())
+        };
+        assert!(settings_of(&[]).encryption.unwrap().is_empty());
+        let settings = settings_of(&[
+            ("aws_server_side_encryption", "aws:kms"),
+            ("aws_sse_kms_key_id", "key"),
+            ("aws_sse_bucket_key_enabled", "true"),
+        ]);
+        assert_eq!(header(&settings, "x-amz-server-side-encryption").as_deref(), Some("aws:kms"));
+        assert_eq!(header(&settings, "x-amz-server-side-encryption-aws-kms-key-id").as_deref(), Some("key"));
+        assert_eq!(header(&settings, "x-amz-server-side-encryption-bucket-key-enabled").as_deref(), Some("true"));
+        assert!(settings_of(&[("aws_server_side_encryption", "sse-c")]).encryption.is_err());
+    }
+}
