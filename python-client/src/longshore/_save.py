@@ -16,13 +16,13 @@ from typing import Any, Literal
 from longshore import _collect, _ranks, _slabs
 from longshore._checkpoints import check_step
 from longshore._device_copies import DeviceCopies, lock_pages
-from longshore._errors import Cancelled, Error, Internal, InvalidArgument, Timeout
+from longshore._errors import Cancelled, Error, Internal, InvalidArgument, Timeout, Unavailable
 from longshore._handle import SaveHandle
 from longshore._node import _absolute
 from longshore._proto import checkpoint_pb2 as pb
 from longshore._service import Service, service
 from longshore._sources import Source
-from longshore._stage import Maker, Staging, segments, stage
+from longshore._stage import RETRY_SECONDS, Maker, Staging, segments, stage
 
 _log = logging.getLogger("longshore")
 
@@ -30,6 +30,8 @@ _log = logging.getLogger("longshore")
 STAGE_SECONDS = 600.0
 #: A call takes so much longer than what it waits for.
 CALL_SECONDS = 60.0
+#: How long a loader that went away during the plan or the start is waited for.
+RESTART_SECONDS = 60.0
 #: Files that go with the start of a save instead of through slabs.
 INLINE_BYTES_MAX = 4 << 20
 INLINE_TOTAL_BYTES_MAX = 32 << 20
@@ -137,8 +139,24 @@ def plan_save(
     """Lays a checkpoint out. `ranks` may be all of them, or some: then the call waits for others to give the rest."""
     request.ranks.extend(ranks)
     request.join_timeout_ms = _milliseconds(deadline)
-    plan: pb.SavePlan = where.call("PlanSave", request, pb.SavePlan, request.join_timeout_ms / 1000 + CALL_SECONDS)
+    plan: pb.SavePlan = _call(where, "PlanSave", request, pb.SavePlan, deadline)
     return plan
+
+
+def _call(where: Service, name: str, request: Any, answer: Any, deadline: float) -> Any:
+    """A call that may be made again: when the loader goes away during it, the next one gets it."""
+    lost_at: float | None = None
+    while True:
+        try:
+            if lost_at is not None:
+                where.reopen()
+            return where.call(name, request, answer, max(1.0, deadline - time.monotonic()) + CALL_SECONDS)
+        except Unavailable:
+            now = time.monotonic()
+            lost_at = now if lost_at is None else lost_at
+            if now >= min(deadline, lost_at + RESTART_SECONDS):
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 def begin(
@@ -171,7 +189,7 @@ def begin(
         for device in devices:
             copies[device] = DeviceCopies(device)
         handle._copies = copies
-        where.call("StartSave", start, pb.SaveStatus, max(1.0, deadline - time.monotonic()) + CALL_SECONDS)
+        _call(where, "StartSave", start, pb.SaveStatus, deadline)
     except BaseException as error:
         _give_up(handle, copies, error)
         raise
