@@ -50,7 +50,7 @@ impl Engine {
         self.tasks.spawn_blocking(move || {
             if let Err(error) = copy_all(&engine, &attempt, &sources) {
                 // A loader that ends here fails the save: the source may be another one when it is back.
-                engine.give_up(&attempt, error);
+                attempt.fail(error);
             }
         });
         Ok(id)

@@ -174,6 +174,7 @@ impl Engine {
                 self.clean_up(&attempt);
                 continue;
             }
+            self.watch_end(&attempt);
             attempt.show_staged();
             let ranks = attempt.ranks();
             ranks.iter().for_each(|rank| self.finish_rank(&attempt, *rank));
@@ -209,7 +210,7 @@ impl Engine {
                  of them was said to be durable, and earlier checkpoints are untouched",
                 attempt.url()
             );
-            engine.give_up(&attempt, Error::new(Code::Unavailable, message));
+            attempt.fail(Error::new(Code::Unavailable, message));
         });
     }
 }

@@ -24,7 +24,19 @@ impl Engine {
             }
             if attempt.state().committed {
                 engine.trim(&attempt).await;
-            } else {
+                // Nothing is left to be told of.
+                attempt.token().cancel();
+            }
+        });
+    }
+
+    /// Waits for an attempt to end, however that comes, and tidies up behind it.
+    pub(super) fn watch_end(self: &Arc<Self>, attempt: &Arc<Attempt>) {
+        let (engine, attempt) = (Arc::clone(self), Arc::clone(attempt));
+        self.tasks.spawn(async move {
+            attempt.token().cancelled().await;
+            if !engine.parts.token.is_cancelled() {
+                engine.slabs.recheck();
                 engine.clean_up(&attempt);
             }
         });

@@ -74,18 +74,15 @@ impl Engine {
         }
         let (file, missing) = attempt.missing(rank);
         let file = file.map(|file| format!(", {file} among them")).unwrap_or_default();
-        self.give_up(
-            attempt,
-            Error::new(
-                Code::Unavailable,
-                format!(
-                    "rank {rank} went away before its part of {} was copied: {missing} of {} slabs are missing{file}; \
+        attempt.fail(Error::new(
+            Code::Unavailable,
+            format!(
+                "rank {rank} went away before its part of {} was copied: {missing} of {} slabs are missing{file}; \
                      earlier checkpoints are untouched",
-                    attempt.url(),
-                    attempt.size_of(rank).slabs
-                ),
+                attempt.url(),
+                attempt.size_of(rank).slabs
             ),
-        );
+        ));
     }
 
     /// Fails the attempt when not all ranks of this node are staged in time.
@@ -109,13 +106,7 @@ impl Engine {
             };
             let what = if ranks.is_empty() { "was started" } else { "did not copy all of its bytes" };
             let message = format!("{who} {what} within {limit:?}: {} is given up", attempt.url());
-            engine.give_up(&attempt, Error::new(Code::Timeout, message));
+            attempt.fail(Error::new(Code::Timeout, message));
         });
-    }
-
-    /// Fails an attempt and lets those who wait for its slabs know.
-    pub(super) fn give_up(&self, attempt: &Arc<Attempt>, error: Error) {
-        attempt.fail(error);
-        self.slabs.recheck();
     }
 }

@@ -76,6 +76,7 @@ impl Engine {
         let around = self.parts.surroundings();
         let attempt = blocking(move || Attempt::create(&around, plan)).await?;
         self.attempts.insert(Arc::clone(&attempt));
+        self.watch_end(&attempt);
         self.settle_delta(&attempt).await?;
         self.watch_stage(&attempt, Duration::from_millis(attempt.plan().options.stage_timeout_ms()));
         Ok(attempt)
@@ -151,8 +152,6 @@ impl Engine {
         } else if !is_ended {
             attempt.record(Record::Cancelled).await?;
             attempt.token().cancel();
-            self.slabs.recheck();
-            self.clean_up(&attempt);
         }
         Ok(attempt.status())
     }

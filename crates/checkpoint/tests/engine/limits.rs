@@ -44,8 +44,7 @@ async fn without_room_a_save_is_refused_or_waits_and_what_is_uncommitted_stays()
     place.options.disk = Some(ByteSize(3 * MIB));
     let engine = place.open().await;
     // The origin does not take the first one: it stays, whatever comes.
-    std::fs::remove_dir_all(place.run_folder()).unwrap();
-    std::fs::write(place.run_folder(), b"").unwrap();
+    place.is_down = true;
     let first = place.plan(&engine, 1, &[("a", 2 * MIB)], SaveOptions::default()).await;
     let first_contents = contents(&first, 1);
     engine.start(first.clone(), 0, inline(&first, &first_contents, 0)).await.unwrap();

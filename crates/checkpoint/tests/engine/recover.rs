@@ -200,20 +200,20 @@ async fn a_killed_private_process_leaves_its_save_to_the_next_one() {
     let mut place = Place::new();
     place.options.private = true;
     let engine = place.open().await;
+    place.is_down = true;
     let plan = place.plan(&engine, 1, &[("a", MIB)], SaveOptions::default()).await;
     let contents = contents(&plan, 1);
-    // The origin is not to be had: a file lies where the run should be.
-    std::fs::remove_dir_all(place.run_folder()).unwrap();
-    std::fs::write(place.run_folder(), b"").unwrap();
     engine.start(plan.clone(), 0, inline(&plan, &contents, 0)).await.unwrap();
     reaches(&engine, &plan.attempt, SaveState::LocalDurable).await;
+    assert!(engine.busy() > 0);
     engine.close(SOON).await;
     drop(engine);
-    std::fs::remove_file(place.run_folder()).unwrap();
+    assert_eq!(std::fs::read_dir(place.disk.path().join("spool/private")).unwrap().count(), 1);
     place.options.private = false;
     let engine = place.open().await;
-    reaches(&engine, &plan.attempt, SaveState::Committed).await;
-    place.check_commit(&plan, &contents);
+    let status = reaches(&engine, &plan.attempt, SaveState::LocalDurable).await;
+    assert_eq!((status.bytes_durable, status.ranks.len()), (MIB, 1));
+    assert!(std::fs::read(place.attempt_folder(&plan.attempt).join("objects/0")).unwrap() == contents[0]);
     assert_eq!(std::fs::read_dir(place.disk.path().join("spool/private")).unwrap().count(), 0);
     engine.close(SOON).await;
 }

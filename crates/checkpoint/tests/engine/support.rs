@@ -25,6 +25,8 @@ pub struct Place {
     pub disk: TempDir,
     _shm: TempDir,
     pub options: CheckpointOptions,
+    /// Plan for an origin that does not answer.
+    pub is_down: bool,
 }
 
 impl Place {
@@ -38,7 +40,7 @@ impl Place {
             resume_wait_ms: 0,
             ..CheckpointOptions::default()
         };
-        Place { disk, _shm: shm, options }
+        Place { disk, _shm: shm, options, is_down: false }
     }
 
     pub fn run_folder(&self) -> PathBuf {
@@ -46,7 +48,7 @@ impl Place {
     }
 
     pub fn run(&self) -> String {
-        format!("file://{}", self.run_folder().display())
+        if self.is_down { "s3://bucket/run".to_owned() } else { format!("file://{}", self.run_folder().display()) }
     }
 
     pub async fn open(&self) -> Arc<Engine> {
@@ -54,9 +56,26 @@ impl Place {
     }
 
     pub async fn open_with(&self, options: CheckpointOptions) -> Arc<Engine> {
-        let origins = Origins::new(OriginOptions::default()).unwrap();
-        std::fs::create_dir_all(self.run_folder()).unwrap();
-        Engine::open(options, origins, Arena::new(2 << 30), Arc::new(NoSink)).await.unwrap()
+        let origin = OriginOptions {
+            // Nobody listens there: an origin that is down.
+            s3_endpoint: Some("http://127.0.0.1:9".to_owned()),
+            s3_skip_signature: true,
+            ..OriginOptions::default()
+        };
+        let origins = Origins::new(origin).unwrap();
+        let _ = std::fs::create_dir_all(self.run_folder());
+        let deadline = std::time::Instant::now() + SOON;
+        loop {
+            let opened = Engine::open(options.clone(), origins.clone(), Arena::new(2 << 30), Arc::new(NoSink)).await;
+            match opened {
+                Ok(engine) => return engine,
+                // Memory of the sessions of an engine in this same process may still be going.
+                Err(error) if error.message().contains("slab folder") && std::time::Instant::now() < deadline => {
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
     }
 
     pub fn attempt_folder(&self, attempt: &AttemptId) -> PathBuf {
