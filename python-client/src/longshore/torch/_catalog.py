@@ -1,7 +1,7 @@
 """What a checkpoint has, as torch.distributed.checkpoint wants to know it before it reads anything.
 
 There are three kinds: what `LongshoreWriter` wrote, with `.metadata`; what `longshore.save` wrote, whose tree is
-flattened as torch flattens state dicts; and folders with safetensors files of others, whose names are taken as they are.
+flattened as torch flattens state dicts; and folders with safetensors files of others, under the names that they have.
 """
 
 from __future__ import annotations
@@ -55,8 +55,10 @@ def of_checkpoint(checkpoint: Checkpoint, load: Load, *, allow_pickle: bool) -> 
         if METADATA_FILE in small:
             found = parse(model.files[METADATA_FILE], allow_pickle=allow_pickle)
             return _of_writer(found, checkpoint.url)
-        tree = model._tree()
-        return _flat(checkpoint) if tree is None else _of_tree(checkpoint, tree, allow_pickle=allow_pickle)
+        document = model._document
+        if document is None:
+            return _flat(checkpoint)
+        return _of_tree(checkpoint, document, allow_pickle=allow_pickle)
 
 
 def of_model(model: Model[Any]) -> Catalog:
@@ -83,11 +85,11 @@ def _of_writer(metadata: Metadata, url: str) -> Catalog:
 
 
 def _flat(checkpoint: Checkpoint) -> Catalog:
-    entries = {name: _of_tensor(checkpoint, name) for name in (*checkpoint.tensors, *checkpoint.aliases)}
-    return Catalog(Metadata(entries), {name: name for name in entries})
+    names = {**{name: name for name in checkpoint.tensors}, **checkpoint.aliases}
+    return Catalog(Metadata({fqn: _of_tensor(checkpoint, name) for fqn, name in names.items()}), names)
 
 
-def _of_tree(checkpoint: Checkpoint, tree: Any, *, allow_pickle: bool) -> Catalog:
+def _of_tree(checkpoint: Checkpoint, document: _tree.Document, *, allow_pickle: bool) -> Catalog:
     names: dict[int, str] = {}
     kept: list[Any] = []
 
@@ -98,7 +100,9 @@ def _of_tree(checkpoint: Checkpoint, tree: Any, *, allow_pickle: bool) -> Catalo
         names[id(made)] = name
         return made
 
-    root = _tree.unflatten(tree, stand_in, allow_pickle=allow_pickle, where=f"{checkpoint.url}/{_tree.STATE_FILE}")
+    where = f"{checkpoint.url}/{_tree.STATE_FILE}"
+    root = _tree.unflatten(document.tree, stand_in, allow_pickle=allow_pickle, where=where)
+    aliases = {**document.aliases, **checkpoint.aliases}
     flat, paths = flatten_state_dict(root)
     found = Catalog(Metadata({}, planner_data=paths))
     for fqn, value in flat.items():
@@ -107,13 +111,14 @@ def _of_tree(checkpoint: Checkpoint, tree: Any, *, allow_pickle: bool) -> Catalo
             found.values[fqn] = value
             found.metadata.state_dict_metadata[fqn] = BytesStorageMetadata()
         else:
+            name = aliases.get(name, name)
             found.names[fqn] = name
             found.metadata.state_dict_metadata[fqn] = _of_tensor(checkpoint, name)
     return found
 
 
 def _of_tensor(checkpoint: Checkpoint, name: str) -> TensorStorageMetadata:
-    tensor = checkpoint.tensors.get(checkpoint.aliases.get(name, name))
+    tensor = checkpoint.tensors.get(name)
     if tensor is None:
         raise Corrupt(f"{checkpoint.url}: {_tree.STATE_FILE} names the tensor {name!r}, which it does not have")
     dtype, pack = torch_dtype(tensor.dtype_name)

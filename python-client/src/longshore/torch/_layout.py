@@ -151,6 +151,7 @@ def lay_out(
     target: Target,
     settings: Settings,
     offers: Sequence[Offer],
+    *,
     metadata: Metadata | None,
     deadline: float,
 ) -> Agreed:
@@ -264,7 +265,7 @@ def over(numbers: Sequence[int], pack: int) -> tuple[int, ...]:
 
 def chunks_of(metadata: Metadata) -> set[MetadataIndex]:
     """Everything that a checkpoint has, by the names that plans use."""
-    found = set()
+    found: set[MetadataIndex] = set()
     for fqn, entry in metadata.state_dict_metadata.items():
         if isinstance(entry, TensorStorageMetadata):
             found.update(MetadataIndex(fqn, chunk.offsets) for chunk in entry.chunks)

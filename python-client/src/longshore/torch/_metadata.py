@@ -38,8 +38,8 @@ class _Unpickler(pickle.Unpickler):
         if name in _NAMES.get(module, ()) or isinstance(found, torch.dtype):
             return super().find_class(module, name)
         raise FailedPrecondition(
-            f".metadata has a {module}.{name}, which a planner put there, and unpickling runs code of whoever wrote it: "
-            "pass allow_pickle=True when you trust them"
+            f".metadata has a {module}.{name}, which a planner put there, and unpickling runs code of whoever wrote "
+            "it: pass allow_pickle=True when you trust them"
         )
 
 

@@ -39,17 +39,17 @@ class _Needs:
 
 
 class LongshoreReader(StorageReader):
-    """Reads checkpoints for torch.distributed.checkpoint: what `LongshoreWriter` wrote, what `longshore.save` wrote, and
-    Hugging Face folders with safetensors files.
+    """Reads for torch.distributed.checkpoint: what `LongshoreWriter` wrote, what `longshore.save` wrote, and folders of
+    safetensors files, Hugging Face's for instance.
 
     >>> dcp.load(state, storage_reader=LongshoreReader("s3://bucket/run", step="latest"))       # doctest: +SKIP
     >>> dcp.load(state, checkpoint_id="s3://bucket/run/step-100", storage_reader=reader)        # doctest: +SKIP
 
-    With a step (a number, or ``"latest"``), apart or in the URL, only a committed checkpoint is read; every byte of it is
-    compared with the commit's checksums. Without one the URL is that of a folder of safetensors files, whose tensors have
-    the names that they have there. Of a checkpoint only the files are loaded that a rank of this machine needs, once
-    for all ranks of the machine, however many ranks saved it. Of a folder everything, or what `include`, patterns of
-    file names, says.
+    With a step (a number, or ``"latest"``), apart or in the URL, only a committed checkpoint is read; every byte of it
+    is compared with the commit's checksums. Without one the URL is that of a folder of safetensors files, whose tensors
+    have the names that they have there. Of a checkpoint only the files are loaded that a rank of this machine needs,
+    once for all ranks of the machine, however many ranks saved it. Of a folder everything, or what `include`, patterns
+    of file names, says.
 
     Objects that are no tensors are unpickled by torch's planner, which runs code of whoever saved them. Beyond that,
     `allow_pickle` accepts objects of any class in a checkpoint's `.metadata` and tree. `timeout` in seconds bounds each
@@ -140,7 +140,7 @@ class LongshoreReader(StorageReader):
             needs: _Needs = plan.storage_data
             if needs.identity != plans[0].storage_data.identity:
                 raise FailedPrecondition(
-                    f"rank {rank} found another version of {self.checkpoint_id} than rank 0: it changed just now, load again"
+                    f"rank {rank} found another version of {self.checkpoint_id} than rank 0: load again"
                 )
             files.setdefault(needs.machine, set()).update(needs.files)
         return [
@@ -208,7 +208,7 @@ class LongshoreReader(StorageReader):
         name = self._known().names.get(fqn)
         if name is None:
             raise NotFound(f"{self.checkpoint_id} has no tensor {fqn!r}")
-        return name if self._checkpoint is None else self._checkpoint.aliases.get(name, name)
+        return name
 
     def _files(self, item: ReadItem) -> list[str]:
         """The files of a checkpoint that an item is in."""

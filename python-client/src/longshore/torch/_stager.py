@@ -29,7 +29,6 @@ from longshore.torch._settings import Settings
 from longshore.torch._target import Target, required
 from longshore.torch._target import target as make_target
 
-
 T = TypeVar("T")
 
 
@@ -54,13 +53,13 @@ class StagedSave:
 
 
 class StandIn:
-    """In place of a tensor or an object that is staged. `torch.distributed.checkpoint` asks it what there is to write."""
+    """In place of a tensor or an object that is staged. Torch asks it what there is to write."""
 
     def __init__(self, save: StagedSave, items: list[WriteItem]) -> None:
         self._save = save
         self._items = items
 
-    def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:  # noqa: PLW3201 - the name is torch's
+    def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
         _planning.staged = self._save
         return self._items
 
@@ -82,8 +81,6 @@ class LongshoreStager(AsyncStager):
     give it to the constructor, or call `aim` before each save. Without a target the state dict is copied on the
     host as torch's own stager does, and goes to slabs in the thread or process that `async_save` starts.
     """
-
-    _synchronize_after_execute = False
 
     def __init__(
         self,
@@ -136,7 +133,7 @@ class LongshoreStager(AsyncStager):
         def reduce(offers: list[tuple[SavePlan, Offer]]) -> Agreed:
             plans, metadata = planner.create_global_plan([plan for plan, _ in offers])
             kept = [_kept(each, plan) for (_, each), plan in zip(offers, plans, strict=True)]
-            return lay_out(where, target, settings, kept, metadata, deadline)
+            return lay_out(where, target, settings, kept, metadata=metadata, deadline=deadline)
 
         agreed = ranks.agree(offer, reduce)
         ((plan, part),) = mine

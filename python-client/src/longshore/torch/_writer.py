@@ -43,14 +43,14 @@ class LongshoreWriter(StorageWriter, LongshoreStager):
     ``longshore+`` before it. What several ranks have alike is written once, as the planner says. The checkpoint is one
     of `longshore.save` too: `longshore.load` reads it, and its tensors have the names that `longshore.save` gives them.
 
-    `wait` says what `dcp.save` waits for: ``committed``, or on every rank ``local_durable`` or ``staged``; then `handle`
-    tells the rest. `layout`, `keep`, `peer_copies`, `delta`, `metadata`, `when_full` and `address` are those of
+    `wait` says what `dcp.save` waits for: ``committed``, or on every rank ``local_durable`` or ``staged``; then
+    `handle` tells the rest. `layout`, `keep`, `peer_copies`, `delta`, `metadata`, `when_full` and `address` are those of
     `longshore.save`; `layout` ``"huggingface"`` puts the DTensors of the model together, so that
     ``from_pretrained`` reads them. `files` are those of the coordinator. `timeout` in seconds bounds planning and
     staging, on every rank, `commit_timeout` the wait after it.
 
-    It is an `AsyncStager` as well: `async_save` with it copies into the loader's memory before it returns, when it knows
-    the target by then, see `LongshoreStager`. `process_group` is the one given to `async_save`, if any. In a process of
+    It is an `AsyncStager` as well: `async_save` with it copies into the loader's memory before it returns, when it
+    knows the target by then, see `LongshoreStager`. `process_group` is the one given to `async_save`, if any. In a process of
     its own (``AsyncCheckpointerType.PROCESS``) only what has to be waited for is left to do. Any other stager can be
     used with it.
 
@@ -231,7 +231,7 @@ class LongshoreWriter(StorageWriter, LongshoreStager):
             metadata = found if self._is_coordinator and isinstance(found, Metadata) else None
             goal = self._checked_target()
             if meeting is None:
-                agreed = lay_out(where, goal, settings, [part.offer], metadata, self._deadline)
+                agreed = lay_out(where, goal, settings, [part.offer], metadata=metadata, deadline=self._deadline)
             else:
                 meeting.say(_OFFER, part.offer)
                 told = _PLAN if self._is_coordinator else _DONE
@@ -240,7 +240,7 @@ class LongshoreWriter(StorageWriter, LongshoreStager):
                     offers = meeting.hear(_OFFER, ranks, "planning the save")
                     meeting.forget(_OFFER, ranks)
                     ordered = [offers[rank] for rank in ranks]
-                    agreed = lay_out(where, goal, settings, ordered, metadata, self._deadline)
+                    agreed = lay_out(where, goal, settings, ordered, metadata=metadata, deadline=self._deadline)
                     meeting.say(_PLAN, agreed)
                     told = _DONE
                 else:

@@ -14,10 +14,10 @@ import os
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.planner import SavePlanner
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from longshore.torch._reader import LongshoreReader
 from longshore.torch._stager import LongshoreStager
@@ -43,9 +43,10 @@ def save(
     """
     writer = LongshoreWriter(uri, step=step, **options)
     try:
-        return dcp.save(
+        metadata: Metadata = dcp_save(
             state_dict, storage_writer=writer, planner=planner, process_group=process_group, no_dist=no_dist
         )
+        return metadata
     except CheckpointException:
         # It has the errors of all ranks.
         raise
