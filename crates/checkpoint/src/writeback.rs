@@ -10,6 +10,7 @@ mod delta;
 mod finish;
 mod index;
 mod objects;
+mod parts;
 mod peers;
 mod ranks;
 mod retry;
@@ -19,7 +20,6 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use longshore_origin::Origins;
 use longshore_types::checkpoint::Commit;
 use longshore_types::{Code, Error, Result};
 use tokio::task::JoinSet;
@@ -67,10 +67,9 @@ pub(crate) async fn run(attempt: Arc<Attempt>, parts: &Parts) -> Result<()> {
 
 impl Writeback {
     fn new(attempt: &Arc<Attempt>, parts: &Parts) -> Result<Writeback> {
-        let origins: &Origins = &parts.origins;
         Ok(Writeback {
             attempt: Arc::clone(attempt),
-            run: Run::new(origins, &attempt.plan().uri)?,
+            run: Run::new(&parts.origins, &attempt.plan().uri)?,
             sink: Arc::clone(&parts.cache),
             uploads: Arc::clone(&parts.uploads),
             retry: Retry::new(attempt),
