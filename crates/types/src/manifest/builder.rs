@@ -3,6 +3,8 @@
 //! Where there is a commit, it is read alone, and says nearly everything: only safetensors files that were saved byte for
 //! byte have headers that must be read.
 
+mod finish;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,12 +14,12 @@ use serde::Deserialize;
 use super::committed::{self, Found};
 use super::heads::Heads;
 use super::select::{Choice, FolderFacts, SINGLE_NAME, Selection, is_index, is_safetensors};
-use super::{Extent, FILES_MAX, Manifest, ModelFile, Resolved, Tensor};
+use super::{FILES_MAX, Manifest, ModelFile, Resolved, Tensor};
 use crate::artifact::Artifact;
 use crate::checkpoint::Commit;
 use crate::error::{Code, Error, Result};
-use crate::header::{self, SafetensorsHeader, TensorHeader};
-use crate::names::{base_of, check_relative, folder_of, join};
+use crate::header::{self, SafetensorsHeader};
+use crate::names::{check_relative, folder_of, join};
 
 /// Largest index file that is read, in bytes: the largest public ones have about 20 MB.
 pub const INDEX_BYTES_MAX: u64 = 100_000_000;
@@ -323,105 +325,5 @@ impl ManifestBuilder {
         self.heads.done(file);
         self.headers.insert(file, header);
         Ok(())
-    }
-
-    fn finish(&mut self) -> Result<Manifest> {
-        let mut files = Vec::with_capacity(self.chosen.len());
-        let mut tensors = Vec::new();
-        let mut warnings = Warnings::default();
-        let mut holders: HashMap<String, usize> = HashMap::new();
-        let mut committed = std::mem::take(&mut self.committed).into_iter().peekable();
-        for (position, &file) in self.chosen.iter().enumerate() {
-            let entry = &self.files[file];
-            let header = self.headers.remove(&file);
-            files.push(ModelFile { is_tensors: entry.is_tensors || header.is_some(), ..entry.clone() });
-            // Those of files that were not chosen are left out.
-            while committed.next_if(|tensor| tensor.extent.file < file).is_some() {}
-            let told = std::iter::from_fn(|| committed.next_if(|tensor| tensor.extent.file == file));
-            let read = header.into_iter().flat_map(|header| header.tensors).map(|raw| from_header(&entry.name, raw));
-            for mut tensor in told.chain(read) {
-                let name = &tensor.name;
-                if let Some(other) = holders.insert(name.clone(), file) {
-                    return Err(Error::new(
-                        Code::Corrupt,
-                        format!(
-                            "tensor {name:?} is in both {} and {}; choose one with --include",
-                            self.files[other].name, entry.name
-                        ),
-                    ));
-                }
-                if tensor.dtype.is_none() {
-                    warnings.push(format!(
-                        "tensor {name:?} in {} has the unknown dtype {:?}: delivered as bytes",
-                        entry.name, tensor.dtype_name
-                    ));
-                }
-                tensor.extent.file = position;
-                tensors.push(tensor);
-            }
-        }
-        self.check_indexes(&holders)?;
-        Ok(Manifest {
-            url: self.resolved.url.clone(),
-            revision: self.revision.clone(),
-            files,
-            tensors,
-            skipped: std::mem::take(&mut self.skipped),
-            warnings: warnings.finish(),
-        })
-    }
-
-    /// Every tensor that an index names must be in the shard that it names, when that shard is loaded.
-    fn check_indexes(&self, holders: &HashMap<String, usize>) -> Result<()> {
-        let chosen: BTreeSet<&str> = self.chosen.iter().map(|&f| self.files[f].name.as_str()).collect();
-        for (&index, map) in &self.indexes {
-            let index_name = &self.resolved.files[index].name;
-            for (tensor, shard) in map {
-                let holder = holders.get(&join(folder_of(index_name), tensor));
-                if chosen.contains(shard.as_str()) && holder.map(|&f| &self.files[f].name) != Some(shard) {
-                    return Err(Error::new(
-                        Code::Corrupt,
-                        format!("{index_name} says that {} holds tensor {tensor:?}, but it does not", base_of(shard)),
-                    ));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A tensor as a header has it; the file of its extent is still to be set.
-fn from_header(file_name: &str, raw: TensorHeader) -> Tensor {
-    let length_bytes = raw.range.end - raw.range.start;
-    Tensor {
-        name: join(folder_of(file_name), &raw.name),
-        dtype_name: raw.dtype_name,
-        dtype: raw.dtype,
-        shape: raw.shape,
-        extent: Extent { file: 0, offset_bytes: raw.range.start, length_bytes },
-        piece: None,
-    }
-}
-
-#[derive(Default)]
-struct Warnings {
-    kept: Vec<String>,
-    dropped: usize,
-}
-
-impl Warnings {
-    fn push(&mut self, warning: String) {
-        if self.kept.len() < WARNINGS_MAX {
-            self.kept.push(warning);
-        } else {
-            self.dropped += 1;
-        }
-    }
-
-    fn finish(mut self) -> Vec<String> {
-        if self.dropped > 0 {
-            self.kept.push(format!("and {} more warnings", self.dropped));
-        }
-        self.kept
     }
 }
