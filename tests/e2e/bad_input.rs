@@ -1,8 +1,6 @@
 //! Bad input: a clear error that names the file and the reason, an exit code, and nothing half-loaded.
 
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::process::Command;
 
 use longshore_testkit::cluster::{Cluster, ClusterSpec, free_port};
 use longshore_testkit::modelgen::{ModelSpec, bad_models};
@@ -12,6 +10,7 @@ use longshore_types::Code;
 
 use crate::common::{Embedded, chunk_files, load, load_and_check};
 use crate::failure::nothing_is_left;
+use crate::small_disk::{SmallDisk, on_small_disk};
 
 const MIB: u64 = 1 << 20;
 
@@ -183,49 +182,6 @@ fn a_socket_that_a_killed_loader_left_is_taken_over() {
     assert!(cluster.loader_socket(0).exists());
     cluster.loader(0).start_again();
     Client::connect(&cluster.loader_socket(0)).unwrap().status().unwrap();
-}
-
-/// Mounts a tmpfs of so many bytes; it is taken away with the guard.
-struct SmallDisk(std::path::PathBuf);
-
-impl SmallDisk {
-    fn mount(folder: &Path, size_bytes: u64, options: &str) -> Option<SmallDisk> {
-        std::fs::create_dir_all(folder).unwrap();
-        let options = format!("size={size_bytes}{options}");
-        let mut mount = Command::new("mount");
-        let status = mount.args(["-t", "tmpfs", "-o", &options, "tmpfs"]).arg(folder).status();
-        status.is_ok_and(|status| status.success()).then(|| SmallDisk(folder.to_owned()))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").args(["-l"]).arg(&self.0).status();
-    }
-}
-
-/// Runs `check` with a folder that is a file system of so many bytes. Who may not mount one does so in a user namespace
-/// of its own, in which `test`, the name of the calling test, runs again.
-fn on_small_disk(test: &str, size_bytes: u64, check: impl FnOnce(&Path)) {
-    const INSIDE: &str = "SMALL_DISK_IN_NAMESPACE";
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("disk");
-    if let Some(_disk) = SmallDisk::mount(&path, size_bytes, "") {
-        return check(&path);
-    }
-    assert!(std::env::var_os(INSIDE).is_none(), "{test} cannot mount a disk in its own namespace");
-    let namespace = |program: &Path| {
-        let mut command = Command::new("unshare");
-        command.args(["--user", "--map-root-user", "--mount"]).arg(program);
-        command
-    };
-    if !namespace(Path::new("true")).status().is_ok_and(|status| status.success()) {
-        eprintln!("NOT RUN: {test}: needs root, or user namespaces, to mount a small disk");
-        return;
-    }
-    let again =
-        namespace(&std::env::current_exe().unwrap()).args(["--exact", test, "--nocapture"]).env(INSIDE, "1").status();
-    assert!(again.unwrap().success(), "{test} failed in a namespace of its own; see above");
 }
 
 /// A worker whose disk takes (almost) nothing passes everything through, and counts that.
