@@ -66,14 +66,12 @@ impl Run {
 
     /// Deletes objects; says how many were there.
     pub(crate) async fn delete(&self, urls: &[String]) -> Result<u64> {
-        let (origins, urls) = (self.origins.clone(), urls.to_vec());
-        on_one_thread(move || async move { origins.delete(&urls).await }).await
+        self.origins.delete(urls).await
     }
 
     /// Checks that the store honours conditional puts.
     pub(crate) async fn check_store(&self) -> Result<()> {
-        let (origins, url) = (self.origins.clone(), self.url.clone());
-        on_one_thread(move || async move { origins.check_conditional_puts(&url).await }).await
+        self.origins.check_conditional_puts(&self.url).await
     }
 
     /// The commit of a step; `None` when there is none.
@@ -234,18 +232,6 @@ impl Run {
         }
         Err(Error::new(Code::FailedPrecondition, format!("{url} could not be replaced")))
     }
-}
-
-/// Runs calls that the compiler does not let change threads (streams over borrowed names are in them).
-async fn on_one_thread<T, F>(work: impl FnOnce() -> F + Send + 'static) -> Result<T>
-where
-    T: Send + 'static,
-    F: Future<Output = Result<T>>,
-{
-    let runtime = tokio::runtime::Handle::current();
-    tokio::task::spawn_blocking(move || runtime.block_on(work()))
-        .await
-        .map_err(|error| Error::new(Code::Internal, format!("the thread that asked the origin ended: {error}")))?
 }
 
 /// The order of checkpoints of a run: when they were saved, then their steps.
