@@ -185,6 +185,33 @@ fn a_save_that_is_only_local_is_finished_by_the_next_command() {
 }
 
 #[test]
+fn a_loader_that_is_restarted_goes_on_with_its_saves() {
+    let bench = Bench::new();
+    let origin = store();
+    origin.fault(Fault::new(FaultKind::Hang).on("bucket/run/*").verb(Verb::Put));
+    let first = loader(&bench, Some(&origin));
+    let saved = json(&bench, Some(&origin), &["save", "model", "s3://bucket/run", "--wait", "local"]);
+    assert!(saved["left_to_do"].as_str().unwrap().contains("the loader at unix://"), "{saved}");
+    let state = json(&bench, Some(&origin), &["saves"]);
+    assert_eq!(state["saves"][0]["state"], "local_durable", "{state}");
+    // It does not wait for a store that hangs.
+    assert_eq!(first.terminate(), Some(0));
+
+    origin.clear_faults();
+    let second = loader(&bench, Some(&origin));
+    let waited = json(&bench, Some(&origin), &["saves", "--wait"]);
+    assert!(waited["loader"].as_str().unwrap().starts_with("unix://"), "{waited}");
+    eventually("the commit", || {
+        let found = json(&bench, Some(&origin), &["checkpoints", "s3://bucket/run", "--latest"]);
+        found["attempt"] == saved["attempt"]
+    });
+    let status = run(&bench, Some(&origin), &["status"]);
+    let text = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(text.contains("slabs ") && text.contains("spool ") && text.contains("committed, "), "{text}");
+    assert_eq!(second.terminate(), Some(0));
+}
+
+#[test]
 fn the_first_interruption_cancels_and_nothing_is_visible() {
     let bench = Bench::new();
     let origin = store();

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use longshore_proto::v1::checkpoints_client::CheckpointsClient;
 use longshore_proto::{status, v1};
+use longshore_testkit::origin::Verb;
+use longshore_testkit::{Fault, FaultKind};
 use longshore_types::Code;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -156,6 +158,47 @@ async fn ranks_of_other_nodes_join_a_plan_over_tcp() {
     short.set_timeout(Duration::from_millis(50));
     assert!(here.plan_save(short).await.is_err());
     daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_watches_is_told_when_the_loader_ends_before_the_save() {
+    let daemon = daemon().await;
+    let (_, path) = run_and_file(&daemon);
+    let origin = daemon.fixture.origin.clone();
+    origin.create_bucket("bucket");
+    origin.fault(Fault::new(FaultKind::Hang).on("bucket/run/*").verb(Verb::Put));
+    let mut client = over_unix(&daemon).await;
+    let request = v1::SaveFolderRequest { uri: "s3://bucket/run".into(), step: 1, path, options: None };
+    let mut stream = client.save_folder(request).await.unwrap().into_inner();
+    let local = loop {
+        let status = stream.message().await.unwrap().unwrap();
+        if status.state() == v1::SaveState::LocalDurable {
+            break status;
+        }
+    };
+    // A deadline ends the watching, not the save.
+    let mut short = Request::new(v1::WatchSaveRequest { attempt: local.attempt });
+    short.set_timeout(Duration::from_millis(100));
+    let mut watched = client.watch_save(short).await.unwrap().into_inner();
+    let late = loop {
+        match watched.message().await {
+            Ok(message) => assert!(message.is_some(), "the save has not ended"),
+            Err(status) => break status::from_status(&status),
+        }
+    };
+    assert!(matches!(late.code(), Code::Timeout | Code::Cancelled), "{late}");
+
+    let told = async {
+        loop {
+            match stream.message().await {
+                Ok(message) => assert!(message.is_some(), "the save has not ended"),
+                Err(status) => break status::from_status(&status),
+            }
+        }
+    };
+    let (told, ()) = tokio::join!(told, daemon.stop());
+    assert_eq!(told.code(), Code::Unavailable, "{told}");
+    assert!(told.message().contains("the next one"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
