@@ -92,6 +92,11 @@ impl<'a> Shares<'a> {
         let rule = &self.parallel.rules()[rule_index];
         match rule.rule() {
             Rule::Replicate => Ok(Share::whole(tensor)),
+            Rule::Split { .. } if tensor.piece.is_some() => {
+                let reason =
+                    "it is one of several pieces that the tensor is stored in, and only whole tensors are split";
+                Err(refused(tensor, rule, reason))
+            }
             Rule::Split { dim, parts } => {
                 let share = slice::split(tensor, *dim, parts, self.parallel);
                 share.and_then(|share| self.pay_for(share)).map_err(|reason| refused(tensor, rule, &reason))

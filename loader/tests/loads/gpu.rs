@@ -4,5 +4,5 @@
 mod card;
 mod failing;
 mod fake;
-mod fixture;
+pub mod fixture;
 mod staging;

@@ -4,6 +4,7 @@
 
 mod attach;
 mod checkpoints;
+mod committed;
 mod daemon;
 mod equality;
 mod faults;

@@ -28,6 +28,10 @@ pub enum Behaviour {
     CorruptUntilRecheck,
     /// A bit of every copy is flipped, for ever.
     Corrupt,
+    /// A bit of every copy is flipped, and the checksums agree with it: whole, and something else.
+    Wrong,
+    /// The same until a recheck that says what the blocks must be.
+    WrongUntilTold,
     /// Answers begin and never go on.
     Stalls,
     /// Requests wait until [`TestWorker::open_gate`].
@@ -96,8 +100,20 @@ impl TestWorker {
             let middle = bytes.len() / 2;
             bytes[middle] ^= 0x10;
         }
+        Self::reply(&bytes, checksums)
+    }
+
+    /// A copy that was wrong when its checksums were made.
+    fn wrong(&self, key: &ChunkKey) -> Result<ChunkReply> {
+        let mut bytes = self.bytes(key)?;
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 0x10;
+        Self::reply(&bytes, BlockChecksum::of_blocks(&bytes).into())
+    }
+
+    fn reply(bytes: &[u8], checksums: Arc<[BlockChecksum]>) -> Result<ChunkReply> {
         let mut file: File = tempfile::tempfile().unwrap();
-        file.write_all(&bytes).unwrap();
+        file.write_all(bytes).unwrap();
         Ok(ChunkReply { tier: Tier::Disk, body: ChunkBody::File { file: Arc::new(file), offset_bytes: 0, checksums } })
     }
 
@@ -129,7 +145,7 @@ impl ChunkService for TestWorker {
         }
         let behaviour = *behaviour;
         let id = request.key.id().to_string();
-        if request.recheck {
+        if request.recheck && (behaviour != Behaviour::WrongUntilTold || request.expected.is_some()) {
             self.healed.lock().insert(id.clone());
         }
         match behaviour {
@@ -137,6 +153,8 @@ impl ChunkService for TestWorker {
             Behaviour::Fails(code) => Err(Error::new(code, "told to fail")),
             Behaviour::CorruptUntilRecheck => self.file(&request.key, !self.healed.lock().contains(&id)),
             Behaviour::Corrupt => self.file(&request.key, true),
+            Behaviour::WrongUntilTold if self.healed.lock().contains(&id) => self.growing(&request.key, false),
+            Behaviour::Wrong | Behaviour::WrongUntilTold => self.wrong(&request.key),
             Behaviour::Stalls => self.growing(&request.key, true),
         }
     }
