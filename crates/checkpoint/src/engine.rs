@@ -156,6 +156,3 @@ impl std::fmt::Debug for Engine {
         f.debug_struct("Engine").field("folder", &self.parts.spool.folder()).finish_non_exhaustive()
     }
 }
-
-#[cfg(test)]
-mod tests;

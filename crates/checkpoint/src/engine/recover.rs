@@ -171,7 +171,13 @@ impl Engine {
                 continue;
             }
             if is_ended {
-                self.clean_up(&attempt);
+                // Its process may have ended before it came to this.
+                let attempt = Arc::clone(&attempt);
+                blocking(move || {
+                    attempt.remove_objects();
+                    Ok(())
+                })
+                .await?;
                 continue;
             }
             self.watch_end(&attempt);
