@@ -33,6 +33,9 @@ pub(crate) struct Room {
     pub(crate) reserved: Reserved,
 }
 
+/// File and chunk of each place of a pack.
+type Places = BTreeMap<u32, (u32, u32)>;
+
 #[derive(Debug)]
 pub(super) struct Objects {
     folder: PathBuf,
@@ -41,7 +44,7 @@ pub(super) struct Objects {
     /// By rank.
     rooms: Mutex<HashMap<u32, Room>>,
     /// Which chunk of which file each place of a rank's pack is for, flushed or not.
-    places: Mutex<HashMap<u32, BTreeMap<u32, (u32, u32)>>>,
+    places: Mutex<HashMap<u32, Places>>,
 }
 
 impl Objects {

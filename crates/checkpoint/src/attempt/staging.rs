@@ -93,7 +93,7 @@ impl Attempt {
         };
         let all = !ranks.is_empty() && staged.iter().all(|staged| *staged);
         let is_news = !ranks.iter().zip(&staged).all(|(rank, staged)| known(*rank, *staged));
-        if !is_news && !(all && status.state == SaveState::Staging) {
+        if !(is_news || all && status.state == SaveState::Staging) {
             return;
         }
         let seconds = self.seconds();

@@ -35,7 +35,7 @@ fn folders_of_killed_private_processes_are_taken_over_and_those_of_others_are_no
     // The kernel drops a killed process's lock; nothing else of it runs.
     drop(killed);
     let next = open(base.path(), false).unwrap();
-    assert_eq!(next.adopted(), [killed_folder.clone()]);
+    assert_eq!(next.adopted(), std::slice::from_ref(&killed_folder));
     assert!(next.attempt_folder(&attempt).is_dir());
     assert!(killed_folder.join(ATTEMPTS_NAME).join("foreign").exists(), "what is not ours is not removed");
     assert_eq!(alive.attempt_folders().unwrap().len(), 1);
