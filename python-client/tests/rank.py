@@ -1,6 +1,6 @@
 """One rank of a process group, for the tests: what it does is a function of this module, named on the command line.
 
-``rank.py FUNCTION ADDRESS RANK WORLD_SIZE RENDEZVOUS [ARGUMENTS]``; ADDRESS may be ``private``.
+``rank.py FUNCTION ADDRESS WORLD_SIZE RENDEZVOUS [ARGUMENTS]``; ADDRESS may be ``private``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 from typing import Any
 
 import torch
@@ -123,13 +124,13 @@ def subgroup(rank: int, world: int, address: str | None) -> None:
             print("not in it")
 
 
-def die(rank: int, world: int, address: str | None) -> None:
+def die(rank: int, world: int, address: str | None, timeout: str) -> None:
     """Rank 1 ends after the plan, before it has copied anything."""
     from longshore import _save
 
     if rank == 1:
         vars(_save)["stage"] = lambda *_, **__: os._exit(7)
-    handle = longshore.save({str(rank): torch.ones(10)}, RUN, step=1, address=address, timeout=float(sys.argv[6]))
+    handle = longshore.save({str(rank): torch.ones(10)}, RUN, step=1, address=address, timeout=float(timeout))
     start = time.monotonic()
     try:
         handle.result(120)
@@ -137,19 +138,40 @@ def die(rank: int, world: int, address: str | None) -> None:
         print(f"{error.code}: {error} after {time.monotonic() - start:.0f} s")
 
 
-def main() -> None:
-    name, address, rank, world, meeting = sys.argv[1:6]
+def main() -> int:
+    """Forks the ranks, so that the packages are imported once."""
+    name, address, world, meeting, *arguments = sys.argv[1:]
     # Ranks of a node, as torchrun tells them.
     os.environ["LOCAL_WORLD_SIZE"] = world
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=int(rank), world_size=int(world))
-    arguments = sys.argv[6:] if name == "save" else []
-    globals()[name](int(rank), int(world), None if address == "private" else address, *arguments)
+    children = []
+    for rank in range(int(world)):
+        pid = os.fork()
+        if pid == 0:
+            for fd, kind in ((1, "out"), (2, "err")):
+                os.dup2(os.open(f"{meeting}.{rank}.{kind}", os.O_WRONLY | os.O_CREAT), fd)
+            run_rank(name, rank, int(world), None if address == "private" else address, meeting, arguments)
+        children.append(pid)
+    for pid in children:
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    return 0
+
+
+def run_rank(name: str, rank: int, world: int, address: str | None, meeting: str, arguments: list[str]) -> None:
+    code = 1
+    try:
+        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+        globals()[name](rank, world, address, *arguments)
+        if name != "die":
+            dist.barrier()
+            dist.destroy_process_group()
+        code = 0
+    except BaseException:  # noqa: BLE001 - the test shows it
+        traceback.print_exc()
     sys.stdout.flush()
-    if name != "die":
-        dist.barrier()
-        dist.destroy_process_group()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

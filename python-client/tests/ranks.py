@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import uuid
@@ -17,6 +18,7 @@ def run(
 ) -> list[str]:
     """What each rank printed; fails when one of them fails."""
     found = start(folder, function, address, world, *arguments, environ=environ)
+    assert len(found) == world
     assert all(code == 0 for code, _, _ in found), "\n".join(errors for _, _, errors in found)
     return [output for _, output, _ in found]
 
@@ -27,24 +29,21 @@ def start(
     """Exit code, output and errors of each rank."""
     program = Path(__file__).with_name("rank.py")
     meeting = folder / f"meeting-{uuid.uuid4().hex}"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, program, function, address, str(rank), str(world), meeting, *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **(environ or {})},
-        )
-        for rank in range(world)
-    ]
-    found = []
-    try:
-        for process in processes:
-            output, errors = process.communicate(timeout=SECONDS)
-            found.append((process.returncode, output, errors))
-    finally:
-        for process in processes:
+    # Of its own group, so that all ranks can be ended together.
+    with subprocess.Popen(
+        [sys.executable, program, function, address, str(world), meeting, *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **(environ or {})},
+        start_new_session=True,
+    ) as process:
+        try:
+            output, _ = process.communicate(timeout=SECONDS)
+        finally:
             if process.poll() is None:
-                process.kill()
-                process.communicate()
-    return found
+                os.killpg(process.pid, signal.SIGKILL)
+    codes = [int(line) for line in output.split()]
+    return [
+        (code, Path(f"{meeting}.{rank}.out").read_text(), Path(f"{meeting}.{rank}.err").read_text())
+        for rank, code in enumerate(codes)
+    ]

@@ -27,13 +27,13 @@ from longshore._dtypes import DTYPES
 
 pytestmark = pytest.mark.e2e
 
-OPTIONS = ("--memory", "768MiB")
+OPTIONS = ("--memory", "1280MiB")
 
 
 class Saver(Daemon):
     """A loader with a folder for checkpoints."""
 
-    def __init__(self, folder: Path, slabs: str = "256MiB", environ: dict[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, slabs: str = "640MiB", environ: dict[str, str] | None = None) -> None:
         checkpoints = ("--checkpoint-memory", slabs, "--checkpoint-dir", str(folder / "checkpoints"))
         super().__init__(folder, *OPTIONS, *checkpoints, environ=environ)
 
