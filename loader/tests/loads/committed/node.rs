@@ -67,7 +67,7 @@ impl Node {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_saved_here_is_loaded_without_a_request_to_the_origin() {
     let node = Node::new(0).await;
-    let model = ModelSpec::sized(1, 40 << 20, 20).shards(2).build();
+    let model = ModelSpec::sized(1, 40 << 20, 20).build();
     node.save(1, &model, SaveState::Committed).await;
     node.fixture.origin.reset_counters();
     let loaded = node.load(1, false).await.unwrap();

@@ -25,7 +25,7 @@ pub struct Saved {
 }
 
 fn content(len: u64, seed: u64) -> Vec<u8> {
-    (0..len).map(|at| ((at + 77 * seed).wrapping_mul(2_654_435_761) >> 9) as u8).collect()
+    (0..len).map(|at| ((at + 77 * seed).wrapping_mul(2_654_435_761) >> 24) as u8).collect()
 }
 
 fn put(origin: &FakeOrigin, path: String, bytes: &[u8], of: AttemptId) -> StoredObject {
