@@ -21,7 +21,7 @@ fn attempt(number: u8) -> AttemptId {
 }
 
 fn content(len: u64, seed: u64) -> Vec<u8> {
-    (0..len).map(|at| ((at + seed) * 2_654_435_761 >> 9) as u8).collect()
+    (0..len).map(|at| (((at + seed) * 2_654_435_761) >> 9) as u8).collect()
 }
 
 /// The objects of a bucket, by URL.

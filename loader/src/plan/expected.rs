@@ -72,7 +72,7 @@ mod tests {
             Arc::new(Artifact::new("s3://b/f", version, size).unwrap())
         };
         let size = CHUNK_BYTES + BLOCK_BYTES + 5;
-        let bytes: Vec<u8> = (0..size).map(|at| (at * 7 >> 3) as u8).collect();
+        let bytes: Vec<u8> = (0..size).map(|at| ((at * 7) >> 3) as u8).collect();
         let mut file = ModelFile::plain("f", artifact(size), false);
         let key = |size| ChunkKey::new(artifact(size), 1).unwrap();
         assert_eq!(Expected::new(3, &file, 1, &key(size)), None);

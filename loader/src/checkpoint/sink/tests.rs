@@ -125,7 +125,7 @@ fn attempt() -> AttemptId {
 }
 
 fn chunk() -> (ChunkKey, Bytes, Vec<BlockChecksum>) {
-    let bytes: Vec<u8> = (0..LEN).map(|at| (at * 7 >> 3) as u8).collect();
+    let bytes: Vec<u8> = (0..LEN).map(|at| ((at * 7) >> 3) as u8).collect();
     let version = Version::new(format!("attempt:{}", attempt())).unwrap();
     let artifact = Arc::new(Artifact::new("s3://b/run/step-1/f", version, LEN as u64).unwrap());
     let blocks = BlockChecksum::of_blocks(&bytes);
