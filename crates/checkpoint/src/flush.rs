@@ -6,6 +6,7 @@
 
 mod delta;
 mod sums;
+mod target;
 mod write;
 
 use std::collections::VecDeque;

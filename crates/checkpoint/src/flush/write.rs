@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +10,7 @@ use longshore_types::{BLOCK_BYTES, CHUNK_BYTES, Code, Error, Result};
 
 use super::delta;
 use super::sums::Sums;
+use super::target::Target;
 use crate::SLAB_BYTES;
 use crate::attempt::{Attempt, FlushedSlab};
 use crate::plan::PlannedFile;
@@ -22,7 +22,7 @@ pub(crate) type ReadSlab<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<()>;
 /// A thread's buffer, and what it wrote and did not sync yet.
 pub(crate) struct Writer {
     buffer: Buffer,
-    unsynced: BTreeMap<u32, Arc<File>>,
+    unsynced: BTreeMap<u32, Target>,
     has_new_names: bool,
 }
 
@@ -104,35 +104,36 @@ impl Writer {
 
     /// The object of a file, to be written by other means; synced with the rest.
     pub(crate) fn object(&mut self, attempt: &Attempt, file: u32) -> Result<Arc<File>> {
-        self.open(attempt, file, attempt.planned(file)?.size_bytes)
+        let target = self.open(attempt, file, attempt.planned(file)?.size_bytes)?;
+        Ok(target.file())
     }
 
     /// The buffer's front to its place in an object. `size_bytes` is `u64::MAX` for a pack: it grows.
     fn put(&mut self, attempt: &Attempt, object: u32, size_bytes: u64, at: u64, length: usize) -> Result<()> {
-        let file = self.open(attempt, object, size_bytes)?;
+        let target = self.open(attempt, object, size_bytes)?;
         if size_bytes == u64::MAX {
-            attempt.allocate_pack(object, &file, (at / CHUNK_BYTES) as u32)?;
+            attempt.allocate_pack(object, &target.file(), (at / CHUNK_BYTES) as u32)?;
         }
-        let written = file.write_all_at(&self.buffer[..length], at);
+        let written = target.write(&self.buffer[..length], at);
         written.map_err(|error| disk_error("write", &attempt.object_path(object), &error))
     }
 
-    fn open(&mut self, attempt: &Attempt, object: u32, size_bytes: u64) -> Result<Arc<File>> {
-        if let Some(file) = self.unsynced.get(&object) {
-            return Ok(Arc::clone(file));
+    fn open(&mut self, attempt: &Attempt, object: u32, size_bytes: u64) -> Result<Target> {
+        if let Some(target) = self.unsynced.get(&object) {
+            return Ok(target.clone());
         }
         let (file, is_new) = attempt.object_file(object, size_bytes)?;
         self.has_new_names |= is_new;
-        let file = Arc::new(file);
-        self.unsynced.insert(object, Arc::clone(&file));
-        Ok(file)
+        let target = Target::new(file, &attempt.object_path(object), size_bytes);
+        self.unsynced.insert(object, target.clone());
+        Ok(target)
     }
 
     /// Makes everything durable that was written since the last time, names included.
     pub(crate) fn sync(&mut self, attempt: &Attempt) -> Result<()> {
         let unsynced = std::mem::take(&mut self.unsynced);
-        for (object, file) in unsynced {
-            file.sync_data().map_err(|error| sync_error(attempt, object, &error))?;
+        for (object, target) in unsynced {
+            target.file().sync_data().map_err(|error| sync_error(attempt, object, &error))?;
         }
         if std::mem::take(&mut self.has_new_names) {
             attempt.sync_objects()?;
