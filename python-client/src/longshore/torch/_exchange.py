@@ -145,11 +145,13 @@ class Meeting:
     def forget(self, name: str, ranks: Iterable[int]) -> None:
         """What nobody needs to hear any more. Never raises."""
         for rank in ranks:
+            key = self._key(name, rank)
             with contextlib.suppress(RuntimeError, NotImplementedError):
-                key = self._key(name, rank)
-                for index in range(int(self._store.get(key))):
-                    self._store.delete_key(f"{key}/{index}")
-                self._store.delete_key(key)
+                # `get` would wait for what was never said.
+                if self._store.check([key]):
+                    for index in range(int(self._store.get(key))):
+                        self._store.delete_key(f"{key}/{index}")
+                    self._store.delete_key(key)
 
     def _key(self, name: str, rank: int) -> str:
         return f"{_ROOT}/{self._where}/{self.token}/{name}/{rank}"

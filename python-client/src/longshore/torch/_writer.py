@@ -44,15 +44,15 @@ class LongshoreWriter(StorageWriter, LongshoreStager):
     of `longshore.save` too: `longshore.load` reads it, and its tensors have the names that `longshore.save` gives them.
 
     `wait` says what `dcp.save` waits for: ``committed``, or on every rank ``local_durable`` or ``staged``; then
-    `handle` tells the rest. `layout`, `keep`, `peer_copies`, `delta`, `metadata`, `when_full` and `address` are those of
-    `longshore.save`; `layout` ``"huggingface"`` puts the DTensors of the model together, so that
+    `handle` tells the rest. `layout`, `keep`, `peer_copies`, `delta`, `metadata`, `when_full` and `address` are those
+    of `longshore.save`; `layout` ``"huggingface"`` puts the DTensors of the model together, so that
     ``from_pretrained`` reads them. `files` are those of the coordinator. `timeout` in seconds bounds planning and
     staging, on every rank, `commit_timeout` the wait after it.
 
     It is an `AsyncStager` as well: `async_save` with it copies into the loader's memory before it returns, when it
-    knows the target by then, see `LongshoreStager`. `process_group` is the one given to `async_save`, if any. In a process of
-    its own (``AsyncCheckpointerType.PROCESS``) only what has to be waited for is left to do. Any other stager can be
-    used with it.
+    knows the target by then, see `LongshoreStager`. `process_group` is the one given to `async_save`, if any. In a
+    process of its own (``AsyncCheckpointerType.PROCESS``) only what has to be waited for is left to do. Any other
+    stager can be used with it.
 
     When a rank fails while it writes, `dcp.save` raises its error on all ranks. When a rank dies, torch's collectives
     fail, with an error that does not name it: `failure` does, and `longshore.torch.checkpoint.save` raises it.
