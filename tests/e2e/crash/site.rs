@@ -61,14 +61,14 @@ pub fn options() -> v1::SaveOptions {
     v1::SaveOptions { hf_index: true, ..Default::default() }
 }
 
-/// What loaders are started with: small parts, the least shared memory, little patience with trainers.
+/// What loaders are started with: small parts, little patience with trainers.
 pub fn spec(origin: &FakeOrigin) -> ClusterSpec {
     ClusterSpec::new(0, 2)
         .origin(origin)
         .checkpoints()
         .env("LONGSHORE_ORIGIN_RETRY_PAUSE_MS", "20")
         .env("LONGSHORE_ORIGIN_RETRY_TIME_MS_MAX", "2000")
-        .loader_args(&["--checkpoint-part-bytes", "5MiB", "--checkpoint-memory", "128MiB"])
+        .loader_args(&["--checkpoint-part-bytes", "5MiB", "--checkpoint-memory", "512MiB"])
         .loader_args(&["--checkpoint-uploads", &STREAMS.to_string(), "--checkpoint-resume-wait-ms", "2000"])
 }
 
