@@ -80,6 +80,7 @@ fn crash_of_a_disk_that_fills_up_amid_the_copy() {
         assert!(status.state() != v1::SaveState::Failed, "{status:?}");
         // A kill amid that changes nothing.
         cluster.loader(0).kill();
+        drop(file);
         std::fs::remove_file(&ballast).unwrap();
         cluster.loader(0).start_again();
         let mut client = longshore_tests::SaveClient::connect(&sockets).unwrap();
