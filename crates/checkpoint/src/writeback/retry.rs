@@ -29,10 +29,14 @@ enum Class {
 fn class(error: &Error) -> Class {
     match error.code() {
         Code::Unavailable | Code::Timeout => Class::Down,
-        Code::Unauthenticated | Code::PermissionDenied | Code::NotFound | Code::Exhausted | Code::Internal => {
-            Class::Refused
-        }
-        Code::InvalidArgument | Code::FailedPrecondition | Code::Corrupt | Code::Cancelled | Code::Unsupported => {
+        // S3 answers a HEAD with expired credentials with a bare 400.
+        Code::InvalidArgument
+        | Code::Unauthenticated
+        | Code::PermissionDenied
+        | Code::NotFound
+        | Code::Exhausted
+        | Code::Internal => Class::Refused,
+        Code::FailedPrecondition | Code::Corrupt | Code::Cancelled | Code::Unsupported => {
             Class::Final
         }
     }
