@@ -28,6 +28,8 @@ _log = logging.getLogger("longshore")
 
 #: Of the loader, for a save without a time-out of its own.
 STAGE_SECONDS = 600.0
+#: Processes that save on a large node: more ranks than this are surely on several nodes.
+NODE_RANKS_MAX = 16
 #: A call takes so much longer than what it waits for.
 CALL_SECONDS = 60.0
 #: How long a loader that went away during the plan or the start is waited for.
@@ -219,11 +221,14 @@ def begin(
 
 
 def ranks_of_node(world_size: int) -> int:
-    """How many processes of this node take part in a save; 0 when it is not known."""
+    """How many processes of this node take part in a save: what launchers say, else all that may be here; 0 is unknown.
+
+    They share the loader's memory, and what one has it keeps: without a number the first could leave the last nothing.
+    """
     found = os.environ.get("LOCAL_WORLD_SIZE", "")
-    if world_size == 1:
-        return 1
-    return min(int(found), world_size) if found.isdecimal() else 0
+    if found.isdecimal():
+        return min(int(found), world_size)
+    return world_size if world_size <= NODE_RANKS_MAX else 0
 
 
 def _quietly(copy: Callable[[], None]) -> Callable[[], None]:

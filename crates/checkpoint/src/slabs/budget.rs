@@ -18,15 +18,16 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    fn floor(self) -> u64 {
-        if self.capacity >= 2 * FLOOR { FLOOR } else { 1 }
+    /// What each of so many sessions is sure to get, where that is possible at all.
+    fn floor(self, sessions: u64) -> u64 {
+        (self.capacity / sessions.max(2)).clamp(1, FLOOR)
     }
 
     /// Slabs by which a session that has `own` may grow. `others` have theirs; `clients` is how many sessions its client
     /// expects there to be, 0 when it does not know; `leaving` are still being freed.
     pub(super) fn room(self, own: u64, others: &[u64], clients: u64, leaving: u64) -> u64 {
-        let floor = self.floor();
         let sessions = others.len() as u64 + 1;
+        let floor = self.floor(sessions.max(clients));
         let held = others.iter().fold(own.saturating_add(leaving), |sum, held| sum.saturating_add(*held));
         let promised = others.iter().map(|held| floor.saturating_sub(*held)).sum::<u64>();
         let free = self.capacity.saturating_sub(held).saturating_sub(promised);
@@ -59,6 +60,16 @@ mod tests {
     }
 
     #[test]
+    fn a_slab_for_each_of_the_clients_that_are_expected() {
+        let budget = Budget { capacity: 4 };
+        let mut held = Vec::new();
+        for _ in 0..4 {
+            assert_eq!(budget.room(0, &held, 4, 0), 1);
+            held.push(1);
+        }
+    }
+
+    #[test]
     fn small_budgets_still_work() {
         assert_eq!(Budget { capacity: 1 }.room(0, &[], 0, 0), 1);
         assert_eq!(Budget { capacity: 1 }.room(0, &[1], 0, 0), 0);
@@ -76,6 +87,7 @@ mod tests {
             steps in prop::collection::vec((0_usize..24, 0_u64..20, 0_u64..40), 1..200),
         ) {
             let budget = Budget { capacity };
+            let floor = |sessions: usize, clients: u64| budget.floor((sessions as u64).max(clients));
             let mut held: Vec<u64> = Vec::new();
             for (who, clients, want) in steps {
                 if who >= held.len() {
@@ -87,11 +99,12 @@ mod tests {
                 let at = who.min(held.len() - 1);
                 let own = held.remove(at);
                 let room = budget.room(own, &held, clients, 0);
-                let promised: u64 = held.iter().map(|held| budget.floor().saturating_sub(*held)).sum();
+                let floor = floor(held.len() + 1, clients);
+                let promised: u64 = held.iter().map(|held| floor.saturating_sub(*held)).sum();
                 let total: u64 = held.iter().sum::<u64>() + own;
                 prop_assert!(total + room <= capacity);
-                if own < budget.floor() && total + promised + budget.floor() - own <= capacity {
-                    prop_assert!(room >= budget.floor() - own);
+                if own < floor && total + promised + floor - own <= capacity {
+                    prop_assert!(room >= floor - own);
                 }
                 held.insert(at, own + room.min(want));
             }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use longshore_memory::slabs::ControlPage;
-use longshore_types::{Code, Error, Result};
+use longshore_types::{Code, Error, Result, format_bytes};
 use tokio::sync::{Notify, mpsc};
 
 use super::grow;
@@ -39,6 +39,7 @@ pub(super) async fn hello(shared: &Arc<Shared>, hello: SlabHello) -> Result<(Sla
     if shared.is_closing() {
         return Err(closing());
     }
+    check_clients(shared, hello.clients)?;
     let expected_slabs = hello.expected_bytes.div_ceil(shared.slab_bytes);
     let session = match hello.session {
         Some(id) => resume(shared, id, hello, expected_slabs)?,
@@ -60,6 +61,20 @@ pub(super) async fn hello(shared: &Arc<Shared>, hello: SlabHello) -> Result<(Sla
     }
     drop(tables);
     Ok((session, welcome))
+}
+
+/// Clients without a slab would wait for others that never give theirs back.
+fn check_clients(shared: &Shared, clients: u32) -> Result<()> {
+    let slabs = shared.budget.capacity;
+    if u64::from(clients) <= slabs {
+        return Ok(());
+    }
+    let message = format!(
+        "{clients} processes of this node are to save at the same time, and there is shared memory for {slabs} slabs of {}; \
+         raise --checkpoint-memory to one for each, better two",
+        format_bytes(shared.slab_bytes)
+    );
+    Err(Error::new(Code::Exhausted, message))
 }
 
 /// A place in the channel for the end of a session; there are as many as there may be sessions.
