@@ -154,7 +154,7 @@ def test_a_rank_dies(ranks: Ranks, address: str) -> None:
         assert "rank 1 (process" in printed[rank], printed
         assert printed[rank].startswith("unavailable: writing the checkpoint")
     assert 40 not in [each.step for each in longshore.list(ranks.run, address=address)]
-    ranks(2, "save_40")
+    dcp.save({"a": torch.ones(3)}, storage_writer=LongshoreWriter(ranks.run, step=40, address=address))
     assert 40 in [each.step for each in longshore.list(ranks.run, address=address)]
 
 
@@ -211,7 +211,7 @@ def test_without_a_state_dict_to_fill(run: str, address: str, tmp_path: Path) ->
 
 
 def test_only_what_is_committed(run: str, address: str) -> None:
-    with pytest.raises(dcp.CheckpointException, match="step 7"):
+    with pytest.raises(dcp.CheckpointException, match=r"no checkpoint.*step-7"):
         dcp.load({"a": torch.zeros(1)}, storage_reader=LongshoreReader(run, step=7, address=address))
     with pytest.raises(dcp.CheckpointException, match="no checkpoint was named"):
         dcp.save({"a": torch.zeros(1)}, storage_writer=LongshoreWriter(address=address))
