@@ -4,6 +4,7 @@
 
 mod abuse;
 mod bad_input;
+mod checkpoints;
 mod commands;
 mod common;
 mod crash;

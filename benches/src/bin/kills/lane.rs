@@ -22,6 +22,15 @@ const SOON: Duration = Duration::from_secs(120);
 /// A kill may come up to this much after the time that a save takes.
 const BEYOND: f64 = 1.25;
 
+/// How often the state of a save is looked at.
+const LOOK_EVERY: Duration = Duration::from_micros(100);
+
+/// When a kill comes: so long after a state was reached, an index into [`STATES`].
+struct Strike {
+    state: usize,
+    delay: Duration,
+}
+
 /// See the module.
 pub struct Lane {
     origin: FakeOrigin,
@@ -107,8 +116,8 @@ impl Lane {
         self.step += 1;
         self.origin.reset_counters();
         let model = self.model();
-        let delay = self.typical.mul_f64(BEYOND * self.draw(1 << 20) as f64 / f64::from(1 << 20));
-        let (mut life, state) = self.kill_amid(&model, delay);
+        let strike = self.strike();
+        let (mut life, state) = self.kill_amid(&model, strike);
         *self.tally.at_kill.entry(STATES[state]).or_default() += 1;
         let mut kills = 1;
         let session = life.slabs.as_ref().map(|slabs| slabs.session.clone());
@@ -137,7 +146,17 @@ impl Lane {
         Ok(())
     }
 
-    fn kill_amid(&mut self, model: &Model, delay: Duration) -> (Life, usize) {
+    /// Half of the kills are spread over the time that a save takes, half over the states that it goes through: some of these
+    /// are short.
+    fn strike(&mut self) -> Strike {
+        let share = self.draw(1 << 20) as f64 / f64::from(1 << 20);
+        match self.draw(2) {
+            0 => Strike { state: 0, delay: self.typical.mul_f64(BEYOND * share) },
+            _ => Strike { state: self.draw(STATES.len() as u64) as usize, delay: self.typical.mul_f64(share / 8.0) },
+        }
+    }
+
+    fn kill_amid(&mut self, model: &Model, strike: Strike) -> (Life, usize) {
         let (sockets, step, state) = (self.sockets(), self.step, AtomicUsize::new(0));
         let loader = self.cluster.loader(0);
         std::thread::scope(|scope| {
@@ -147,8 +166,11 @@ impl Lane {
                 let lived = life.live(&sockets, (URI, step), model, &state);
                 (life, lived.is_ok().then(|| start.elapsed()))
             });
+            while state.load(Ordering::Relaxed) < strike.state && !living.is_finished() {
+                std::thread::sleep(LOOK_EVERY);
+            }
             // When the kill strikes is what is tried here.
-            std::thread::sleep(delay);
+            std::thread::sleep(strike.delay);
             let at = state.load(Ordering::Relaxed);
             loader.kill();
             let (life, took) = living.join().unwrap_or_default();
