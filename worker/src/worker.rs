@@ -2,6 +2,7 @@
 //! line when no daemon runs.
 
 mod budget;
+mod holds_page;
 mod status;
 
 use std::path::PathBuf;
@@ -270,6 +271,9 @@ impl ChunkService for Worker {
     }
 
     fn page(&self, path: &str) -> Option<Page> {
+        if let Some(page) = self.chunks.store.holds.as_ref().and_then(|holds| holds_page::page(holds, path)) {
+            return Some(page);
+        }
         let identity = self.identity.get().filter(|_| path == "/v1/identity")?;
         let body = serde_json::to_vec(identity).ok()?;
         Some(Page { status: 200, content_type: "application/json".to_owned(), body })

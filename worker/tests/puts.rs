@@ -233,3 +233,47 @@ fn a_daemon_takes_puts_over_its_sockets_and_tells_of_what_it_holds() {
     client().release(&workers[0].endpoint(), &attempt(1)).unwrap();
     client().release(&workers[1].endpoint(), &attempt(1)).unwrap();
 }
+
+#[test]
+fn what_is_held_is_listed_and_fetched_by_its_name_also_after_a_restart() {
+    let (origin, folder) = (FakeOrigin::start(), tempfile::tempdir().unwrap());
+    let (one, two) = (chunk("one.safetensors", &of_attempt()), chunk("sub/two.bin", &of_attempt()));
+    let page = |local: &Local, path: &str| -> Result<serde_json::Value> {
+        let body = client().page(&local.endpoint(), path, 1 << 16)?;
+        Ok(serde_json::from_slice(&body).unwrap())
+    };
+    let of_one = format!("/v1/holds/{}", attempt(1));
+    {
+        let local = Local::open(options(folder.path()), &origin);
+        assert_eq!(page(&local, "/v1/holds").unwrap(), serde_json::json!({ "attempts": [] }));
+        one.put(&local.endpoint(), hold(1)).unwrap();
+        two.put(&local.endpoint(), hold(1)).unwrap();
+        // Cached is not held.
+        chunk("three.bin", &of_attempt()).put(&local.endpoint(), PutMode::Cache).unwrap();
+    }
+    let local = Local::open(options(folder.path()), &origin);
+    let attempts = page(&local, "/v1/holds").unwrap();
+    assert_eq!(attempts["attempts"][0]["attempt"], attempt(1).to_string());
+    assert_eq!((attempts["attempts"].as_array().unwrap().len(), &attempts["attempts"][0]["chunks"]), (1, &2.into()));
+
+    let listed = page(&local, &of_one).unwrap();
+    assert_eq!(listed["objects_left_out"], 0);
+    let objects = listed["objects"].as_array().unwrap();
+    assert_eq!(objects.len(), 2, "{listed}");
+    for (object, chunk) in objects.iter().zip([&one, &two]) {
+        // The listing alone is enough to ask for the bytes.
+        let text = |name: &str| object[name].as_str().unwrap();
+        let version = Version::new(text("version")).unwrap();
+        let artifact = Artifact::new(text("url"), version, object["size_bytes"].as_u64().unwrap()).unwrap();
+        assert_eq!(object["chunks"], serde_json::json!([0]));
+        let key = ChunkKey::new(Arc::new(artifact), 0).unwrap();
+        assert_eq!(key, chunk.key);
+        let (bytes, _) = fetch(&local.endpoint(), &request(&key, Mode::OnlyIfCached, true)).unwrap();
+        assert_eq!(bytes, chunk.bytes);
+    }
+    for unknown in [format!("/v1/holds/{}", attempt(2)), "/v1/holds/x".to_owned(), "/v1/holdsx".to_owned()] {
+        assert_eq!(page(&local, &unknown).unwrap_err().code(), Code::NotFound, "{unknown}");
+    }
+    client().release(&local.endpoint(), &attempt(1)).unwrap();
+    assert_eq!(page(&local, &of_one).unwrap_err().code(), Code::NotFound);
+}

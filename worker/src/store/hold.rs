@@ -6,6 +6,7 @@
 //! nothing was added to the attempt for a long time: whoever held it there is gone.
 
 mod files;
+mod list;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::PathBuf;
@@ -216,24 +217,6 @@ impl Holds {
     pub fn usage(&self) -> (u64, u64, u64) {
         let state = self.state.lock();
         (self.budget_bytes, state.used_bytes, state.chunks as u64)
-    }
-
-    /// What is held, oldest first.
-    pub fn list(&self) -> Vec<HeldAttempt> {
-        let now = SystemTime::now();
-        let state = self.state.lock();
-        let mut list: Vec<HeldAttempt> = state
-            .attempts
-            .iter()
-            .map(|(attempt, held)| HeldAttempt {
-                attempt: *attempt,
-                bytes: held.files.values().sum(),
-                chunks: held.files.len() as u64,
-                idle: now.duration_since(held.touched).unwrap_or_default(),
-            })
-            .collect();
-        list.sort_by_key(|held| std::cmp::Reverse(held.idle));
-        list
     }
 
     /// Lets go of attempts that nothing was added to for too long.

@@ -59,6 +59,11 @@ fn check(path: &Path) -> Option<(ChunkId, u64, SystemTime)> {
     (trailer.key.id() == id).then(|| (id, format::file_bytes(&trailer.key), modified))
 }
 
+/// Which chunk a file says that it is.
+pub fn identify(path: &Path) -> Option<ChunkKey> {
+    File::open(path).ok().and_then(|file| format::read(&file).ok()).map(|trailer| trailer.key)
+}
+
 /// The file of a chunk, its identity compared.
 pub fn open(path: &Path, key: &ChunkKey) -> Option<DiskChunk> {
     let file = File::open(path).ok()?;
