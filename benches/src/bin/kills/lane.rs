@@ -253,15 +253,27 @@ impl Lane {
         let sockets = self.sockets();
         let mut client = SaveClient::connect(&sockets)?;
         let attempt = life.saving.as_ref().map(|saving| saving.attempt().to_owned()).unwrap_or_default();
+        let mut is_back = false;
         if stays {
             self.tally.comebacks += 1;
-            if let Err(error) = life.come_back(&sockets, &mut client) {
-                // It may have been given up before, or it is committed already.
-                let is_over = matches!(error.code(), Code::Unavailable | Code::FailedPrecondition | Code::NotFound);
-                anyhow::ensure!(is_over, "the trainer cannot come back: {error}");
+            match life.come_back(&sockets, &mut client) {
+                Ok(()) => is_back = true,
+                // It may have been given up before.
+                Err(error) => {
+                    let is_over = matches!(error.code(), Code::Unavailable | Code::FailedPrecondition | Code::NotFound);
+                    anyhow::ensure!(is_over, "the trainer cannot come back: {error}");
+                }
             }
         }
-        match client.wait(&attempt, v1::SaveState::Committed, SOON) {
+        let ended = self.ended(&mut client, life, &attempt)?;
+        if is_back && ended != "committed" {
+            self.tally.find(format!("step {}: its trainer came back and copied all, and it ended {ended}", self.step));
+        }
+        Ok(ended)
+    }
+
+    fn ended(&self, client: &mut SaveClient, life: &Life, attempt: &str) -> anyhow::Result<&'static str> {
+        match client.wait(attempt, v1::SaveState::Committed, SOON) {
             Ok(status) => Ok(match status.state() {
                 v1::SaveState::Committed => "committed",
                 v1::SaveState::Failed if status.error_message.contains("lost") => "told_as_lost",
@@ -275,7 +287,7 @@ impl Lane {
                 Ok(if committed { "committed" } else { "forgotten" })
             }
             Err(error) => {
-                let log = self.cluster.loader(0).log_tail(30);
+                let log = self.cluster.loaders()[0].log_tail(30);
                 anyhow::bail!("{attempt} does not end: {error}\n{log}")
             }
         }
