@@ -80,7 +80,11 @@ impl Writeback {
     /// Boxed: what is in it is more than the compiler sees through when it is asked whether the task may change threads.
     fn carry(self: Arc<Self>) -> BoxFuture<'static, Result<()>> {
         let steps = async move {
-            let commit = match self.claim().await? {
+            let claim = tokio::select! {
+                claim = self.claim() => claim?,
+                stopped = self.hold_meanwhile() => return stopped,
+            };
+            let commit = match claim {
                 Claim::Committed(commit) => *commit,
                 Claim::Ours(intent) => self.carry_and_commit(intent.epoch).await?,
             };

@@ -2,6 +2,7 @@
 //!
 //! Neither may keep a checkpoint from being committed: what does not work is a note.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -80,6 +81,26 @@ impl Writeback {
         .await;
         if let Err(error) = result {
             self.attempt.note(format!("not all chunks are in the workers' caches: {error}"));
+        }
+    }
+
+    /// Puts durable copies of every rank that becomes durable, while the origin does not take the intent: copies are for when it is
+    /// down. Ends only when the attempt does; whoever drops it goes on with [`Writeback::hold_copies`].
+    pub(super) async fn hold_meanwhile(&self) -> Result<()> {
+        let mut tried = BTreeSet::new();
+        loop {
+            let mut next = None;
+            self.attempt
+                .until(|state| {
+                    let mut durable = state.ranks.iter().filter(|(_, known)| known.durable);
+                    next = durable.find(|(rank, _)| !tried.contains(*rank)).map(|(rank, _)| *rank);
+                    state.delta_settled && next.is_some()
+                })
+                .await?;
+            if let Some(rank) = next {
+                tried.insert(rank);
+                self.hold_copies(rank).await?;
+            }
         }
     }
 

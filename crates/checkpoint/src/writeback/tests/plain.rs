@@ -1,6 +1,6 @@
 //! Saves where nothing goes wrong.
 
-use longshore_testkit::origin::Verb;
+use longshore_testkit::origin::{Fault, FaultKind, Verb};
 use longshore_types::ChunkKey;
 use parking_lot::Mutex;
 
@@ -187,6 +187,28 @@ async fn chunks_go_to_caches_and_peers() {
     assert_eq!(count(SinkHow::Hold { attempt, copy: 1 }), 2);
     node.engine.close(PATIENCE).await;
     assert_eq!(*sink.released.lock(), [attempt], "copies are let go once the origin has it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn peers_hold_copies_while_the_origin_takes_nothing() {
+    let fake = server();
+    fake.fault(Fault::new(FaultKind::Status(503)).any_verb().on("bucket/*"));
+    let sink = Arc::new(Recorder::default());
+    let node = Node::with_sink(&origins_of(&fake), sink.clone()).await;
+    let content = Content::default().tensor("", "w", 5, 20 * MIB);
+    let options = SaveOptions { peer_copies: 1, ..SaveOptions::default() };
+    let attempt = node.save("s3://bucket/run", 1, &options, &content).await;
+    let status = node.until(attempt, |status| status.ranks.iter().any(|rank| rank.peer_durable)).await;
+    assert_eq!(status.state, SaveState::LocalDurable, "{status:?}");
+    assert!(fake.paths("bucket/").is_empty() && sink.released.lock().is_empty());
+    let held = sink.puts.lock().len();
+    assert_eq!(held, 2, "{:?}", sink.puts.lock());
+
+    fake.clear_faults();
+    node.committed(attempt).await;
+    node.assert_whole("s3://bucket/run", 1, &content).await;
+    let holds = sink.puts.lock().iter().filter(|put| put.3 != SinkHow::Cache).count();
+    assert_eq!(holds, held, "what is held is not sent again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
