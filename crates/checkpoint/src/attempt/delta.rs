@@ -1,4 +1,4 @@
-//! Commits that are kept beside the journal: that of a delta's parent, and the attempt's own once it is committed.
+//! What is kept beside the journal: the commit of a delta's parent, the index that was made, and the attempt's own commit.
 
 use std::io::Write;
 use std::path::Path;
@@ -8,6 +8,7 @@ use longshore_types::checkpoint::Commit;
 use longshore_types::{Code, Error, Result};
 
 use super::{Attempt, DeltaChoice, Record};
+use crate::plan::INDEX_NAME;
 use crate::spool::{disk_error, sync_folder};
 
 const PARENT_NAME: &str = "parent.json";
@@ -53,6 +54,14 @@ impl Attempt {
     /// What writing reports.
     pub fn keep_commit(&self, commit: &Commit) -> Result<()> {
         write_synced(self.folder(), COMMIT_NAME, &commit.to_bytes())
+    }
+
+    /// Keeps the index that was made for the bucket: loads of this node find it without the origin. Blocks the thread.
+    ///
+    /// # Errors
+    /// What writing reports.
+    pub(crate) fn keep_index(&self, index: &[u8]) -> Result<()> {
+        write_synced(self.folder(), INDEX_NAME, index)
     }
 
     /// The commit that was put together or read here before.

@@ -11,12 +11,15 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use longshore_types::checkpoint::step_folder;
+use longshore_types::names::join;
 use longshore_types::{CHUNK_BYTES, Code, Error, Result};
 use parking_lot::Mutex;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::{Attempt, rank_files};
+use crate::plan::INDEX_NAME;
 use crate::spool::{Reserved, disk_error, sync_folder};
 
 const FOLDER_NAME: &str = "objects";
@@ -240,6 +243,9 @@ impl Attempt {
         let file = (0u32..).zip(&plan.files).find(|(_, file)| plan.object_path(file) == object_path);
         let object = match file {
             Some((file, _)) => file,
+            None if object_path == join(&step_folder(plan.step), INDEX_NAME) => {
+                return Some(self.folder().join(INDEX_NAME));
+            }
             None => self.pack_object(self.ranks().into_iter().find(|rank| plan.pack_path(*rank) == object_path)?),
         };
         Some(self.object_path(object))

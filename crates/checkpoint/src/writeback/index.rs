@@ -1,13 +1,16 @@
 //! The index that Hugging Face tools read: which object holds which tensor.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use longshore_types::checkpoint::{FilePlace, StoredFile, StoredObject, step_folder};
 use longshore_types::names::{folder_of, join};
 use longshore_types::{BlockChecksum, Result};
 use serde::Serialize;
 
 use super::Writeback;
+use super::objects::blocking;
 use crate::failpoint;
 use crate::plan::{INDEX_NAME, SavePlan};
 
@@ -73,8 +76,14 @@ impl Writeback {
         let path = join(&step_folder(plan.step), INDEX_NAME);
         let (checksum, blocks) = (BlockChecksum::of(&bytes), BlockChecksum::of_blocks(&bytes));
         let size_bytes = bytes.len() as u64;
-        let version = self.put_made(&self.run.url_of(&path), bytes.into()).await?;
+        let bytes = Bytes::from(bytes);
+        let version = self.put_made(&self.run.url_of(&path), bytes.clone()).await?;
         failpoint::hit("after_index");
+        let (keeper, kept) = (Arc::clone(&self.attempt), bytes.clone());
+        if let Err(error) = blocking(move || keeper.keep_index(&kept)).await {
+            self.attempt.note(format!("the index is not kept on this node: {error}"));
+        }
+        self.cache_made(&path, bytes, &blocks).await;
         let object =
             StoredObject { path, size_bytes, version: version.as_str().to_owned(), checksum, attempt: plan.attempt };
         let place = FilePlace::Object(0);

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use longshore_types::checkpoint::object_url;
 use longshore_types::{Artifact, BLOCKS_PER_CHUNK, BlockChecksum, ChunkKey, Error, Result, Version};
 
@@ -101,6 +102,25 @@ impl Writeback {
                 tried.insert(rank);
                 self.hold_copies(rank).await?;
             }
+        }
+    }
+
+    /// Offers a small object that was made for the bucket to the workers' caches.
+    pub(super) async fn cache_made(&self, path: &str, bytes: Bytes, blocks: &[BlockChecksum]) {
+        let put = async {
+            let version = Version::new(format!("attempt:{}", self.attempt.id()))?;
+            let artifact = Arc::new(Artifact::new(object_url(&self.run.url, path), version, bytes.len() as u64)?);
+            for (key, blocks) in ChunkKey::all(&artifact).zip(blocks.chunks(BLOCKS_PER_CHUNK)) {
+                let range = key.range();
+                let chunk = bytes.slice(range.start as usize..range.end as usize);
+                self.sink.put(&key, chunk, blocks, SinkHow::Cache).await?;
+                self.count_chunk("cached");
+            }
+            Ok::<_, Error>(())
+        };
+        let done = tokio::time::timeout(CACHE_TIMEOUT, put).await;
+        if !matches!(done, Ok(Ok(()))) {
+            self.count_chunk("failed");
         }
     }
 
