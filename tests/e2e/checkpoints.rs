@@ -10,7 +10,7 @@ use longshore_testkit::{Content, FakeOrigin, Fault, FaultKind};
 use longshore_tests::{Client, SaveClient, Saving, SlabClient};
 use longshore_types::Code;
 
-use crate::common::{Embedded, check, load, load_and_check, unload_everywhere, wait_until};
+use crate::common::{Embedded, check, load, load_and_check, wait_until};
 
 const MIB: u64 = 1 << 20;
 const RUN: &str = "s3://bucket/run";
@@ -166,10 +166,6 @@ fn two_nodes_commit_one_checkpoint() {
     });
     // A node that has a part of it loads the rest from the origin.
     load_and_check(&cluster, 0, &url(1), &model);
-    assert_eq!(
-        origin.counters().keys["bucket/run/step-1/_CKPT.json"].put.min(2),
-        origin.counters().keys["bucket/run/step-1/_CKPT.json"].put
-    );
 }
 
 #[test]
@@ -218,13 +214,11 @@ fn deltas_send_what_changed_and_outlive_their_parents() {
     for (step, model) in [(1, &first), (2, &second), (3, &third)] {
         load_and_check(&cluster, 1, &url(step), model);
     }
-    unload_everywhere(&cluster, &url(2));
-    unload_everywhere(&cluster, &url(3));
+    for step in 1..=3 {
+        Client::connect(&cluster.loader_socket(1)).unwrap().unload(&url(step)).unwrap();
+    }
     let deleted = client(&cluster, 1).delete(RUN, 1).unwrap();
     assert!(deleted.objects_kept > 0, "{deleted:?}");
-    let error = load(&cluster, 1, &url(1)).map(drop);
-    unload_everywhere(&cluster, &url(1));
-    drop(error);
     let error = load(&cluster, 1, &url(1)).unwrap_err();
     assert!(matches!(error.code(), Code::FailedPrecondition | Code::NotFound), "{error}");
     load_and_check(&cluster, 1, &url(2), &second);
@@ -333,23 +327,26 @@ fn memory_stays_within_its_budget_while_slabs_are_exhausted() {
     println!("{memory:?}, {most} bytes of slabs at most");
     assert!(memory.peak_bytes < ARENA + SLACK, "{memory:?}");
     assert!(most > 0 && most <= SLABS + MIB, "{most} bytes of slabs");
-    load_and_check(&cluster, 0, &url(2), &model);
+    // It is larger than what this loader may hold: read back piece by piece.
+    let verified = client(&cluster, 0).verify(RUN, Some(2)).unwrap();
+    assert!(verified.problem_count == 0 && verified.bytes_done >= model.tensor_bytes(), "{verified:?}");
 }
 
-/// A folder as a training script leaves it.
-fn folder_of(model: &Model, at: &Path) -> PathBuf {
+/// A folder as a training script leaves it. The index is made anew when it is saved: it names objects.
+fn folder_of(model: &mut Model, at: &Path) -> PathBuf {
     let folder = at.join(format!("out-{}", model.size_bytes()));
     model.write_to(&folder).unwrap();
+    model.files.retain(|(name, _)| name != longshore_testkit::modelgen::INDEX_NAME);
     folder
 }
 
 #[test]
 fn the_command_line_with_a_daemon_and_without() {
     let (origin, cluster) = start(0, 1);
-    let first = ModelSpec::sized(1, 24 * MIB, 6).shards(2).build();
-    let second = ModelSpec::sized(2, 23 * MIB, 6).build();
+    let mut first = ModelSpec::sized(1, 24 * MIB, 6).shards(2).build();
+    let mut second = ModelSpec::sized(2, 23 * MIB, 6).build();
     let place = tempfile::tempdir().unwrap();
-    let (first_folder, second_folder) = (folder_of(&first, place.path()), folder_of(&second, place.path()));
+    let (first_folder, second_folder) = (folder_of(&mut first, place.path()), folder_of(&mut second, place.path()));
     let run = |args: &[&str]| {
         let output = cluster.cli(0).args(args).args(["--json"]).run();
         assert!(output.success(), "{output}");
@@ -383,9 +380,9 @@ fn the_command_line_with_a_daemon_and_without() {
 fn a_command_that_is_killed_is_gone_on_with_by_the_next_one() {
     let origin = FakeOrigin::start();
     origin.create_bucket("bucket");
-    let model = ModelSpec::sized(1, 24 * MIB, 6).build();
+    let mut model = ModelSpec::sized(1, 24 * MIB, 6).build();
     let place = tempfile::tempdir().unwrap();
-    let folder = folder_of(&model, place.path());
+    let folder = folder_of(&mut model, place.path());
     let alone = Embedded::with(&origin).env("LONGSHORE_CHECKPOINT_DIR", place.path().join("spool").to_str().unwrap());
     origin.fault(Fault::new(FaultKind::Status(503)).any_verb().on("bucket/run/step-1/*"));
     let mut saving = alone.cli(&["save", folder.to_str().unwrap(), RUN, "--step", "1"]).spawn();
