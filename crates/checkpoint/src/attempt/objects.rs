@@ -111,7 +111,7 @@ impl Attempt {
         self.objects.path(object)
     }
 
-    /// Bytes of an object from this node's disk (its page cache, mostly). Blocks the thread; the caller bounds the size.
+    /// Bytes of an object from this node's disk. Blocks the thread; the caller bounds the size.
     ///
     /// # Errors
     /// What reading reports, naming the file; `Corrupt` when the file is shorter.

@@ -37,12 +37,14 @@ impl Engine {
         self.catalog().get(run_url, step).await
     }
 
-    /// Deletes the checkpoint of a step.
+    /// Deletes the checkpoint of a step, and its bytes on this node.
     ///
     /// # Errors
     /// As [`Catalog::delete`].
     pub async fn delete(&self, run_url: &str, step: u64) -> Result<Deleted> {
-        self.catalog().delete(run_url, step).await
+        let deleted = self.catalog().delete(run_url, step).await?;
+        self.forget_step(run_url, step).await;
+        Ok(deleted)
     }
 
     /// Removes what dead attempts left under a URL; those that go on here are not dead.

@@ -101,6 +101,15 @@ impl Engine {
         true
     }
 
+    /// A checkpoint that was deleted in the origin is not served from here either.
+    pub(crate) async fn forget_step(&self, run_url: &str, step: u64) {
+        for attempt in self.parts.committed_here(run_url) {
+            if attempt.plan().step == step {
+                self.evict(&attempt, true, "deleted").await;
+            }
+        }
+    }
+
     async fn evict(&self, attempt: &Arc<Attempt>, with_journal: bool, why: &str) {
         let (had_objects, attempts) = (attempt.has_objects(), Arc::clone(&self.attempts));
         let removed = Arc::clone(attempt);

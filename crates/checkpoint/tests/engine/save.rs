@@ -24,6 +24,10 @@ async fn files_of_every_size_are_committed_with_their_checksums() {
     for (object, path) in local.commit.objects.iter().zip(&local.objects) {
         assert_eq!(std::fs::metadata(path.as_ref().unwrap()).unwrap().len(), object.size_bytes);
     }
+    // Deleted is deleted, here too.
+    engine.delete(&plan.uri, plan.step).await.unwrap();
+    assert!(engine.local(&status.url, true).is_none());
+    assert!(local.objects.iter().flatten().all(|path| !path.exists()));
     engine.close(SOON).await;
 }
 
