@@ -114,6 +114,7 @@ def save_sync() -> None:
     else:
         raise AssertionError("saved twice")
     assert all(isinstance(each, longshore.FailedPrecondition) for each in failures), failures
+    assert "committed already" in str(failures[0])
 
 
 def load_sync() -> None:

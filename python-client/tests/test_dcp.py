@@ -144,12 +144,8 @@ def test_two_ranks_load_what_four_saved(ranks: Ranks) -> None:
     ranks(2, "load_sync", "fsdp_load", "save_processes", "fail_on_one", "save_again")
 
 
-def test_three_ranks_load_what_two_saved(ranks: Ranks) -> None:
-    ranks(3, "load_again", "fsdp_load")
-
-
-def test_a_rank_dies(ranks: Ranks, address: str) -> None:
-    printed = ranks(3, "die", codes={1: 7})
+def test_three_ranks_load_what_two_saved_and_one_dies(ranks: Ranks, address: str) -> None:
+    printed = ranks(3, "load_again", "fsdp_load", "die", codes={1: 7})
     for rank in (0, 2):
         assert "rank 1 (process" in printed[rank], printed
         assert printed[rank].startswith("unavailable: writing the checkpoint")

@@ -29,8 +29,9 @@ from torch.distributed.checkpoint.planner import SavePlan, WriteItemType
 
 from longshore import _collect, _tree
 from longshore._boxes import Box, whole
+from longshore._checkpoints import get
 from longshore._dtypes import DTYPES
-from longshore._errors import Internal, Unsupported
+from longshore._errors import FailedPrecondition, Internal, NotFound, Unsupported
 from longshore._proto import checkpoint_pb2 as pb
 from longshore._save import plan_save
 from longshore._service import Service
@@ -156,6 +157,7 @@ def lay_out(
     deadline: float,
 ) -> Agreed:
     """On the coordinator: names everything and plans it at the loader. `metadata` is the planner's, if it has any."""
+    _check_free(where, target)
     names, document = _name_tensors(offers)
     ranks = [pb.RankItems(rank=offer.rank) for offer in offers]
     blobs: dict[str, tuple[str, int, int]] = {}
@@ -174,6 +176,17 @@ def lay_out(
     request = pb.PlanSaveRequest(uri=target.uri, step=target.step, world_size=len(offers), options=settings.options())
     plan = plan_save(where, request, ranks, deadline)
     return Agreed(plan.SerializeToString(), names, blobs, content, document)
+
+
+def _check_free(where: Service, target: Target) -> None:
+    """Refuses a step that is committed already, before anything is copied for it."""
+    try:
+        found = get(where, target.uri, target.step, None)
+    except NotFound:
+        return
+    raise FailedPrecondition(
+        f"{found.url} is committed already, by attempt {found.attempt}: choose another step, or delete that one first"
+    )
 
 
 def save_tensor(piece: Piece, name: tuple[str, str]) -> pb.SaveTensor:
