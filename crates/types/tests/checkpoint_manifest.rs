@@ -190,6 +190,16 @@ fn files_are_selected_by_their_names_in_the_checkpoint() {
 }
 
 #[test]
+fn what_a_deleted_checkpoint_left_to_its_deltas_is_no_model() {
+    let mut bucket = Bucket::default();
+    let object = format!("model-{}-00001-of-00001.safetensors", attempt(7));
+    bucket.0.insert(format!("{URL}/{object}"), b"whatever".to_vec());
+    let error = bucket.build(URL, &[]).unwrap_err();
+    assert_eq!(error.code(), Code::FailedPrecondition);
+    assert!(error.message().contains(URL) && error.message().contains("no commit"), "{error}");
+}
+
+#[test]
 fn what_is_not_committed_is_not_loaded() {
     let mut bucket = Bucket::default();
     let commit = full(&mut bucket);

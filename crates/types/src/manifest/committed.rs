@@ -7,11 +7,11 @@ use super::{Extent, ModelFile, Piece, Tensor};
 use crate::artifact::{Artifact, Version};
 use crate::checkpoint::{
     COMMIT_BYTES_MAX, COMMIT_NAME, Commit, FilePlace, INTENT_NAME, StoredFile, StoredObject, StoredPiece, StoredTensor,
-    object_url, parse_step_folder, step_folder,
+    attempt_in_name, object_url, parse_step_folder, step_folder,
 };
 use crate::error::{Code, Error, Result};
 use crate::header::parse_dtype;
-use crate::manifest::Resolved;
+use crate::manifest::{Resolved, ResolvedFile};
 use crate::names::base_of;
 
 /// What a listing says about checkpoints.
@@ -42,6 +42,14 @@ pub(super) fn look_for_commit(resolved: &Resolved, is_selected: bool) -> Result<
         return Err(Error::new(
             Code::FailedPrecondition,
             format!("{url} is not committed: a save of it is under way, or was given up; load another step, or wait"),
+        ));
+    }
+    // Of a deleted checkpoint, objects stay that later deltas need: what is left must not be taken for a model.
+    let is_of_attempt = |file: &ResolvedFile| file.artifact.url() != url && attempt_in_name(&file.name).is_some();
+    if parse_step_folder(base_of(url)).is_some() && resolved.files.iter().any(is_of_attempt) {
+        return Err(Error::new(
+            Code::FailedPrecondition,
+            format!("{url} has no commit: it was deleted, or its save was given up; load another step"),
         ));
     }
     let step = resolved.files.iter().find_map(|file| {
