@@ -11,3 +11,33 @@ mod slabs;
 mod trainer;
 mod upload;
 mod visible;
+
+/// The Rust files below a folder of the workspace, as one text.
+fn source_of(folder: &str) -> String {
+    fn read(folder: &std::path::Path, text: &mut String) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                read(&path, text);
+            } else if path.extension().is_some_and(|ending| ending == "rs") {
+                text.push_str(&std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut text = String::new();
+    read(&root.join(folder), &mut text);
+    text
+}
+
+#[test]
+fn crash_points_all_have_a_test() {
+    let (product, tests) = (source_of("crates/checkpoint/src"), source_of("tests/e2e/crash"));
+    let points: std::collections::BTreeSet<&str> =
+        product.split("failpoint::hit(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    assert!(points.len() >= 20, "{points:?}");
+    for point in points {
+        let is_used = [format!("\"{point}\""), format!("\"{point}@")].iter().any(|used| tests.contains(used.as_str()));
+        assert!(is_used, "no test kills at {point}");
+    }
+}
