@@ -182,7 +182,8 @@ def _check_free(where: Service, target: Target) -> None:
     """Refuses a step that is committed already, before anything is copied for it."""
     try:
         found = get(where, target.uri, target.step, None)
-    except NotFound:
+    except (NotFound, FailedPrecondition):
+        # Nothing is there, or what somebody has not committed: the loader knows whose attempt counts.
         return
     raise FailedPrecondition(
         f"{found.url} is committed already, by attempt {found.attempt}: choose another step, or delete that one first"
