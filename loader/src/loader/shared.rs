@@ -72,13 +72,8 @@ impl Shared {
             gpudirect_storage: options.gpudirect_storage,
         };
         let arena = node.arena.clone().unwrap_or_else(|| Arena::new(options.memory_bytes()));
-        let checkpoints = Checkpoints::new(
-            options.checkpoints.clone(),
-            origins.clone(),
-            arena,
-            sink,
-            metrics.checkpoints.clone(),
-        );
+        let checkpoints =
+            Checkpoints::new(options.checkpoints.clone(), origins.clone(), arena, sink, metrics.checkpoints.clone());
         Ok(Shared {
             checkpoints,
             pinned: node.pinned.clone().map(PinnedTier::new),

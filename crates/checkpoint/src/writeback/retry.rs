@@ -36,9 +36,7 @@ fn class(error: &Error) -> Class {
         | Code::NotFound
         | Code::Exhausted
         | Code::Internal => Class::Refused,
-        Code::FailedPrecondition | Code::Corrupt | Code::Cancelled | Code::Unsupported => {
-            Class::Final
-        }
+        Code::FailedPrecondition | Code::Corrupt | Code::Cancelled | Code::Unsupported => Class::Final,
     }
 }
 
