@@ -210,6 +210,12 @@ impl Attempt {
         &self.token
     }
 
+    /// Whether it was cancelled, or has failed for ever.
+    pub(crate) fn is_stopped(&self) -> bool {
+        let state = self.state();
+        state.cancelled || state.failed.is_some()
+    }
+
     /// Why the token is cancelled.
     pub fn why_stopped(&self) -> Error {
         let state = self.state();

@@ -32,6 +32,8 @@ const SMALL_BYTES: u64 = 1 << 20;
 const BATCH_MAX: usize = 256;
 /// How long a thread waits for its buffer at the start.
 const BUFFER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Of the threads, for the scheduler: training, which may be copying the next slabs on the same cores, goes first.
+const NICE: i32 = 10;
 /// How often a slab that found the disk full is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
 
@@ -104,6 +106,10 @@ impl Drop for Flusher {
 
 impl Shared {
     fn run(&self) {
+        // No process means this thread.
+        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+            tracing::debug!(%error, "checkpoint bytes are written at the process's own priority");
+        }
         let mut writer = None;
         while let Some(batch) = self.take() {
             if writer.is_none() {

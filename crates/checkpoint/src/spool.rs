@@ -24,6 +24,8 @@ use crate::options::CheckpointOptions;
 
 const ATTEMPTS_NAME: &str = "attempts";
 const SET_ASIDE_NAME: &str = "damaged";
+/// Most of them that are told.
+const SET_ASIDE_NOTES_MAX: usize = 10;
 const PRIVATE_NAME: &str = "private";
 
 /// The folder, locked.
@@ -90,6 +92,20 @@ impl Spool {
         let moved = std::fs::rename(attempt_folder, &target);
         moved.map_err(|error| disk_error("set aside", attempt_folder, &error))?;
         Ok(target)
+    }
+
+    /// What was set aside, at this start or an earlier one, in words: it stays until a person has looked at it.
+    pub(crate) fn set_aside_notes(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.folder.join(SET_ASIDE_NAME)) else { return Vec::new() };
+        let told = |entry: std::fs::DirEntry| {
+            let path = entry.path();
+            format!(
+                "the journal of attempt {} is damaged: it lies in {}, with its bytes; remove it when it is not needed",
+                entry.file_name().to_string_lossy(),
+                path.display()
+            )
+        };
+        entries.flatten().take(SET_ASIDE_NOTES_MAX).map(told).collect()
     }
 
     /// Sets room aside; `None` when there is none now.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use longshore_checkpoint::{ChunkSink, NoSink};
 use longshore_device::{DeviceInfo, DeviceKind};
 use longshore_memory::Arena;
 use longshore_origin::Origins;
@@ -61,7 +62,11 @@ impl Shared {
         let threads = options.fetch_threads();
         // Connections of their own: a put waits for a disk, and loads should not wait behind it.
         let puts = DataClient::new(client_options(&options, options.stall_timeout(), PUTS_PER_WORKER));
-        let sink = ClusterSink::new(cluster.clone(), puts);
+        // A cache in this process would only have a second copy on the same disk.
+        let sink: Arc<dyn ChunkSink> = match cluster.has_workers() {
+            true => ClusterSink::new(cluster.clone(), puts),
+            false => Arc::new(NoSink),
+        };
         let readers = Readers {
             cluster,
             origins: origins.clone(),

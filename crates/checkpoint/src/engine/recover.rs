@@ -42,7 +42,8 @@ pub(super) async fn open(
         blocking(move || {
             let spool = Arc::new(Spool::open(&options, &metrics)?);
             let around = Surroundings { spool: Arc::clone(&spool), metrics, token };
-            let set_aside = replay(&around, &attempts)?;
+            replay(&around, &attempts)?;
+            let set_aside = spool.set_aside_notes();
             let found = Found::open(&options, &spool, &memory, &attempts)?;
             Ok((spool, (found, memory, set_aside)))
         })
@@ -119,8 +120,7 @@ impl Found {
 }
 
 /// Reads every journal. What is damaged is set aside, by name; one that cannot be read for another reason stops the start.
-fn replay(around: &Surroundings, attempts: &Attempts) -> Result<Vec<String>> {
-    let mut set_aside = Vec::new();
+fn replay(around: &Surroundings, attempts: &Attempts) -> Result<()> {
     for folder in around.spool.attempt_folders()? {
         match Attempt::open(around, &folder) {
             Ok(Some(attempt)) => attempts.insert(attempt),
@@ -133,7 +133,6 @@ fn replay(around: &Surroundings, attempts: &Attempts) -> Result<Vec<String>> {
                 let aside = around.spool.set_aside(&folder)?;
                 around.metrics.set_aside.inc();
                 tracing::error!(%error, aside = %aside.display(), "a checkpoint attempt is set aside; nothing of it is removed");
-                set_aside.push(format!("{}; it lies in {} now", error.message(), aside.display()));
             }
             Err(error) if error.code() == Code::NotFound => {
                 // The folder was made, the journal was not.
@@ -142,7 +141,7 @@ fn replay(around: &Surroundings, attempts: &Attempts) -> Result<Vec<String>> {
             Err(error) => return Err(error),
         }
     }
-    Ok(set_aside)
+    Ok(())
 }
 
 impl Engine {

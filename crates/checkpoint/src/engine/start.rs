@@ -45,7 +45,9 @@ impl Engine {
         }
         self.reserve(&attempt, rank).await?;
         let (taking, inline) = (Arc::clone(&attempt), inline);
-        blocking(move || take_charge(&taking, rank, inline)).await?;
+        // A write-back that was refused meanwhile says more than the files that it took along.
+        let told = |error| if attempt.is_stopped() { attempt.why_stopped() } else { error };
+        blocking(move || take_charge(&taking, rank, inline)).await.map_err(told)?;
         attempt.waits_for("");
         attempt.show_staged();
         self.finish_rank(&attempt, rank);
@@ -65,13 +67,7 @@ impl Engine {
                     format!("attempt {} was started with another plan: all ranks pass the same one", plan.attempt);
                 return Err(Error::new(Code::InvalidArgument, message));
             }
-            let state = known.state();
-            if state.cancelled || state.failed.is_some() {
-                drop(state);
-                return Err(known.why_stopped());
-            }
-            drop(state);
-            return Ok(known);
+            return if known.is_stopped() { Err(known.why_stopped()) } else { Ok(known) };
         }
         let around = self.parts.surroundings();
         let attempt = blocking(move || Attempt::create(&around, plan)).await?;
