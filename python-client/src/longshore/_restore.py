@@ -90,6 +90,9 @@ def restore(model: Model[Any], into: Any, wanted: list[Target], *, allow_pickle:
         name = names.get(target.path, target.name)
         name = model._alias_map.get(name, name)
         parts = model._boxes(name)
+        if not parts and target.box.size == 0 and _is_stored(model, name, target.shape):
+            # This rank has nothing of it, and did not load the file that it is in.
+            continue
         if not parts:
             problems.append(f"{_tree.show(target.path)} is not in it as {name!r}")
             continue
@@ -105,6 +108,11 @@ def restore(model: Model[Any], into: Any, wanted: list[Target], *, allow_pickle:
         _fill(model, target, name, parts)
     if tree is not None:
         _set_values(into, _tree.unflatten(tree, lambda _: _TENSOR, allow_pickle=allow_pickle, where=model.uri))
+
+
+def _is_stored(model: Model[Any], name: str, shape: tuple[int, ...]) -> bool:
+    stored = model.checkpoint.tensors.get(name) if model.checkpoint is not None else None
+    return stored is not None and stored.shape == shape
 
 
 def _fill(model: Model[Any], target: Target, name: str, parts: list[tuple[Box, str]]) -> None:
