@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use common::*;
@@ -11,7 +12,7 @@ use longshore_cluster::{Member, Ring};
 use longshore_proto::v1;
 use longshore_proto::v1::worker_client::WorkerClient;
 use longshore_testkit::modelgen::{Model, ModelSpec};
-use longshore_testkit::{FakeOrigin, Fault, FaultKind};
+use longshore_testkit::{Content, FakeOrigin, Fault, FaultKind};
 use longshore_types::{Artifact, CHUNK_BYTES, ChunkKey, Code, Manifest};
 use longshore_wire::{Mode, Tier};
 use longshore_worker::WorkerOptions;
@@ -164,6 +165,10 @@ fn warming_fills_the_owners_and_freeing_empties_them() {
 fn a_dead_worker_is_passed_over_and_counted() {
     let origin = FakeOrigin::start();
     let model = model(&origin);
+    // So many that the dead one owns several, wherever it lies on the ring.
+    let small: HashMap<String, Content> =
+        (0..40).map(|number| (format!("notes-{number}.txt"), Content::generated(number, 1000))).collect();
+    small.iter().for_each(|(name, content)| origin.put_content(&format!("bucket/model/{name}"), content.clone()));
     let folder = tempfile::tempdir().unwrap();
     let mut workers = serve(3, folder.path(), &origin, |_, options| options);
     let dead = workers.remove(0);
@@ -173,7 +178,8 @@ fn a_dead_worker_is_passed_over_and_counted() {
     let runtime = runtime();
     for worker in &workers {
         for (file, key) in keys(&manifest(&runtime, worker)) {
-            fetch_whole(&worker.endpoint(), &key, model.file(&file).unwrap()).unwrap();
+            let content = small.get(&file).or_else(|| model.file(&file)).unwrap();
+            fetch_whole(&worker.endpoint(), &key, content).unwrap();
         }
     }
     let fallbacks = |kind: &str| -> f64 {

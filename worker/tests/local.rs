@@ -162,7 +162,9 @@ fn failures_of_the_origin_reach_every_waiter_and_are_not_kept() {
     origin.reset_counters();
     origin.fault(Fault::new(FaultKind::CutAfter(5 << 20)).times(1));
     fetch_whole(&local.endpoint(), &keys[1], &content).unwrap();
-    assert_eq!(served(&origin), (2, CHUNK_BYTES));
+    // What the origin had given to the network when it cut the connection may not have arrived.
+    let (requests, bytes) = served(&origin);
+    assert!(requests == 2 && (CHUNK_BYTES..CHUNK_BYTES + (2 << 20)).contains(&bytes), "{requests} for {bytes}");
 
     // Replaced since the key was made: bytes of two versions never mix.
     origin.generate(OBJECT, 8, SIZE);
