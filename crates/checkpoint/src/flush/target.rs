@@ -36,16 +36,19 @@ impl Target {
         Arc::clone(&self.file)
     }
 
-    /// Writes `bytes`, which must lie at a page boundary in memory to go past the page cache. Not durable before a sync.
-    pub(super) fn write(&self, bytes: &[u8], at: u64) -> io::Result<()> {
+    /// Writes `bytes`, which must lie at a page boundary in memory to go past the page cache; whether they did. Not durable
+    /// before a sync.
+    pub(super) fn write(&self, bytes: &[u8], at: u64) -> io::Result<bool> {
         let (whole, rest) = bytes.split_at(bytes.len() / PAGE_BYTES * PAGE_BYTES);
         let Some(direct) = self.direct.as_ref().filter(|_| at.is_multiple_of(PAGE_BYTES as u64)) else {
-            return self.file.write_all_at(bytes, at);
+            return self.file.write_all_at(bytes, at).map(|()| false);
         };
         match direct.write_all_at(whole, at) {
-            Ok(()) => self.file.write_all_at(rest, at + whole.len() as u64),
+            Ok(()) => self.file.write_all_at(rest, at + whole.len() as u64).map(|()| true),
             // Not this alignment, or not on this file system after all.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.file.write_all_at(bytes, at),
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                self.file.write_all_at(bytes, at).map(|()| false)
+            }
             Err(error) => Err(error),
         }
     }

@@ -16,6 +16,10 @@ use crate::attempt::{Attempt, FlushedSlab};
 use crate::plan::PlannedFile;
 use crate::spool::disk_error;
 
+/// Told once a save.
+const NOT_DIRECT: &str =
+    "the file system of --checkpoint-dir takes no direct writes: bytes go through the page cache, which is slower";
+
 /// Gives bytes of a slab, from an offset in it on.
 pub(crate) type ReadSlab<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<()>;
 
@@ -115,7 +119,12 @@ impl Writer {
             attempt.allocate_pack(object, &target.file(), (at / CHUNK_BYTES) as u32)?;
         }
         let written = target.write(&self.buffer[..length], at);
-        written.map_err(|error| disk_error("write", &attempt.object_path(object), &error))
+        let is_direct = written.map_err(|error| disk_error("write", &attempt.object_path(object), &error))?;
+        let is_large = size_bytes >= CHUNK_BYTES;
+        if is_large && !is_direct && !attempt.status().notes.iter().any(|note| note == NOT_DIRECT) {
+            attempt.note(NOT_DIRECT);
+        }
+        Ok(())
     }
 
     fn open(&mut self, attempt: &Attempt, object: u32, size_bytes: u64) -> Result<Target> {
