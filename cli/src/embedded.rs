@@ -61,6 +61,8 @@ impl EmbeddedWorker {
         let mut worker_options = WorkerOptions {
             cache_dir: options.cache_dir,
             disk_bytes: options.disk,
+            // Whoever names a budget has decided what is left to others: there is no option for a floor here.
+            disk_free_floor: options.disk.map(|_| ByteSize(0)),
             memory_bytes: Some(ByteSize((memory_limit_bytes() / CACHE_MEMORY_DIVISOR).min(CACHE_MEMORY_BYTES_MAX))),
             allow_local_origin: true,
             ..WorkerOptions::default()

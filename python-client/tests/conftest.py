@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +12,13 @@ import longshore
 from longshore import _cuda
 
 
+#: Budgets of the daemons that tests start: how full the machine's disk is does not matter.
+DISK_BUDGETS = {"LONGSHORE_CHECKPOINT_DISK": "8GiB", "LONGSHORE_WORKER_DISK": "4GiB"}
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    for name, budget in DISK_BUDGETS.items():
+        os.environ.setdefault(name, budget)
     config.addinivalue_line("markers", "e2e: needs the longshore binary (target/debug/longshore, or LONGSHORE_BIN)")
     config.addinivalue_line("markers", "gpu: needs the fake CUDA driver (target/debug/fake-cuda-install)")
 

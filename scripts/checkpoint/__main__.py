@@ -63,7 +63,7 @@ def main() -> int:
             [
                 options.bin / "longshore", "loader", "--socket-dir", work / "run", "--listen", "none",
                 "--ops-listen", ops, "--gpus", "none", "--checkpoint-dir", work / "spool",
-                "--checkpoint-memory", slabs, "--memory", memory,
+                "--checkpoint-memory", slabs, "--memory", memory, "--checkpoint-disk", int(options.size * 8e9) + (1 << 30),
             ],
             work / "loader.log",
             dict(os.environ),

@@ -24,6 +24,7 @@ impl Embedded {
             ("LONGSHORE_LOADER_MEMORY".to_owned(), "1GiB".to_owned()),
             ("LONGSHORE_WORKER_DISK".to_owned(), "4GiB".to_owned()),
             ("LONGSHORE_WORKER_DISK_FREE_FLOOR".to_owned(), "0".to_owned()),
+            ("LONGSHORE_CHECKPOINT_DISK".to_owned(), "8GiB".to_owned()),
         ];
         Embedded { folder, env }
     }

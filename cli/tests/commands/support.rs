@@ -38,6 +38,9 @@ impl Bench {
         command.env("LONGSHORE_CACHE_DIR", self.path("cache"));
         command.env("LONGSHORE_SOCKET_DIR", self.path("run"));
         command.env("LONGSHORE_LOADER_MEMORY", "256MiB");
+        // Budgets, so that how full the machine's disk is does not matter.
+        command.env("LONGSHORE_WORKER_DISK", "4GiB");
+        command.env("LONGSHORE_CHECKPOINT_DISK", "4GiB");
         command.env("TMPDIR", self.path("tmp"));
         // Where the user's own folders would be, when nothing else is said.
         command.env("XDG_CACHE_HOME", self.path("home"));

@@ -27,7 +27,7 @@ pub struct CheckpointOptions {
     #[arg(long = "checkpoint-memory", env = env::CHECKPOINT_MEMORY, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
 
-    /// Budget of the checkpoint folder [default: what its disk has, less a twentieth]
+    /// Budget of the checkpoint folder [default: what its disk has, less a twentieth; another twentieth, at most 10GiB, then stays free]
     #[arg(long = "checkpoint-disk", env = env::CHECKPOINT_DISK, value_name = "SIZE")]
     pub disk: Option<ByteSize>,
 

@@ -2,7 +2,8 @@
 //!
 //! `<folder>/{lock, attempts/<attempt>/...}`. One process at a time has it, by a lock on `lock` that the kernel drops with the
 //! process. Private processes have folders of their own under `<base>/private/`; those of processes that were killed are
-//! taken over by the next one that starts. Room is set aside before bytes come, against a budget and a floor of free space.
+//! taken over by the next one that starts. Room is set aside before bytes come, against a budget, and a floor of free space when
+//! nobody chose the budget.
 
 mod adopt;
 mod lock;
@@ -18,7 +19,7 @@ use longshore_types::{Code, Error, Result};
 
 use self::lock::FolderLock;
 pub(crate) use self::room::Reserved;
-use self::room::Space;
+use self::room::{Limits, Space};
 use crate::metrics::Metrics;
 use crate::options::CheckpointOptions;
 
@@ -53,7 +54,8 @@ impl Spool {
         make_folder(&attempts)?;
         sync_folder(&folder)?;
         let adopted = adopt::adopt(&base.join(PRIVATE_NAME), &folder, &attempts);
-        let space = Space::measure(&folder, options.disk.map(|size| size.0), metrics)?;
+        let limits = Limits::measure(&folder, options.disk.map(|size| size.0))?;
+        let space = Space::new(&folder, limits, metrics);
         Ok(Spool { folder, attempts, space: Arc::new(space), adopted, is_private: options.private, lock })
     }
 
@@ -114,6 +116,11 @@ impl Spool {
     /// `Exhausted` when so much can never fit.
     pub(crate) fn try_reserve(&self, bytes: u64) -> Result<Option<Reserved>> {
         self.space.try_reserve(bytes)
+    }
+
+    /// Why [`Spool::try_reserve`] gives nothing for so many bytes, in words. Blocks the thread for a moment.
+    pub(crate) fn shortage(&self, bytes: u64) -> String {
+        self.space.shortage(bytes)
     }
 
     /// Counts bytes that are on the disk already.

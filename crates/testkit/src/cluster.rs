@@ -186,6 +186,8 @@ fn loader(spec: &ClusterSpec, folder: &Path, index: usize) -> Daemon {
         .env("LONGSHORE_SOCKET_DIR", folder.join(format!("loader-{index}")).display().to_string())
         .env("LONGSHORE_LOADER_LISTEN", "none".to_owned())
         .env("LONGSHORE_LOADER_MEMORY", spec.loader_memory.clone())
+        // A budget of its own: how full the machine's disk is does not matter.
+        .env("LONGSHORE_CHECKPOINT_DISK", "8GiB".to_owned())
 }
 
 fn checkpoint_folder(folder: &Path, loader: usize) -> PathBuf {

@@ -44,6 +44,7 @@ impl Daemon {
         setup.options.checkpoints.dir = Some(folder.path().join("spool"));
         setup.options.checkpoints.slab_dir = Some(folder.path().join("slabs"));
         setup.options.checkpoints.memory = Some(ByteSize(128 << 20));
+        setup.options.checkpoints.disk = Some(ByteSize(4 << 30));
         setup.options.checkpoints.private = true;
         let listeners = Listeners::bind(&setup.options).await.unwrap();
         let fixture = Fixture::new(setup);

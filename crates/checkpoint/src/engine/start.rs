@@ -98,32 +98,11 @@ impl Engine {
     pub(super) async fn reserve(&self, attempt: &Arc<Attempt>, rank: u32) -> Result<()> {
         let bytes = attempt.size_of(rank).bytes;
         let deadline = Duration::from_millis(attempt.plan().options.stage_timeout_ms());
-        let found = tokio::time::timeout(deadline, async {
-            let mut freed = self.parts.spool.room_freed();
-            loop {
-                freed.mark_unchanged();
-                let spool = Arc::clone(&self.parts.spool);
-                if let Some(reserved) = blocking(move || spool.try_reserve(bytes)).await? {
-                    attempt.set_room(rank, Room { reserved });
-                    return Ok(());
-                }
-                if self.evict_one(attempt).await {
-                    continue;
-                }
-                if attempt.plan().options.refuse_when_full {
-                    return Err(no_room(attempt, rank, bytes));
-                }
-                self.parts.metrics.room_waits.inc();
-                attempt.waits_for(&format!("room for {} of rank {rank} on the disk", format_bytes(bytes)));
-                tokio::select! {
-                    () = attempt.token().cancelled() => return Err(attempt.why_stopped()),
-                    _ = freed.changed() => {}
-                    // Room that other programs give back is told by nobody.
-                    () = tokio::time::sleep(Duration::from_millis(500)) => {}
-                }
-            }
-        });
-        let outcome = found.await.unwrap_or_else(|_| Err(no_room(attempt, rank, bytes)));
+        let found = tokio::time::timeout(deadline, self.find_room(attempt, rank, bytes)).await;
+        let outcome = match found {
+            Ok(outcome) => outcome,
+            Err(_) => Err(no_room(attempt, rank, bytes, &shortage(attempt, bytes).await?)),
+        };
         if let Err(error) = &outcome
             && attempt.ranks().is_empty()
         {
@@ -131,6 +110,37 @@ impl Engine {
             attempt.fail(error.clone());
         }
         outcome
+    }
+
+    async fn find_room(&self, attempt: &Arc<Attempt>, rank: u32, bytes: u64) -> Result<()> {
+        let mut freed = self.parts.spool.room_freed();
+        let mut waited = false;
+        loop {
+            freed.mark_unchanged();
+            let spool = Arc::clone(&self.parts.spool);
+            if let Some(reserved) = blocking(move || spool.try_reserve(bytes)).await? {
+                attempt.set_room(rank, Room { reserved });
+                return Ok(());
+            }
+            if self.evict_one(attempt).await {
+                continue;
+            }
+            let why = shortage(attempt, bytes).await?;
+            if attempt.plan().options.refuse_when_full {
+                return Err(no_room(attempt, rank, bytes, &why));
+            }
+            if !std::mem::replace(&mut waited, true) {
+                self.parts.metrics.room_waits.inc();
+                tracing::warn!(attempt = %attempt.id(), url = %attempt.url(), rank, why, "a save waits for room on the disk");
+            }
+            attempt.waits_for(&format!("room for {} of rank {rank} on the disk: {why}", format_bytes(bytes)));
+            tokio::select! {
+                () = attempt.token().cancelled() => return Err(attempt.why_stopped()),
+                _ = freed.changed() => {}
+                // Room that other programs give back is told by nobody.
+                () = tokio::time::sleep(Duration::from_millis(500)) => {}
+            }
+        }
     }
 
     /// Gives a save up. Too late when the origin was asked to take the commit: then it ends as the origin says.
@@ -153,17 +163,19 @@ impl Engine {
     }
 }
 
-fn no_room(attempt: &Attempt, rank: u32, bytes: u64) -> Error {
-    Error::new(
-        Code::Exhausted,
-        format!(
-            "no room for {} of rank {rank} of {} in {}: free space on that disk, raise --checkpoint-disk, or wait until \
-             earlier checkpoints are in the origin",
-            format_bytes(bytes),
-            attempt.url(),
-            attempt.spool().folder().display()
-        ),
-    )
+async fn shortage(attempt: &Attempt, bytes: u64) -> Result<String> {
+    let spool = Arc::clone(attempt.spool());
+    blocking(move || Ok(spool.shortage(bytes))).await
+}
+
+fn no_room(attempt: &Attempt, rank: u32, bytes: u64, why: &str) -> Error {
+    let message = format!(
+        "no room for {} of rank {rank} of {} in {}: {why}",
+        format_bytes(bytes),
+        attempt.url(),
+        attempt.spool().folder().display()
+    );
+    Error::new(Code::Exhausted, message)
 }
 
 fn check_inline(plan: &SavePlan, rank: u32, inline: &[(u32, Bytes)]) -> Result<()> {

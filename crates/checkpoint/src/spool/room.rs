@@ -1,4 +1,4 @@
-//! Room on the disk: a budget of our own, and a floor of free space that others may need.
+//! Room on the disk: a budget of our own. One that nobody chose also leaves a floor of free space that others may need.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,16 +13,37 @@ use tokio::sync::watch;
 use super::disk_error;
 use crate::metrics::Metrics;
 
-/// Floor of free space, at most; below that a twentieth of the disk.
+/// Floor of free space beside the default budget, at most; below that a twentieth of the disk.
 const FREE_FLOOR_BYTES_MAX: u64 = 10 << 30;
 /// How often free space that others gave back is looked for.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
+/// How much may be set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    pub(super) budget_bytes: u64,
+    /// Stays free for others.
+    pub(super) floor_bytes: u64,
+}
+
+impl Limits {
+    /// The budget as it was set, or what the disk has less a twentieth, and then a floor.
+    pub(super) fn measure(folder: &Path, budget_bytes: Option<u64>) -> Result<Limits> {
+        if let Some(budget_bytes) = budget_bytes {
+            // Whoever names a budget has decided what is left to others.
+            return Ok(Limits { budget_bytes, floor_bytes: 0 });
+        }
+        let disk = statvfs(folder).map_err(|errno| disk_error("look at", folder, &errno.into()))?;
+        let total_bytes = disk.f_blocks.saturating_mul(disk.f_frsize);
+        let twentieth = total_bytes / 20;
+        Ok(Limits { budget_bytes: total_bytes - twentieth, floor_bytes: twentieth.min(FREE_FLOOR_BYTES_MAX) })
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Space {
     folder: PathBuf,
-    budget_bytes: u64,
-    floor_bytes: u64,
+    limits: Limits,
     ledger: Mutex<Ledger>,
     condvar: Condvar,
     freed: watch::Sender<u64>,
@@ -46,47 +67,78 @@ pub(crate) struct Reserved {
 }
 
 impl Space {
-    /// Takes the budget, or what the disk has less a twentieth. What is in the folder already counts as room.
-    pub(super) fn measure(folder: &Path, budget_bytes: Option<u64>, metrics: &Metrics) -> Result<Space> {
-        let disk = statvfs(folder).map_err(|errno| disk_error("look at", folder, &errno.into()))?;
-        let total_bytes = disk.f_blocks.saturating_mul(disk.f_frsize);
-        let budget_bytes = budget_bytes.unwrap_or(total_bytes - total_bytes / 20);
-        metrics.disk_budget_bytes.set(i64::try_from(budget_bytes).unwrap_or(i64::MAX));
-        Ok(Space {
+    /// Nothing is taken at first; what is in the folder already is told by [`Space::reserve_written`].
+    pub(super) fn new(folder: &Path, limits: Limits, metrics: &Metrics) -> Space {
+        metrics.disk_budget_bytes.set(i64::try_from(limits.budget_bytes).unwrap_or(i64::MAX));
+        Space {
             folder: folder.to_owned(),
-            budget_bytes,
-            floor_bytes: (total_bytes / 20).min(FREE_FLOOR_BYTES_MAX),
+            limits,
             ledger: Mutex::default(),
             condvar: Condvar::new(),
             freed: watch::Sender::new(0),
             used: metrics.disk_used_bytes.clone(),
-        })
+        }
     }
 
     pub(super) fn try_reserve(self: &Arc<Self>, bytes: u64) -> Result<Option<Reserved>> {
-        if bytes > self.budget_bytes {
+        if bytes > self.limits.budget_bytes {
             return Err(Error::new(
                 Code::Exhausted,
                 format!(
                     "{} can never fit in {}, which has a budget of {}: raise --checkpoint-disk",
                     format_bytes(bytes),
                     self.folder.display(),
-                    format_bytes(self.budget_bytes)
+                    format_bytes(self.limits.budget_bytes)
                 ),
             ));
         }
-        let disk = statvfs(&self.folder).map_err(|errno| disk_error("look at", &self.folder, &errno.into()))?;
-        let free_bytes = disk.f_bavail.saturating_mul(disk.f_frsize);
+        let free_bytes = self.free_bytes()?;
         let mut ledger = self.ledger.lock();
-        let in_budget = ledger.reserved.saturating_add(bytes) <= self.budget_bytes;
-        let on_disk = ledger.unwritten.saturating_add(bytes).saturating_add(self.floor_bytes) <= free_bytes;
-        if !in_budget || !on_disk {
+        if !ledger.is_in_budget(bytes, self.limits) || !ledger.is_on_disk(bytes, self.limits, free_bytes) {
             return Ok(None);
         }
         ledger.reserved += bytes;
         ledger.unwritten += bytes;
         self.show(&ledger);
         Ok(Some(Reserved { space: Arc::clone(self), bytes, unwritten: bytes }))
+    }
+
+    /// Which bound leaves no room for so many bytes, with its numbers and what to do about it.
+    pub(super) fn shortage(&self, bytes: u64) -> String {
+        let free_bytes = match self.free_bytes() {
+            Ok(free_bytes) => free_bytes,
+            Err(error) => return error.message().to_owned(),
+        };
+        let ledger = self.ledger.lock();
+        let mut why = Vec::new();
+        if !ledger.is_in_budget(bytes, self.limits) {
+            why.push(format!(
+                "{} of the budget of {} are taken: raise --checkpoint-disk, or wait until earlier checkpoints are in the origin",
+                format_bytes(ledger.reserved),
+                format_bytes(self.limits.budget_bytes)
+            ));
+        }
+        if !ledger.is_on_disk(bytes, self.limits, free_bytes) {
+            let promised = match ledger.unwritten {
+                0 => String::new(),
+                unwritten => format!(", {} of them promised to other saves", format_bytes(unwritten)),
+            };
+            let floor = match self.limits.floor_bytes {
+                0 => "free space on that disk".to_owned(),
+                floor => format!(
+                    "{} of them are left to others as long as --checkpoint-disk is not set: free space on that disk, or set it",
+                    format_bytes(floor)
+                ),
+            };
+            why.push(format!("its disk has {} free{promised}: {floor}", format_bytes(free_bytes)));
+        }
+        if why.is_empty() { "there is room by now".to_owned() } else { why.join("; ") }
+    }
+
+    /// What ordinary users may still write: less than root may.
+    fn free_bytes(&self) -> Result<u64> {
+        let disk = statvfs(&self.folder).map_err(|errno| disk_error("look at", &self.folder, &errno.into()))?;
+        Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     pub(super) fn reserve_written(self: &Arc<Self>, bytes: u64) -> Reserved {
@@ -119,6 +171,16 @@ impl Space {
             self.condvar.notify_all();
             self.freed.send_modify(|times| *times += 1);
         }
+    }
+}
+
+impl Ledger {
+    fn is_in_budget(&self, bytes: u64, limits: Limits) -> bool {
+        self.reserved.saturating_add(bytes) <= limits.budget_bytes
+    }
+
+    fn is_on_disk(&self, bytes: u64, limits: Limits, free_bytes: u64) -> bool {
+        self.unwritten.saturating_add(bytes).saturating_add(limits.floor_bytes) <= free_bytes
     }
 }
 

@@ -1,5 +1,8 @@
 //! Locks, folders of processes that are gone, and room.
 
+use longshore_types::format_bytes;
+
+use super::room::{Limits, Space};
 use super::*;
 use crate::options::CheckpointOptions;
 
@@ -67,6 +70,45 @@ fn room_is_bounded_by_the_budget_and_comes_back() {
     assert!(spool.try_reserve(1).unwrap().is_none());
     drop(kept);
     assert!(spool.try_reserve(1).unwrap().is_some());
+}
+
+/// A ledger over a real folder, with a floor that no disk is above.
+fn space(base: &Path, limits: Limits) -> Arc<Space> {
+    Arc::new(Space::new(base, limits, &Metrics::unregistered().unwrap()))
+}
+
+#[test]
+fn the_bound_that_bites_is_named_with_its_numbers() {
+    let base = tempfile::tempdir().unwrap();
+    let floored = space(base.path(), Limits { budget_bytes: 5000, floor_bytes: 1 << 62 });
+    assert!(floored.try_reserve(1).unwrap().is_none());
+    let why = floored.shortage(1);
+    assert!(why.contains(" free") && why.contains(&format_bytes(1 << 62)), "{why}");
+    assert!(why.contains("as long as --checkpoint-disk is not set") && !why.contains("budget"), "{why}");
+
+    let budgeted = space(base.path(), Limits { budget_bytes: 5000, floor_bytes: 0 });
+    let held = budgeted.try_reserve(3000).unwrap().unwrap();
+    assert!(budgeted.try_reserve(2001).unwrap().is_none());
+    let why = budgeted.shortage(2001);
+    assert!(why.starts_with("3.0 kB of the budget of 5.0 kB are taken: raise --checkpoint-disk"), "{why}");
+    assert!(!why.contains("free space"), "{why}");
+    drop(held);
+
+    let promised = space(base.path(), Limits { budget_bytes: u64::MAX, floor_bytes: 0 });
+    let held = promised.try_reserve(1 << 20).unwrap().unwrap();
+    assert!(promised.try_reserve(1 << 60).unwrap().is_none());
+    let why = promised.shortage(1 << 60);
+    assert!(why.contains("1.0 MB of them promised to other saves: free space on that disk"), "{why}");
+    drop(held);
+}
+
+#[test]
+fn only_a_budget_that_nobody_chose_leaves_a_floor() {
+    let base = tempfile::tempdir().unwrap();
+    let chosen = Limits::measure(base.path(), Some(7)).unwrap();
+    assert_eq!(chosen, Limits { budget_bytes: 7, floor_bytes: 0 });
+    let default = Limits::measure(base.path(), None).unwrap();
+    assert!(default.floor_bytes > 0 && default.budget_bytes > default.floor_bytes, "{default:?}");
 }
 
 #[test]

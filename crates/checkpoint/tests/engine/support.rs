@@ -37,6 +37,8 @@ impl Place {
             dir: Some(disk.path().join("spool")),
             slab_dir: Some(shm.path().to_owned()),
             memory: Some(ByteSize(6 * SLAB_BYTES)),
+            // A budget of its own: how full this machine's disk is does not matter.
+            disk: Some(ByteSize(8 << 30)),
             resume_wait_ms: 0,
             ..CheckpointOptions::default()
         };

@@ -25,6 +25,7 @@ impl Node {
         let mut setup = Setup { workers, ..Setup::default() };
         setup.options.checkpoints.dir = Some(folder.path().join("spool"));
         setup.options.checkpoints.slab_dir = Some(folder.path().join("slabs"));
+        setup.options.checkpoints.disk = Some(longshore_types::ByteSize(4 << 30));
         let fixture = Fixture::new(setup);
         fixture.origin.create_bucket("bucket");
         let engine = fixture.loader.checkpoints().engine().await.unwrap().clone();
