@@ -41,7 +41,8 @@ lint: ## Format and lints, warnings denied
 
 test-rust: ## Unit, property and end-to-end tests of the Rust side
 	$(BUILD_TESTED)
-	cargo nextest run --locked --workspace
+	# All failures of a run are told, not only the first.
+	cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc
 
 test-python: ## Tests of the Python client, of deploy/ and of the GPU report
