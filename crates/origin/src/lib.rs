@@ -15,6 +15,7 @@
 
 mod address;
 mod backend;
+mod body;
 mod bucket;
 mod cover;
 mod fault;
@@ -31,6 +32,7 @@ mod verify;
 mod version;
 mod write;
 
+pub use body::Body;
 pub use cover::covers;
 pub use options::{OriginOptions, Secret, StoreOption};
 pub use origins::Origins;

@@ -6,11 +6,11 @@
 //! attempt is simply not there any more. The caller reads back and decides.
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use longshore_types::{BlockChecksum, Version};
 use serde::{Deserialize, Serialize};
 
 use crate::address::Address;
+use crate::body::Body;
 use crate::fault::Attempt;
 
 /// Under which condition an object is written.
@@ -121,7 +121,7 @@ pub(crate) struct Summary {
 #[async_trait]
 pub(crate) trait Writes: Send + Sync {
     /// Writes one whole object.
-    async fn put(&self, target: &Address, bytes: &Bytes, how: &PutHow) -> Attempt<PutOutcome>;
+    async fn put(&self, target: &Address, body: &Body, how: &PutHow) -> Attempt<PutOutcome>;
 
     /// A page of what is below `folder`: everything, or one level with its folders. Nothing there is an empty page.
     async fn entries(&self, folder: &Address, one_level: bool, token: Option<&str>) -> Attempt<Entries>;
@@ -133,7 +133,7 @@ pub(crate) trait Writes: Send + Sync {
 
     async fn upload_start(&self, target: &Address) -> Attempt<UploadId>;
 
-    async fn upload_part(&self, target: &Address, id: &UploadId, index: u32, bytes: &Bytes) -> Attempt<PartId>;
+    async fn upload_part(&self, target: &Address, id: &UploadId, index: u32, body: &Body) -> Attempt<PartId>;
 
     /// `None` when there is no such upload any more.
     async fn upload_complete(&self, target: &Address, id: &UploadId, parts: &[PartId]) -> Attempt<Option<Version>>;

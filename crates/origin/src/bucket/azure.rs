@@ -3,17 +3,17 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures::stream::{self, StreamExt};
 use longshore_types::{Code, Version};
 use object_store::azure::MicrosoftAzure;
 use object_store::multipart::{MultipartStore, PartId as BlockId};
 use object_store::path::Path;
-use object_store::{Error, ObjectStore, PutMode, PutOptions, PutPayload, UpdateVersion};
+use object_store::{Error, ObjectStore, PutMode, PutOptions, UpdateVersion};
 
 use super::explain::{Call, explain};
 use super::version;
 use super::watch::{Exchange, Main};
+use crate::body::Body;
 use crate::fault::{Attempt, Fault};
 use crate::lane::Lane;
 use crate::stats::count;
@@ -29,7 +29,7 @@ pub(super) struct AzureWriter {
 }
 
 impl AzureWriter {
-    pub async fn put(&self, call: &Call<'_>, path: &Path, bytes: &Bytes, how: &PutHow) -> Attempt<PutOutcome> {
+    pub async fn put(&self, call: &Call<'_>, path: &Path, body: &Body, how: &PutHow) -> Attempt<PutOutcome> {
         let mode = match how {
             PutHow::Overwrite => PutMode::Overwrite,
             PutHow::Create => PutMode::Create,
@@ -45,7 +45,7 @@ impl AzureWriter {
         options.extensions.insert(Main);
         count(&self.lane.counters.put_requests, 1);
         let exchange = Exchange::default();
-        let result = exchange.watch(self.store.put_opts(path, PutPayload::from(bytes.clone()), options)).await;
+        let result = exchange.watch(self.store.put_opts(path, body.payload(), options)).await;
         match result {
             Ok(written) => match version::written(written.e_tag.as_deref(), None) {
                 Some(version) => Ok(PutOutcome::Written(version)),
@@ -60,11 +60,10 @@ impl AzureWriter {
         UploadId(UPLOAD.to_owned())
     }
 
-    pub async fn part(&self, call: &Call<'_>, path: &Path, index: u32, bytes: &Bytes) -> Attempt<PartId> {
+    pub async fn part(&self, call: &Call<'_>, path: &Path, index: u32, body: &Body) -> Attempt<PartId> {
         count(&self.lane.counters.upload_requests, 1);
         let exchange = Exchange::default();
-        let payload = PutPayload::from(bytes.clone());
-        let sent = exchange.watch(self.store.put_part(path, &String::new(), index as usize, payload)).await;
+        let sent = exchange.watch(self.store.put_part(path, &String::new(), index as usize, body.payload())).await;
         let block = sent.map_err(|error| explain(call, error, &exchange))?;
         Ok(PartId(block.content_id))
     }

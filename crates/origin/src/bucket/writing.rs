@@ -1,7 +1,6 @@
 //! The writing side of a bucket, whichever cloud it is in.
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use longshore_types::{Code, Version};
 use object_store::list::PaginatedListOptions;
 
@@ -11,6 +10,7 @@ use super::xml::{Place, XmlWriter};
 use super::{Bucket, explain, key_of, listing, parse_path, version};
 use crate::address::Address;
 use crate::backend::Backend;
+use crate::body::Body;
 use crate::fault::{Attempt, Fault};
 use crate::stats::count;
 use crate::write::{Entries, Listed, OpenUpload, PartId, PutHow, PutOutcome, Summary, UploadId, UploadLimits, Writes};
@@ -58,13 +58,13 @@ impl Bucket {
 
 #[async_trait]
 impl Writes for Bucket {
-    async fn put(&self, target: &Address, bytes: &Bytes, how: &PutHow) -> Attempt<PutOutcome> {
+    async fn put(&self, target: &Address, body: &Body, how: &PutHow) -> Attempt<PutOutcome> {
         let object = Object::of(target)?;
         match &self.writer {
-            Writer::Xml(xml) => xml.put(object.place(), bytes, how).await,
+            Writer::Xml(xml) => xml.put(object.place(), body, how).await,
             Writer::Azure(azure) => {
                 let path = parse_path(&object.key, &object.url)?;
-                azure.put(&self.call("write", &object.url), &path, bytes, how).await
+                azure.put(&self.call("write", &object.url), &path, body, how).await
             }
             Writer::None(reason) => self.refuse(&object.url, reason),
         }
@@ -134,13 +134,13 @@ impl Writes for Bucket {
         }
     }
 
-    async fn upload_part(&self, target: &Address, id: &UploadId, index: u32, bytes: &Bytes) -> Attempt<PartId> {
+    async fn upload_part(&self, target: &Address, id: &UploadId, index: u32, body: &Body) -> Attempt<PartId> {
         let object = Object::of(target)?;
         match &self.writer {
-            Writer::Xml(xml) => xml.part(object.place(), id, index, bytes).await,
+            Writer::Xml(xml) => xml.part(object.place(), id, index, body).await,
             Writer::Azure(azure) => {
                 let path = parse_path(&object.key, &object.url)?;
-                azure.part(&self.call("send a part of", &object.url), &path, index, bytes).await
+                azure.part(&self.call("send a part of", &object.url), &path, index, body).await
             }
             Writer::None(reason) => self.refuse(&object.url, reason),
         }

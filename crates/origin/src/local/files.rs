@@ -6,11 +6,13 @@ use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
+use bytes::Bytes;
 use longshore_types::{Code, Version};
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 
 use super::temporary::{self, Kind};
 use super::{io_fault, version_of};
+use crate::body::Body;
 use crate::fault::{Attempt, Fault};
 use crate::write::{PutHow, PutOutcome};
 
@@ -33,14 +35,14 @@ impl Drop for Temporary {
 }
 
 /// Writes `bytes` to `path` under a condition.
-pub(super) fn put(path: &Path, bytes: &[u8], how: &PutHow) -> Attempt<PutOutcome> {
+pub(super) fn put(path: &Path, body: &Body, how: &PutHow) -> Attempt<PutOutcome> {
     if path.is_dir() {
         return Err(io_fault(path, "write", &io::Error::from(ErrorKind::IsADirectory)));
     }
     if *how == PutHow::Create && path.symlink_metadata().is_ok() {
         return Ok(PutOutcome::Conflict);
     }
-    let temporary = write_beside(path, bytes)?;
+    let temporary = write_beside(path, body)?;
     let version = |file: &File| {
         let metadata = file.metadata().map_err(|error| io_fault(path, "look at", &error))?;
         Ok::<_, Fault>(version_of(&metadata)?)
@@ -64,10 +66,11 @@ pub(super) fn put(path: &Path, bytes: &[u8], how: &PutHow) -> Attempt<PutOutcome
     Ok(PutOutcome::Written(version(&temporary.file)?))
 }
 
-fn write_beside(path: &Path, bytes: &[u8]) -> Attempt<Temporary> {
+fn write_beside(path: &Path, body: &Body) -> Attempt<Temporary> {
     let (at, file) = create_beside(path, &temporary::new_id(), Kind::Object)?;
     let mut temporary = Temporary { path: at, file };
-    let written = temporary.file.write_all(bytes).and_then(|()| temporary.file.sync_all());
+    let mut pieces = body.pieces().iter();
+    let written = pieces.try_for_each(|piece| temporary.file.write_all(piece)).and_then(|()| temporary.file.sync_all());
     written.map_err(|error| io_fault(path, "write", &error))?;
     Ok(temporary)
 }
@@ -179,9 +182,12 @@ pub(super) fn delete(path: &Path) -> Attempt<bool> {
 }
 
 /// Writes bytes at an offset and waits until the disk has them.
-pub(super) fn write_at(path: &Path, offset: u64, bytes: &[u8]) -> Attempt<()> {
+pub(super) fn write_at(path: &Path, mut offset: u64, pieces: &[Bytes]) -> Attempt<()> {
     let written = OpenOptions::new().write(true).open(path).and_then(|file| {
-        file.write_all_at(bytes, offset)?;
+        for piece in pieces {
+            file.write_all_at(piece, offset)?;
+            offset += piece.len() as u64;
+        }
         file.sync_data()
     });
     written.map_err(|error| io_fault(path, "write", &error))
@@ -218,10 +224,16 @@ mod tests {
     fn nothing_is_left_of_a_conflict() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("a/b/x");
-        assert!(matches!(put(&path, b"1", &PutHow::Create).unwrap(), PutOutcome::Written(_)));
-        assert_eq!(put(&path, b"2", &PutHow::Create).unwrap(), PutOutcome::Conflict);
+        assert!(matches!(
+            put(&path, &Bytes::from_static(b"1").into(), &PutHow::Create).unwrap(),
+            PutOutcome::Written(_)
+        ));
+        assert_eq!(put(&path, &Bytes::from_static(b"2").into(), &PutHow::Create).unwrap(), PutOutcome::Conflict);
         let other = Version::new("mtime:0-0-0").unwrap();
-        assert_eq!(put(&path, b"2", &PutHow::Replace(other)).unwrap(), PutOutcome::Conflict);
+        assert_eq!(
+            put(&path, &Bytes::from_static(b"2").into(), &PutHow::Replace(other)).unwrap(),
+            PutOutcome::Conflict
+        );
         assert_eq!(std::fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         assert!(delete(&path).unwrap() && !delete(&path).unwrap());
         assert!(!folder.path().join("a/b").exists());
@@ -232,8 +244,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
         std::os::unix::fs::symlink("nowhere", &path).unwrap();
-        assert_eq!(put(&path, b"1", &PutHow::Create).unwrap(), PutOutcome::Conflict);
-        assert!(matches!(put(&path, b"1", &PutHow::Overwrite).unwrap(), PutOutcome::Written(_)));
+        assert_eq!(put(&path, &Bytes::from_static(b"1").into(), &PutHow::Create).unwrap(), PutOutcome::Conflict);
+        assert!(matches!(
+            put(&path, &Bytes::from_static(b"1").into(), &PutHow::Overwrite).unwrap(),
+            PutOutcome::Written(_)
+        ));
         assert_eq!(std::fs::read(&path).unwrap(), b"1");
     }
 }

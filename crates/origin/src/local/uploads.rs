@@ -9,6 +9,7 @@ use longshore_types::{Code, Version};
 
 use super::temporary::{self, Kind};
 use super::{files, io_fault};
+use crate::body::Body;
 use crate::fault::{Attempt, Fault};
 use crate::write::{PartId, UploadId, UploadLimits};
 
@@ -46,10 +47,10 @@ fn path_of(target: &Path, id: &UploadId) -> Attempt<PathBuf> {
 }
 
 /// Writes one part.
-pub(super) fn part(target: &Path, id: &UploadId, index: u32, bytes: &[u8]) -> Attempt<PartId> {
+pub(super) fn part(target: &Path, id: &UploadId, index: u32, body: &Body) -> Attempt<PartId> {
     let path = path_of(target, id)?;
-    files::write_at(&path, u64::from(index) * PART_BYTES, bytes)?;
-    Ok(PartId(bytes.len().to_string()))
+    files::write_at(&path, u64::from(index) * PART_BYTES, body.pieces())?;
+    Ok(PartId(body.len_bytes().to_string()))
 }
 
 /// Makes the file of its parts; `None` when there is no such upload any more.

@@ -6,12 +6,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use longshore_types::{Code, Version, names};
 
 use super::{Local, blocking, files, io_fault, path_of, temporary, uploads, version_of, walk};
 use crate::address::Address;
 use crate::backend::Backend;
+use crate::body::Body;
 use crate::fault::{Attempt, Fault};
 use crate::stats::count;
 use crate::write::{
@@ -20,13 +20,13 @@ use crate::write::{
 
 #[async_trait]
 impl Writes for Local {
-    async fn put(&self, target: &Address, bytes: &Bytes, how: &PutHow) -> Attempt<PutOutcome> {
+    async fn put(&self, target: &Address, body: &Body, how: &PutHow) -> Attempt<PutOutcome> {
         count(&self.lane.counters.put_requests, 1);
         let path = path_of(target)?;
-        let (bytes, how) = (bytes.clone(), how.clone());
+        let (body, how) = (body.clone(), how.clone());
         blocking(move || {
             check_name(&path)?;
-            files::put(&path, &bytes, &how)
+            files::put(&path, &body, &how)
         })
         .await
     }
@@ -57,11 +57,11 @@ impl Writes for Local {
         .await
     }
 
-    async fn upload_part(&self, target: &Address, id: &UploadId, index: u32, bytes: &Bytes) -> Attempt<PartId> {
+    async fn upload_part(&self, target: &Address, id: &UploadId, index: u32, body: &Body) -> Attempt<PartId> {
         count(&self.lane.counters.upload_requests, 1);
         let path = path_of(target)?;
-        let (id, bytes) = (id.clone(), bytes.clone());
-        blocking(move || uploads::part(&path, &id, index, &bytes)).await
+        let (id, body) = (id.clone(), body.clone());
+        blocking(move || uploads::part(&path, &id, index, &body)).await
     }
 
     async fn upload_complete(&self, target: &Address, id: &UploadId, parts: &[PartId]) -> Attempt<Option<Version>> {

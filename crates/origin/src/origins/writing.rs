@@ -9,6 +9,7 @@ use longshore_types::{Artifact, BlockChecksum, Code, Error, Result, Version};
 use super::Origins;
 use crate::address::Address;
 use crate::backend::Backend;
+use crate::body::Body;
 use crate::stats::count;
 use crate::write::{
     ENTRIES_MAX, Entries, Listed, OpenUpload, PartId, PutHow, PutOutcome, UploadId, UploadLimits, Verified, Writes,
@@ -50,12 +51,20 @@ impl Origins {
     /// As [`Origins::stat`]; `Exhausted` when the store or the disk is full, `Unsupported` for origins that are only
     /// read, `InvalidArgument` for a version of another kind of origin.
     pub async fn put(&self, url: &str, bytes: Bytes, how: PutHow) -> Result<PutOutcome> {
+        self.put_body(url, bytes.into(), how).await
+    }
+
+    /// [`Origins::put`] of bytes that lie in pieces.
+    ///
+    /// # Errors
+    /// As [`Origins::put`].
+    pub async fn put_body(&self, url: &str, body: Body, how: PutHow) -> Result<PutOutcome> {
         let target = self.target(url)?;
         let writer = target.writer()?;
-        let outcome = target.backend.lane().run(|| writer.put(&target.address, &bytes, &how)).await?;
+        let outcome = target.backend.lane().run(|| writer.put(&target.address, &body, &how)).await?;
         let counters = &target.backend.lane().counters;
         match outcome {
-            PutOutcome::Written(_) => count(&counters.bytes_written, bytes.len() as u64),
+            PutOutcome::Written(_) => count(&counters.bytes_written, body.len_bytes()),
             PutOutcome::Conflict => count(&counters.conflicts, 1),
         }
         Ok(outcome)
@@ -173,17 +182,24 @@ impl Origins {
         target.backend.lane().run(|| writer.upload_start(&target.address)).await
     }
 
-    /// Sends part `index` (from 0). Parts may be sent in any order, several at once, and again.
+    /// Sends part `index` (from 0): [`Bytes`], or a [`Body`]. Parts may be sent in any order, several at once, and again.
     ///
     /// # Errors
     /// As [`Origins::put`]; `NotFound` when there is no such upload; `InvalidArgument` when the part is beyond the
     /// limits.
-    pub async fn upload_part(&self, url: &str, id: &UploadId, index: u32, bytes: Bytes) -> Result<PartId> {
+    pub async fn upload_part(
+        &self,
+        url: &str,
+        id: &UploadId,
+        index: u32,
+        body: impl Into<Body> + Send,
+    ) -> Result<PartId> {
+        let body = body.into();
         let target = self.target(url)?;
         let writer = target.writer()?;
-        check_part(url, &writer.upload_limits(), index, bytes.len() as u64)?;
-        let part = target.backend.lane().run(|| writer.upload_part(&target.address, id, index, &bytes)).await?;
-        count(&target.backend.lane().counters.bytes_written, bytes.len() as u64);
+        check_part(url, &writer.upload_limits(), index, body.len_bytes())?;
+        let part = target.backend.lane().run(|| writer.upload_part(&target.address, id, index, &body)).await?;
+        count(&target.backend.lane().counters.bytes_written, body.len_bytes());
         Ok(part)
     }
 

@@ -1,12 +1,12 @@
 //! Whole objects: put on a condition, looked at with the checksum that the store keeps, deleted.
 
-use bytes::Bytes;
 use longshore_types::{BlockChecksum, Code, Version};
 use object_store::signer::{HeaderMap, HeaderValue, Method};
 
 use super::parts::{self, Crc32c, Sums};
 use super::wire::{Answer, Ask};
 use super::writer::{Place, XmlWriter};
+use crate::body::Body;
 use crate::bucket::version;
 use crate::fault::{Attempt, Fault};
 use crate::write::{PutHow, PutOutcome, Summary};
@@ -31,9 +31,9 @@ impl XmlWriter {
         Ok(())
     }
 
-    pub(in super::super) async fn put(&self, place: Place<'_>, bytes: &Bytes, how: &PutHow) -> Attempt<PutOutcome> {
+    pub(in super::super) async fn put(&self, place: Place<'_>, body: &Body, how: &PutHow) -> Attempt<PutOutcome> {
         let call = self.call("write", &place);
-        let sums = Sums::of(bytes, self.is_google()).await?;
+        let sums = Sums::of(body, self.is_google()).await?;
         let mut conditional = self.object_headers();
         self.condition(&mut conditional, how, place.url)?;
         let ask = |with| {
@@ -41,7 +41,7 @@ impl XmlWriter {
             if with {
                 self.add_checksum(&mut headers, &sums);
             }
-            Ask { method: Method::PUT, key: place.key, headers, body: bytes.clone(), ..Ask::default() }
+            Ask { method: Method::PUT, key: place.key, headers, body: body.clone(), ..Ask::default() }
         };
         let (answer, _) = self.send_summed(&call, &self.counters().put_requests, true, ask).await?;
         if *how != PutHow::Overwrite && is_conflict(&answer, how) {

@@ -2,15 +2,15 @@
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
-use bytes::Bytes;
 use crc_fast::CrcAlgorithm;
 use longshore_types::{BlockChecksum, Code};
 
+use crate::body::Body;
 use crate::fault::{Attempt, Fault};
 use crate::write::PartId;
 
 /// Bytes up to which checksums are worked out where the call is: less than a tenth of a millisecond.
-const INLINE_BYTES_MAX: usize = 256 << 10;
+const INLINE_BYTES_MAX: u64 = 256 << 10;
 
 /// The CRC-32C that Google keeps for every object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -61,22 +61,28 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    pub async fn of(bytes: &Bytes, is_google: bool) -> Attempt<Sums> {
-        if bytes.len() <= INLINE_BYTES_MAX {
-            return Ok(Sums::of_slice(bytes, is_google));
+    pub async fn of(body: &Body, is_google: bool) -> Attempt<Sums> {
+        let is_known = body.checksum().is_some() && !is_google;
+        if is_known || body.len_bytes() <= INLINE_BYTES_MAX {
+            return Ok(Sums::of_pieces(body, is_google));
         }
-        let bytes = bytes.clone();
-        tokio::task::spawn_blocking(move || Sums::of_slice(&bytes, is_google))
+        let body = body.clone();
+        tokio::task::spawn_blocking(move || Sums::of_pieces(&body, is_google))
             .await
             .map_err(|error| Fault::fatal(Code::Cancelled, format!("a checksum was not worked out: {error}")))
     }
 
-    fn of_slice(bytes: &[u8], is_google: bool) -> Sums {
-        Sums {
-            crc64: BlockChecksum::of(bytes),
-            crc32c: is_google.then(|| Crc32c::of(bytes)),
-            len_bytes: bytes.len() as u64,
+    fn of_pieces(body: &Body, is_google: bool) -> Sums {
+        let nothing = BlockChecksum::of(&[]);
+        let mut sums = Sums { crc64: nothing, crc32c: is_google.then(|| Crc32c::of(&[])), len_bytes: 0 };
+        for piece in body.pieces() {
+            let len_bytes = piece.len() as u64;
+            if body.checksum().is_none() {
+                sums.crc64 = sums.crc64.combine(BlockChecksum::of(piece), len_bytes);
+            }
+            sums.crc32c = sums.crc32c.map(|crc| crc.combine(Crc32c::of(piece), len_bytes));
         }
+        Sums { crc64: body.checksum().unwrap_or(sums.crc64), len_bytes: body.len_bytes(), ..sums }
     }
 }
 
@@ -120,7 +126,7 @@ impl Part {
 
 /// The checksums of the object that parts make; `None` when one of them is not known.
 pub(super) fn whole(parts: &[Part]) -> Option<Sums> {
-    let mut whole = Sums::of_slice(&[], true);
+    let mut whole = Sums::of_pieces(&Body::default(), true);
     for part in parts {
         whole.crc64 = whole.crc64.combine(part.crc64?, part.len_bytes);
         whole.crc32c = Some(whole.crc32c?.combine(part.crc32c?, part.len_bytes));
@@ -131,6 +137,8 @@ pub(super) fn whole(parts: &[Part]) -> Option<Sums> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
 
     #[test]
@@ -146,14 +154,14 @@ mod tests {
     #[test]
     fn parts_survive_their_text_and_make_the_whole() {
         let part = |text: &str| {
-            let sums = Sums::of_slice(text.as_bytes(), true);
+            let sums = Sums::of_pieces(&Bytes::from(text.to_owned()).into(), true);
             Part { crc64: Some(sums.crc64), crc32c: sums.crc32c, len_bytes: sums.len_bytes, etag: "\"a b\"".to_owned() }
         };
         let parts = [part("1234"), part("56789")];
         for part in &parts {
             assert_eq!(&Part::parse(&part.to_id(), "u").unwrap(), part);
         }
-        assert_eq!(whole(&parts), Some(Sums::of_slice(b"123456789", true)));
+        assert_eq!(whole(&parts), Some(Sums::of_pieces(&Bytes::from_static(b"123456789").into(), true)));
         let unknown = Part { crc64: None, ..part("x") };
         assert_eq!(Part::parse(&unknown.to_id(), "u").unwrap(), unknown);
         assert_eq!(whole(&[unknown]), None);

@@ -9,6 +9,7 @@ use super::parts::{self, Part, Sums};
 use super::wire::Ask;
 use super::writer::{Place, XmlWriter};
 use crate::address::Address;
+use crate::body::Body;
 use crate::fault::{Attempt, Fault};
 use crate::write::{OpenUpload, PartId, UploadId};
 
@@ -57,11 +58,11 @@ impl XmlWriter {
         place: Place<'_>,
         id: &UploadId,
         index: u32,
-        bytes: &Bytes,
+        body: &Body,
     ) -> Attempt<PartId> {
         let call = self.call("send a part of", &place);
         let upload = Upload::parse(id, place.url)?;
-        let sums = Sums::of(bytes, self.is_google()).await?;
+        let sums = Sums::of(body, self.is_google()).await?;
         let number = (u64::from(index) + 1).to_string();
         let query = [("partNumber", number.as_str()), ("uploadId", upload.id)];
         let ask = |with| {
@@ -69,7 +70,7 @@ impl XmlWriter {
             if with {
                 self.add_checksum(&mut headers, &sums);
             }
-            Ask { method: Method::PUT, key: place.key, query: &query, headers, body: bytes.clone() }
+            Ask { method: Method::PUT, key: place.key, query: &query, headers, body: body.clone() }
         };
         let (answer, with) =
             self.send_summed(&call, &self.counters().upload_requests, upload.has_checksums, ask).await?;
@@ -97,7 +98,7 @@ impl XmlWriter {
         }
         let query = [("uploadId", upload.id)];
         let ask = |with: bool| {
-            let body = Bytes::from(documents::complete(&parts, with && !self.is_google()));
+            let body = Bytes::from(documents::complete(&parts, with && !self.is_google())).into();
             Ask { method: Method::POST, key: place.key, query: &query, body, ..Ask::default() }
         };
         let counter = &self.counters().upload_requests;

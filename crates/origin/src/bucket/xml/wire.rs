@@ -13,11 +13,12 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use super::super::explain::{Call, explain};
 use super::super::watch::{Exchange, LISTING_BYTES_MAX, Main, collect};
 use crate::address::Cloud;
+use crate::body::Body;
 use crate::fault::Attempt;
 use crate::lane::Lane;
 
 /// Bodies up to here are signed as well; larger ones are parts and objects, which have checksums of their own.
-const SIGNED_BYTES_MAX: usize = 64 << 10;
+const SIGNED_BYTES_MAX: u64 = 64 << 10;
 
 /// As signatures want it: everything but the unreserved characters.
 const STRICT: AsciiSet = NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -48,7 +49,7 @@ pub(super) struct Ask<'a> {
     pub key: &'a str,
     pub query: &'a [(&'a str, &'a str)],
     pub headers: HeaderMap,
-    pub body: Bytes,
+    pub body: Body,
 }
 
 /// Whatever the store answered.
@@ -113,12 +114,18 @@ impl Wire {
             // Writing to a string cannot fail.
             let _ = write!(url, "{separator}{name}={}", utf8_percent_encode(value, &STRICT));
         }
-        let sign_payload = ask.body.len() <= SIGNED_BYTES_MAX;
+        let sign_payload = ask.body.len_bytes() <= SIGNED_BYTES_MAX;
         let mut headers = ask.headers;
         if matches!(ask.method, Method::PUT | Method::POST) {
-            headers.insert("content-length", HeaderValue::from(ask.body.len()));
+            headers.insert("content-length", HeaderValue::from(ask.body.len_bytes()));
         }
-        let mut request = HttpRequest::new(ask.body.into());
+        // Only what is in one piece can be signed; a small body is.
+        let body = match ask.body.pieces() {
+            [] => Bytes::new().into(),
+            [piece] => piece.clone().into(),
+            _ => ask.body.payload().into(),
+        };
+        let mut request = HttpRequest::new(body);
         *request.method_mut() = ask.method;
         *request.uri_mut() = url.parse().map_err(generic)?;
         *request.headers_mut() = headers;
