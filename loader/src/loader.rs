@@ -299,6 +299,7 @@ impl Loader {
         shared.registry.observe();
         shared.metrics.attach_connections.set(shared.registry.holder().uses().attached as i64);
         shared.observe_devices();
+        shared.copy_counters();
         // Sets its gauge.
         shared.checkpoints.busy();
         &shared.metrics

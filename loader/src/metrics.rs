@@ -1,12 +1,17 @@
 //! Every metric of the loader, declared once. Labels are closed sets: ids and URLs go into spans, not here.
 
+mod copied;
+
 use std::time::Duration;
 
+use longshore_origin::OriginStats;
 use longshore_runtime::Metrics as Registry;
 use longshore_types::Result;
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
+use self::copied::Copied;
 use crate::VERSION;
+use crate::checkpoint::sink::SinkStats;
 use crate::fetch::Ways;
 use crate::pinned::PinnedUse;
 use crate::report::{FallbackKind, SourceTier};
@@ -48,6 +53,7 @@ pub struct Metrics {
     fallbacks: IntCounterVec,
     retries: IntCounter,
     mismatches: IntCounter,
+    copied: Copied,
     pub(crate) checkpoints: longshore_checkpoint::Metrics,
 }
 
@@ -152,6 +158,7 @@ impl Metrics {
             retries: r.counter("longshore_loader_retries_total", "Chunk reads that were repeated.")?,
             mismatches: r
                 .counter("longshore_loader_checksum_mismatches_total", "Copies that did not match their checksum.")?,
+            copied: Copied::new(&r)?,
             checkpoints: longshore_checkpoint::Metrics::new(&r)?,
             registry: r,
         };
@@ -202,6 +209,11 @@ impl Metrics {
         self.pinned_capacity_bytes.set(pinned.capacity_bytes as i64);
         self.pinned_staging_bytes.set(pinned.staging_bytes as i64);
         self.pinned_cached_bytes.set(pinned.cached_bytes as i64);
+    }
+
+    /// Brings over what the origin layer and the sink of checkpoints have counted.
+    pub(crate) fn copy(&self, origin: &OriginStats, sink: &SinkStats) {
+        self.copied.raise(origin, sink);
     }
 
     pub(crate) fn add_upload(&self, device: &str, bytes: u64, took: Duration) {

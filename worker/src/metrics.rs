@@ -70,8 +70,12 @@ pub struct Metrics {
     pub origin_requests: IntCounterVec,
     /// Attempts at origins that were repeated.
     pub origin_retries: IntCounter,
-    /// Bytes of objects received from origins.
+    /// Calls to origins that failed in the end.
+    pub origin_errors: IntCounter,
+    /// Bytes of objects received from origins. Workers write nothing to them.
     pub origin_bytes: IntCounter,
+    /// Objects whose version had to be asked for one by one.
+    pub origin_unversioned_listings: IntCounter,
     /// Held while counters are copied from the origin layer, so that two scrapes do not add twice.
     copying: Mutex<()>,
 }
@@ -132,7 +136,12 @@ impl Metrics {
             members: gauge("members", "Workers in the view.")?,
             origin_requests: counters("origin_requests_total", "Requests sent to origins.", "kind")?,
             origin_retries: counter("origin_retries_total", "Attempts at origins that were repeated.")?,
+            origin_errors: counter("origin_errors_total", "Calls to origins that failed in the end.")?,
             origin_bytes: counter("origin_bytes_total", "Bytes of objects received from origins.")?,
+            origin_unversioned_listings: counter(
+                "origin_unversioned_listings_total",
+                "Objects whose version had to be asked for one by one.",
+            )?,
             copying: Mutex::new(()),
         })
     }
@@ -146,7 +155,9 @@ impl Metrics {
             raise(&self.origin_requests.with_label_values(&[kind]), count);
         }
         raise(&self.origin_retries, stats.retries);
+        raise(&self.origin_errors, stats.errors);
         raise(&self.origin_bytes, stats.bytes);
+        raise(&self.origin_unversioned_listings, stats.unversioned_listings);
     }
 
     /// Counts a way that was not the first choice.

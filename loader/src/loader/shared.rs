@@ -43,6 +43,8 @@ pub(crate) struct Shared {
     /// What is saved on this node.
     pub checkpoints: Arc<Checkpoints>,
     pub started: Instant,
+    /// What takes chunks of checkpoints to the workers; `None` without any.
+    sink: Option<Arc<ClusterSink>>,
     readers: Arc<Readers>,
 }
 
@@ -63,9 +65,10 @@ impl Shared {
         // Connections of their own: a put waits for a disk, and loads should not wait behind it.
         let puts = DataClient::new(client_options(&options, options.stall_timeout(), PUTS_PER_WORKER));
         // A cache in this process would only have a second copy on the same disk.
-        let sink: Arc<dyn ChunkSink> = match cluster.has_workers() {
-            true => ClusterSink::new(cluster.clone(), puts),
-            false => Arc::new(NoSink),
+        let sink = cluster.has_workers().then(|| ClusterSink::new(cluster.clone(), puts));
+        let to_workers: Arc<dyn ChunkSink> = match &sink {
+            Some(sink) => sink.clone(),
+            None => Arc::new(NoSink),
         };
         let readers = Readers {
             cluster,
@@ -77,10 +80,16 @@ impl Shared {
             gpudirect_storage: options.gpudirect_storage,
         };
         let arena = node.arena.clone().unwrap_or_else(|| Arena::new(options.memory_bytes()));
-        let checkpoints =
-            Checkpoints::new(options.checkpoints.clone(), origins.clone(), arena, sink, metrics.checkpoints.clone());
+        let checkpoints = Checkpoints::new(
+            options.checkpoints.clone(),
+            origins.clone(),
+            arena,
+            to_workers,
+            metrics.checkpoints.clone(),
+        );
         Ok(Shared {
             checkpoints,
+            sink,
             pinned: node.pinned.clone().map(PinnedTier::new),
             node,
             origins,
@@ -122,6 +131,12 @@ impl Shared {
         if let Some(pinned) = &self.pinned {
             metrics.set_pinned(&pinned.usage());
         }
+    }
+
+    /// Brings over what is counted elsewhere.
+    pub(super) fn copy_counters(&self) {
+        let sink = self.sink.as_ref().map(|sink| sink.stats()).unwrap_or_default();
+        self.metrics.copy(&self.origins.stats(), &sink);
     }
 
     /// Lets the chunks of a model's files leave page-locked memory; gives the bytes that are free there now.
