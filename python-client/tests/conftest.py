@@ -11,7 +11,6 @@ from gpu_support import FakeCuda
 import longshore
 from longshore import _cuda
 
-
 #: Budgets of the daemons that tests start: how full the machine's disk is does not matter.
 DISK_BUDGETS = {"LONGSHORE_CHECKPOINT_DISK": "8GiB", "LONGSHORE_WORKER_DISK": "4GiB"}
 
