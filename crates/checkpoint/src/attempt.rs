@@ -27,6 +27,7 @@ use parking_lot::{Mutex, RwLock, RwLockReadGuard};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use self::delta::keep_parent;
 pub(crate) use self::durable::record_durable;
 pub(crate) use self::objects::Room;
 pub(crate) use self::open::Surroundings;

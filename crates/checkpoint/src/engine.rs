@@ -3,7 +3,7 @@
 //! [`Engine::start`] takes charge of a rank; sealed slabs come from [`Slabs`] and go to the flush threads; the write-back of each
 //! attempt is a task of its own. Whatever ends, ends at a record: the next [`Engine::open`] goes on behind it.
 //!
-//! `start.rs`: taking charge, giving up. `stage.rs`: slabs, sessions, time limits. `recover.rs`: opening. `run.rs`: the write-back and
+//! `start.rs`: taking charge, giving up. `stage.rs`: slabs, sessions, time limits. `recover.rs`: opening, and copies of peers. `run.rs`: the write-back and
 //! what follows it. `local.rs`: checkpoints whose bytes are here. `copy.rs`: files and folders of this node.
 
 mod attempts;
@@ -30,6 +30,7 @@ use tokio_util::task::TaskTracker;
 use self::attempts::Attempts;
 pub use self::local::LocalCheckpoint;
 pub use self::parts::Parts;
+pub use self::recover::{Recovery, RecoveryProgress};
 use crate::flush::Flusher;
 use crate::metrics::Metrics;
 use crate::options::CheckpointOptions;
@@ -53,6 +54,8 @@ pub struct Engine {
     sessions: Mutex<HashMap<SessionId, HashSet<(AttemptId, u32)>>>,
     /// One save is taken charge of at a time: what makes it new is decided once.
     starting: tokio::sync::Mutex<()>,
+    /// One save is recovered at a time.
+    recovering: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
 }
 

@@ -19,6 +19,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::attempt::Record;
 use crate::spool::disk_error;
 
+use self::frame::Found;
 pub(crate) use self::read::{Replay, read};
 
 /// Name of the journal in the folder of an attempt.
@@ -134,6 +135,19 @@ impl Journal {
     /// The file.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+}
+
+/// Records as they would lie in a journal, for others to keep.
+pub(crate) fn to_bytes(records: &[Record]) -> Result<Vec<u8>> {
+    frame::encode(records)
+}
+
+/// The records of [`to_bytes`]; `None` when the bytes are anything else.
+pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Vec<Record>> {
+    match frame::look(bytes) {
+        Found::Whole(payload) if frame::HEAD_BYTES + payload.len() == bytes.len() => frame::decode(payload),
+        _ => None,
     }
 }
 

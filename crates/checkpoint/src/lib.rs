@@ -15,6 +15,7 @@ mod engine;
 pub mod failpoint;
 mod flush;
 mod folder;
+mod held;
 mod journal;
 mod metrics;
 mod options;
@@ -32,11 +33,12 @@ pub use attempt::{
     StoredHow, UploadState,
 };
 pub use catalog::*;
-pub use engine::{Engine, LocalCheckpoint, Parts};
+pub use engine::{Engine, LocalCheckpoint, Parts, Recovery, RecoveryProgress};
+pub use held::HELD_BYTES_MAX;
 pub use metrics::Metrics;
 pub use options::CheckpointOptions;
 pub use plan::*;
-pub use sink::{ChunkSink, NoSink, SinkHow};
+pub use sink::{ChunkSink, HeldRecord, HeldRecords, NoSink, SinkHow};
 pub use slabs::*;
 pub use status::{RankStatus, SaveState, SaveStatus};
 

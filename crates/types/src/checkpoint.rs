@@ -60,6 +60,22 @@ pub fn rank_record_name(attempt: &AttemptId, rank: u32) -> String {
     format!("_RANK-{attempt}-{rank}.json")
 }
 
+const HELD_PREFIX: &str = "_HELD-";
+
+/// Name of the record that makes the held copies of a rank a save again. Peers hold it; it is never in the bucket.
+pub fn held_record_name(attempt: &AttemptId, rank: u32) -> String {
+    format!("{HELD_PREFIX}{attempt}-{rank}")
+}
+
+/// Attempt and rank of a name; `None` when it is not exactly what [`held_record_name`] writes.
+pub fn parse_held_record_name(name: &str) -> Option<(AttemptId, u32)> {
+    let rest = name.strip_prefix(HELD_PREFIX)?;
+    let (attempt, rank) = rest.split_at_checked(AttemptId::TEXT_BYTES)?;
+    let attempt = AttemptId::parse(attempt).ok()?;
+    let rank = rank.strip_prefix('-')?.parse().ok()?;
+    (held_record_name(&attempt, rank) == name).then_some((attempt, rank))
+}
+
 /// The attempt that a name of an object holds, wherever it stands in the name's last part.
 pub fn attempt_in_name(name: &str) -> Option<AttemptId> {
     let base = crate::names::base_of(name);
@@ -81,6 +97,19 @@ mod tests {
         for bad in ["step-", "step-01", "step-+1", "step--1", "step-1 ", "Step-1", "step-18446744073709551616", "1"] {
             assert_eq!(parse_step_folder(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn names_of_held_records_round_trip_and_nothing_else_is_one() {
+        let attempt = AttemptId::from_bytes([0xa7; 16]);
+        for rank in [0, 9, u32::MAX] {
+            assert_eq!(parse_held_record_name(&held_record_name(&attempt, rank)), Some((attempt, rank)));
+        }
+        for bad in ["", "-", "-01", "-+1", "-4294967296", "-1.json", "1"] {
+            assert_eq!(parse_held_record_name(&format!("_HELD-{attempt}{bad}")), None, "{bad}");
+        }
+        assert_eq!(parse_held_record_name("_HELD-日本語日本語日本語日本語日本語日本語日本語-0"), None);
+        assert_eq!(parse_held_record_name(&rank_record_name(&attempt, 7)), None);
     }
 
     #[test]

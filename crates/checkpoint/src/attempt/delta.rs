@@ -85,6 +85,11 @@ impl Attempt {
     }
 }
 
+/// Puts the parent's commit beside a journal that is not open yet.
+pub(crate) fn keep_parent(folder: &Path, commit: &Commit) -> Result<()> {
+    write_synced(folder, PARENT_NAME, &commit.to_bytes())
+}
+
 fn read_commit(path: &Path) -> Result<Commit> {
     let bytes = std::fs::read(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Error::new(Code::NotFound, format!("there is no {}", path.display())),

@@ -73,6 +73,11 @@ impl Attempt {
         Ok(Some(Arc::new(attempt)))
     }
 
+    /// Makes the folder of the objects, for an attempt whose journal did not come about here.
+    pub(crate) fn make_objects(&self) -> Result<()> {
+        self.objects.create_folder()
+    }
+
     fn with(
         around: &Surroundings,
         plan: Arc<SavePlan>,

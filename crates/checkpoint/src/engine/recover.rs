@@ -1,4 +1,9 @@
 //! Opening: everything that an earlier process left is gone on with, told, or removed. Nothing is dropped in silence.
+//!
+//! `recover/copies.rs` and `recover/pull.rs`: going on with what another node left, from the copies that peers hold.
+
+mod copies;
+mod pull;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -11,6 +16,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+pub use self::copies::{Recovery, RecoveryProgress};
 use super::Engine;
 use super::attempts::Attempts;
 use super::parts::Parts;
@@ -41,6 +47,7 @@ pub(super) async fn open(
         let attempts = Arc::clone(&attempts);
         blocking(move || {
             let spool = Arc::new(Spool::open(&options, &metrics)?);
+            spool.clear_recoveries()?;
             let around = Surroundings { spool: Arc::clone(&spool), metrics, token };
             replay(&around, &attempts)?;
             let set_aside = spool.set_aside_notes();
@@ -71,6 +78,7 @@ pub(super) async fn open(
         set_aside,
         sessions: Default::default(),
         starting: Default::default(),
+        recovering: Default::default(),
         tasks: TaskTracker::new(),
     });
     engine.go_on_with(found.sealed).await?;

@@ -7,7 +7,10 @@ use longshore_types::{Code, Error, Result};
 use uuid::Uuid;
 
 use super::lock::{FolderLock, LOCK_NAME};
-use super::{ATTEMPTS_NAME, PRIVATE_NAME, make_folder, sync_folder};
+use super::{ATTEMPTS_NAME, PRIVATE_NAME, Spool, disk_error, make_folder, sync_folder};
+
+/// Where recoveries lie until all of their bytes are synced: nothing of this was acknowledged to anybody.
+const RECOVERING_NAME: &str = "recovering";
 
 /// Between making a folder and locking it somebody may take it for one that was left: then another one is made.
 const TRIES: usize = 8;
@@ -54,6 +57,28 @@ pub(super) fn adopt(private: &Path, own: &Path, attempts: &Path) -> Vec<PathBuf>
     adopted
 }
 
+impl Spool {
+    /// An empty folder for a recovery, alone in the one that goes when it ends. Blocks the thread.
+    pub(crate) fn new_recovery(&self, attempt: &AttemptId) -> Result<PathBuf> {
+        let own = self.folder.join(RECOVERING_NAME).join(Uuid::new_v4().to_string());
+        let folder = own.join(attempt.to_string());
+        make_folder(&folder)?;
+        Ok(folder)
+    }
+
+    /// Removes recoveries that a process did not end. Blocks the thread.
+    pub(crate) fn clear_recoveries(&self) -> Result<()> {
+        remove_all(&self.folder.join(RECOVERING_NAME))
+    }
+}
+
+fn remove_all(folder: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(folder) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(disk_error("remove", folder, &error)),
+        _ => Ok(()),
+    }
+}
+
 fn take_over(folder: &Path, attempts: &Path) -> Result<usize> {
     let theirs = folder.join(ATTEMPTS_NAME);
     let mut count = 0;
@@ -62,12 +87,13 @@ fn take_over(folder: &Path, attempts: &Path) -> Result<usize> {
         if AttemptId::parse(name).is_err() {
             continue;
         }
-        std::fs::rename(&path, attempts.join(name)).map_err(|error| super::disk_error("take over", &path, &error))?;
+        std::fs::rename(&path, attempts.join(name)).map_err(|error| disk_error("take over", &path, &error))?;
         count += 1;
     }
     sync_folder(attempts)?;
     // Only what is empty goes: a damaged attempt that was set aside keeps its folder.
     let _ = std::fs::remove_dir(&theirs);
+    let _ = remove_all(&folder.join(RECOVERING_NAME));
     let _ = std::fs::remove_file(folder.join(LOCK_NAME));
     let _ = std::fs::remove_dir(folder);
     Ok(count)

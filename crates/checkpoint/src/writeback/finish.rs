@@ -91,7 +91,9 @@ impl Writeback {
         self.extra("the hint to the newest checkpoint was not moved", || self.run.point_latest(commit)).await;
         attempt.record(Record::Committed).await?;
         self.sink.release(&attempt.id()).await;
-        if !attempt.has_all_ranks() {
+        // A rank that was recovered here may have come after the record of another one.
+        let has_shown = attempt.state().ranks.values().any(|rank| rank.stored);
+        if has_shown || !attempt.has_all_ranks() {
             let names = (0..commit.world_size).map(|rank| rank_record_name(&commit.attempt, rank));
             let urls: Vec<String> = names.map(|name| self.run.step_url(commit.step, &name)).collect();
             self.extra("records of ranks are left for the sweep", || async {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use longshore_types::checkpoint::object_url;
+use longshore_types::checkpoint::{held_record_name, object_url};
 use longshore_types::{Artifact, BLOCKS_PER_CHUNK, BlockChecksum, ChunkKey, Error, Result, Version};
 
 use super::Writeback;
@@ -124,7 +124,7 @@ impl Writeback {
         }
     }
 
-    /// Puts durable copies of a rank's objects on other nodes, as many as asked for.
+    /// Puts durable copies of a rank's objects on other nodes, as many as asked for, and of what makes a save of them again.
     pub(super) async fn hold_copies(&self, rank: u32) -> Result<()> {
         let copies = self.attempt.plan().options.peer_copies;
         if copies == 0 || self.attempt.state().ranks.get(&rank).is_some_and(|rank| rank.peer_durable) {
@@ -160,14 +160,43 @@ impl Writeback {
                 }
             }
         }
+        self.hold_record(rank, copies).await
+    }
+
+    /// The record of the rank. Last: who finds it knows that the chunks are held.
+    async fn hold_record(&self, rank: u32, copies: u32) -> Result<()> {
+        let attempt = Arc::clone(&self.attempt);
+        let url = self.run.step_url(attempt.plan().step, &held_record_name(&attempt.id(), rank));
+        let version = Version::new(format!("attempt:{}", attempt.id()))?;
+        let (bytes, blocks) = blocking(move || {
+            let bytes = crate::held::encode(&attempt, rank)?;
+            let blocks = BlockChecksum::of_blocks(&bytes);
+            Ok((Bytes::from(bytes), blocks))
+        })
+        .await?;
+        let _memory = self.uploads.reserve(bytes.len() as u64).await?;
+        let artifact = Arc::new(Artifact::new(url, version, bytes.len() as u64)?);
+        for (key, blocks) in ChunkKey::all(&artifact).zip(blocks.chunks(BLOCKS_PER_CHUNK)) {
+            let range = key.range();
+            let chunk = bytes.slice(range.start as usize..range.end as usize);
+            for copy in 0..copies {
+                let how = SinkHow::Hold { attempt: self.attempt.id(), copy };
+                self.hold_until(|| self.sink.put(&key, chunk.clone(), blocks, how)).await?;
+            }
+        }
         Ok(())
     }
 
     async fn hold_chunk(&self, chunks: &Chunks, key: &ChunkKey, how: SinkHow) -> Result<()> {
+        self.hold_until(|| self.put_chunk(chunks, key, how)).await
+    }
+
+    /// Puts something until a peer has it, or the patience is over.
+    async fn hold_until<F: Future<Output = Result<()>>>(&self, mut put: impl FnMut() -> F) -> Result<()> {
         let since = Instant::now();
         let mut pause = Duration::from_millis(50);
         loop {
-            let error = match self.put_chunk(chunks, key, how).await {
+            let error = match put().await {
                 Ok(()) => {
                     self.count_chunk("held");
                     return Ok(());

@@ -183,8 +183,12 @@ async fn chunks_go_to_caches_and_peers() {
     let puts = sink.puts.lock().clone();
     let count = |wanted: SinkHow| puts.iter().filter(|put| put.3 == wanted).count();
     assert_eq!(count(SinkHow::Cache), 2);
-    assert_eq!(count(SinkHow::Hold { attempt, copy: 0 }), 2);
-    assert_eq!(count(SinkHow::Hold { attempt, copy: 1 }), 2);
+    // The chunks, then what makes a save of them again.
+    for copy in 0..2 {
+        assert_eq!(count(SinkHow::Hold { attempt, copy }), 3);
+        let last = puts.iter().rfind(|put| put.3 == SinkHow::Hold { attempt, copy }).unwrap();
+        assert_eq!(last.0, format!("s3://bucket/run/step-1/_HELD-{attempt}-0"));
+    }
     node.engine.close(PATIENCE).await;
     assert_eq!(*sink.released.lock(), [attempt], "copies are let go once the origin has it");
 }
@@ -202,7 +206,7 @@ async fn peers_hold_copies_while_the_origin_takes_nothing() {
     assert_eq!(status.state, SaveState::LocalDurable, "{status:?}");
     assert!(fake.paths("bucket/").is_empty() && sink.released.lock().is_empty());
     let held = sink.puts.lock().len();
-    assert_eq!(held, 2, "{:?}", sink.puts.lock());
+    assert_eq!(held, 3, "{:?}", sink.puts.lock());
 
     fake.clear_faults();
     node.committed(attempt).await;
