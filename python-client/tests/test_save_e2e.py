@@ -18,11 +18,11 @@ import ranks
 import safetensors.torch
 import torch
 from e2e_support import Daemon, binary, every_dtype
+from save_support import equal, forget, training_state
 from test_dtypes import torch_bytes
-from test_save import equal, training_state
 
 import longshore
-from longshore import _private, _service, _slabs
+from longshore import _private
 from longshore._dtypes import DTYPES
 
 pytestmark = pytest.mark.e2e
@@ -67,13 +67,6 @@ def loader(tmp_path: Path) -> Iterator[Saver]:
 def run(tmp_path: Path) -> Path:
     """The origin: a folder."""
     return tmp_path / "origin/run"
-
-
-def forget() -> None:
-    for session in _slabs._sessions.values():
-        session.close()
-    _slabs._sessions.clear()
-    _service._services.clear()
 
 
 def groups(count: int = 6) -> dict[str, Any]:

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from fake_checkpoints import FakeCheckpoints, Store
+from fake_checkpoints import FakeCheckpoints
+from fake_store import Store
 from gpu_support import FakeCuda
-from test_save import equal, load, save
+from save_support import equal, forget, load, save
 
 import longshore
-from longshore import _cuda, _inputs, _service, _slabs
+from longshore import _cuda, _inputs, _sessions
 from longshore._device_copies import DeviceCopies
 from longshore._proto import checkpoint_pb2 as pb
 
@@ -85,15 +85,7 @@ def store() -> Iterator[Store]:
 def fake(store: Store) -> Iterator[FakeCheckpoints]:
     with FakeCheckpoints(store) as made:
         yield made
-    end_sessions()
-
-
-def end_sessions() -> None:
-    for session in _slabs._sessions.values():
-        session.close()
-    _slabs._sessions.clear()
-    _service._services.clear()
-    gc.collect()
+    forget()
 
 
 def test_tensors_of_two_devices_and_of_the_host(
@@ -118,7 +110,7 @@ def test_tensors_of_two_devices_and_of_the_host(
         assert handle.status.notes == ()
         assert equal(load(fake, step).state_dict(), state)
     calls = {name: count - before.get(name, 0) for name, count in cuda.calls().items()}
-    (session,) = _slabs._sessions.values()
+    (session,) = _sessions._sessions.values()
     assert calls["cuMemHostRegister_v2"] == len(session.pieces), (
         "once a piece, whatever the number of saves and devices"
     )
@@ -131,7 +123,7 @@ def test_tensors_of_two_devices_and_of_the_host(
     assert usage["registrations"] == len(session.pieces)
     assert usage["registered_bytes"] == sum(piece.length for piece in session.pieces)
     del session
-    end_sessions()
+    forget()
     assert "registrations" not in cuda.usage()
 
 
@@ -162,7 +154,7 @@ def test_a_card_that_fails_ends_the_save(
     assert len(fake.cancelled) == 1
     assert "streams" not in cuda.usage()
     assert "events" not in cuda.usage()
-    (session,) = _slabs._sessions.values() if _slabs._sessions else [None]
+    (session,) = _sessions._sessions.values() if _sessions._sessions else [None]
     assert session is None or session._writers == 0
     assert save(fake, state, 2, wait="committed")
     assert equal(load(fake, 2).state_dict(), state)
@@ -172,7 +164,7 @@ def test_in_the_background(fake: FakeCheckpoints, cuda: FakeCuda, devices: list[
     state = {"w": devices[0].tensor(torch.randn(100, 1000))}
     wanted = state["w"].clone()
     gate = threading.Event()
-    fake.on_slab = lambda request: gate.wait(20) if request.HasField("seal") else None
+    fake.slabs.on_request = lambda request: gate.wait(20) if request.HasField("seal") else None
     before = cuda.calls().get("cuStreamWaitEvent", 0)
     handle = save(fake, state, wait=None)
     handle.wait_on_stream()
@@ -196,10 +188,10 @@ def test_a_loader_that_is_restarted_keeps_the_memory_locked(
         if count == 6:
             raise ConnectionError
 
-    fake.on_slab = on_slab
+    fake.slabs.on_request = on_slab
     before = cuda.calls().get("cuMemHostRegister_v2", 0)
     save(fake, state, wait="committed")
     assert equal(load(fake).state_dict(), state)
-    (session,) = _slabs._sessions.values()
+    (session,) = _sessions._sessions.values()
     assert session.generation == 2
     assert cuda.calls()["cuMemHostRegister_v2"] == before + len(session.pieces)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import ranks
 import torch
-from fake_checkpoints import FakeCheckpoints, Store
+from fake_checkpoints import FakeCheckpoints
+from fake_store import Store
 from rank import RUN, full
 
 import longshore

@@ -26,12 +26,13 @@ from longshore._errors import (
     InvalidArgument,
     NotFound,
     PermissionDenied,
+    SaveFailedWarning,
     Timeout,
     Unauthenticated,
     Unavailable,
     Unsupported,
 )
-from longshore._handle import SaveHandle, SaveStatus
+from longshore._handle import SaveHandle
 from longshore._load import load
 from longshore._model import Model, TensorInfo
 from longshore._node import Node, attach, connect
@@ -52,6 +53,8 @@ from longshore._records import (
     UnloadResult,
 )
 from longshore._save import save
+from longshore._save_status import SaveStatus
+from longshore._sessions import release_staging
 
 __version__ = "0.1.0"
 
@@ -86,6 +89,7 @@ __all__ = [
     "PinnedStatus",
     "Progress",
     "Replicate",
+    "SaveFailedWarning",
     "SaveHandle",
     "SaveStatus",
     "SkippedFile",
@@ -105,5 +109,6 @@ __all__ = [
     "latest",
     "list",
     "load",
+    "release_staging",
     "save",
 ]

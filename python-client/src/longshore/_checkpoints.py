@@ -10,6 +10,7 @@ from typing import Any
 from longshore._boxes import Box, whole
 from longshore._errors import InvalidArgument, NotFound
 from longshore._node import _absolute
+from longshore._progress import format_bytes
 from longshore._proto import checkpoint_pb2 as pb
 from longshore._service import Service, service
 from longshore._tree import qualified
@@ -18,7 +19,7 @@ from longshore._tree import qualified
 CALL_SECONDS = 300.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckpointInfo:
     """A committed checkpoint."""
 
@@ -38,6 +39,13 @@ class CheckpointInfo:
     parent_step: int | None
     #: As it was given to `longshore.save`.
     metadata: Mapping[str, str]
+
+    def __repr__(self) -> str:
+        delta = "" if self.parent_step is None else f", a delta from step {self.parent_step}"
+        return (
+            f"<longshore.{type(self).__name__} {self.url} (step {self.step}, attempt {self.attempt}, "
+            f"{self.tensor_count} tensors, {self.file_count} files, {format_bytes(self.nbytes)}{delta})>"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,7 @@ class CheckpointPiece:
         return Box(self.start, self.shape)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CheckpointTensor:
     """A tensor of a checkpoint, in as many pieces as it was saved in."""
 
@@ -75,8 +83,13 @@ class CheckpointTensor:
     shape: tuple[int, ...]
     pieces: tuple[CheckpointPiece, ...]
 
+    def __repr__(self) -> str:
+        size = format_bytes(sum(piece.nbytes for piece in self.pieces))
+        count = f"{len(self.pieces)} piece{'' if len(self.pieces) == 1 else 's'}"
+        return f"<longshore.CheckpointTensor {self.name} ({self.dtype_name} {list(self.shape)}, {count}, {size})>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Checkpoint(CheckpointInfo):
     """A committed checkpoint and what is in it."""
 

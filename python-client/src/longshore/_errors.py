@@ -103,6 +103,10 @@ class Internal(Error, RuntimeError):
     code = "internal"
 
 
+class SaveFailedWarning(RuntimeWarning):
+    """A save has failed, and nobody had asked for its outcome when the next one of its run began."""
+
+
 _CLASSES: tuple[type[Error], ...] = (
     InvalidArgument,
     NotFound,

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Mapping
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from longshore import _failures
 from longshore._device_copies import DeviceCopies
 from longshore._errors import Cancelled, Error, Internal, Timeout, Unavailable, from_code
+from longshore._failures import Failure
+from longshore._progress import format_bytes
 from longshore._proto import checkpoint_pb2 as pb
+from longshore._save_status import ORDER, SaveStatus, state_of, status_of
 from longshore._service import Service
 from longshore._stage import Staging
 
@@ -26,45 +31,31 @@ _log = logging.getLogger("longshore")
 #: How long a loader that went away is waited for.
 RECONNECT_SECONDS = 600.0
 RETRY_SECONDS_MAX = 2.0
-
-_STATES = {
-    pb.SAVE_STATE_STAGING: "staging",
-    pb.SAVE_STATE_STAGED: "staged",
-    pb.SAVE_STATE_LOCAL_DURABLE: "local_durable",
-    pb.SAVE_STATE_COMMITTED: "committed",
-    pb.SAVE_STATE_FAILED: "failed",
-    pb.SAVE_STATE_CANCELLED: "cancelled",
-}
-_ORDER = ("staging", "staged", "local_durable", "committed")
+#: How long the loader may take to say how far a save is, when what it said last is known to be old.
+FRESH_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
-class SaveStatus:
-    """How far a save is. Bytes and seconds are those of the ranks of this node, seconds since the start of the save."""
+class SaveFuture(Future[SaveStatus]):
+    """Resolved in the background. Notes whether somebody was given the failure."""
 
-    #: ``staging``, ``staged``, ``local_durable``, ``committed``, ``failed`` or ``cancelled``.
-    state: str
-    step: int
-    #: Of the checkpoint.
-    url: str
-    attempt: str
-    bytes_total: int
-    bytes_staged: int
-    bytes_durable: int
-    bytes_peer: int
-    bytes_uploaded: int
-    #: Not written, because the parent of a delta has them.
-    bytes_unchanged: int
-    #: None when it was not reached yet.
-    staged_seconds: float | None
-    local_durable_seconds: float | None
-    peer_durable_seconds: float | None
-    committed_seconds: float | None
-    retries: int
-    #: What was not the first choice.
-    notes: tuple[str, ...]
-    #: What it waits for at present, in words; empty when for nothing.
-    waiting_for: str
+    def __init__(self, failure: Failure) -> None:
+        super().__init__()
+        self._failure = failure
+        # `Future.cancel` would only stop this process from hearing: `SaveHandle.cancel` is what gives the save up.
+        self.set_running_or_notify_cancel()
+
+    def result(self, timeout: float | None = None) -> SaveStatus:
+        try:
+            return super().result(timeout)
+        except Error:
+            self._failure.is_told = True
+            raise
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        error = super().exception(timeout)
+        if error is not None:
+            self._failure.is_told = True
+        return error
 
 
 class SaveHandle:
@@ -77,8 +68,10 @@ class SaveHandle:
     * `peer_durable`: as many other nodes as `peer_copies` asked for hold them; with 0, the same as `local_durable`.
     * `committed`: the whole checkpoint, of all ranks, is in the origin, and visible.
 
-    When the save fails, those that are not resolved raise the error. It does not end with this object, nor with this
-    process: what is staged is the loader's to finish.
+    When the save fails, those that are not resolved raise the error, and so does `progress`; `status` has it. When
+    nobody asks any of them, the failure is logged as this object is dropped, and the next save of the run warns of it
+    (`SaveFailedWarning`). The save does not end with this object, nor with this process: what is staged is the
+    loader's to finish.
     """
 
     def __init__(
@@ -94,38 +87,61 @@ class SaveHandle:
         self.attempt: str = plan.attempt
         self.rank: int = rank
         self.world_size: int = plan.world_size
-        self.staged: Future[SaveStatus] = _future()
-        self.local_durable: Future[SaveStatus] = _future()
-        self.peer_durable: Future[SaveStatus] = _future()
-        self.committed: Future[SaveStatus] = _future()
+        self._failure = Failure(plan.uri, plan.step)
+        self.staged: Future[SaveStatus] = SaveFuture(self._failure)
+        self.local_durable: Future[SaveStatus] = SaveFuture(self._failure)
+        self.peer_durable: Future[SaveStatus] = SaveFuture(self._failure)
+        self.committed: Future[SaveStatus] = SaveFuture(self._failure)
         self._service = service
         self._peer_copies = plan.options.peer_copies
         self._staging = staging
         self._lock = threading.Lock()
-        self._status = SaveStatus(
-            "staging", plan.step, "", plan.attempt, 0, 0, 0, 0, 0, 0, None, None, None, None, 0, (), ""
-        )
+        self._begun = time.monotonic()
+        #: All bytes of this rank are copied and sealed, whatever the loader has said.
+        self._is_copied = False
+        self._copied_seconds: float | None = None
+        self._heard = pb.SaveStatus(attempt=plan.attempt, step=plan.step, state=pb.SAVE_STATE_STAGING)
+        self._status = status_of(self._heard, "staging", [])
         self._ended = False
+        self._error: Error | None = None
         #: The side streams of GPUs that are copied from.
         self._copies: Mapping[int, DeviceCopies] = {}
+        weakref.finalize(self, self._failure.dropped)
 
     def __repr__(self) -> str:
-        return f"<longshore.SaveHandle {self.uri} step {self.step} ({self.status.state})>"
+        with self._lock:
+            status = self._status
+        size = f", {format_bytes(status.bytes_total)}" if status.bytes_total else ""
+        return f"<longshore.SaveHandle {self.uri} step {self.step} ({status.state}{size}, attempt {self.attempt})>"
 
     @property
     def status(self) -> SaveStatus:
-        """The last that was heard."""
+        """How far the save is: the last that was heard, and after the end of staging nothing from before it."""
         with self._lock:
+            is_old = self._is_copied and self._status.state == "staging"
+        if is_old:
+            self._fetch()
+        with self._lock:
+            if self._status.error:
+                self._failure.is_told = True
             return self._status
 
     @property
     def url(self) -> str:
         """Of the checkpoint, once it is committed."""
-        return self.status.url
+        with self._lock:
+            return self._status.url
 
     def progress(self) -> float:
-        """The part of this node's bytes that is in the origin, from 0 to 1; 1 only when the save is committed."""
-        status = self.status
+        """The part of this node's bytes that is in the origin, from 0 to 1; 1 only when the save is committed.
+
+        Raises why the save has failed, if it has.
+        """
+        with self._lock:
+            status, error = self._status, self._error
+        if error is not None:
+            self._failure.is_told = True
+            raise error
         if status.state == "committed":
             return 1.0
         done = status.bytes_uploaded + status.bytes_unchanged
@@ -143,7 +159,8 @@ class SaveHandle:
         except Error:
             raise
         except TimeoutError as error:
-            waiting = self.status.waiting_for
+            with self._lock:
+                waiting = self._status.waiting_for
             raise Timeout(
                 f"save of {self.uri} step {self.step}: not {stage} within {timeout} s, the save goes on"
                 + (f"; it waits for {waiting}" if waiting else "")
@@ -154,6 +171,8 @@ class SaveHandle:
 
         Nothing happens when it is committed already. The futures that are not resolved raise `Cancelled`.
         """
+        # Who ends it knows.
+        self._failure.is_told = True
         self._staging.cancelled.set()
         request = pb.CancelSaveRequest(attempt=self.attempt)
         status: pb.SaveStatus = self._service.call("CancelSave", request, pb.SaveStatus, timeout)
@@ -180,24 +199,30 @@ class SaveHandle:
 
     # ---- what the watch and the staging tell
 
-    def _update(self, message: pb.SaveStatus) -> bool:
-        """Takes a status in; whether it is the last one."""
-        state = _STATES.get(message.state, "staging")
+    def _update(self, message: pb.SaveStatus, *, is_asked_for: bool = False) -> bool:
+        """Takes a status in; whether it is the last one. One that was asked for may be older than what was heard."""
         mine = next((each for each in message.ranks if each.rank == self.rank), None)
-        reached = _ORDER.index(state) if state in _ORDER else -1
         with self._lock:
             if self._ended:
                 return True
-            status = self._status = _status(message, state, self._staging.notes)
-            durable = reached >= 2 or (mine is not None and mine.local_durable)
+            state = self._state_of(message)
+            reached = ORDER.index(state) if state in ORDER else len(ORDER)
+            if is_asked_for and reached < ORDER.index(self._status.state):
+                return False
+            self._heard = message
+            status = self._status = self._told(state)
+            durable = reached in {2, 3} or (mine is not None and mine.local_durable)
             peer = durable if self._peer_copies == 0 else mine is not None and mine.peer_durable
+            is_staged = reached in {1, 2, 3} or durable or (mine is not None and mine.staged)
             done = [
-                (self.staged, reached >= 1 or durable or (mine is not None and mine.staged)),
+                (self.staged, is_staged),
                 (self.local_durable, durable),
                 (self.peer_durable, peer or state == "committed"),
                 (self.committed, state == "committed"),
             ]
             self._ended = state in {"committed", "failed", "cancelled"}
+        if state == "committed":
+            _failures.add_committed(self.uri, self.step)
         for future, is_done in done:
             if is_done:
                 _resolve(future, status)
@@ -207,18 +232,59 @@ class SaveHandle:
             self._fail(Cancelled(f"save of {self.uri} step {self.step} was cancelled"))
         return self._ended
 
+    def _state_of(self, message: pb.SaveStatus) -> str:
+        state = state_of(message)
+        # As the loader will say: this rank's bytes are sealed, which it may not have shown yet.
+        others = (each.staged for each in message.ranks if each.rank != self.rank)
+        return "staged" if state == "staging" and self._is_copied and all(others) else state
+
+    def _told(self, state: str) -> SaveStatus:
+        """What was heard, and what this process knows better."""
+        status = status_of(self._heard, state, self._staging.notes)
+        if state != "staged" or self._heard.state != pb.SAVE_STATE_STAGING:
+            return status
+        return dataclasses.replace(status, bytes_staged=status.bytes_total, staged_seconds=self._copied_seconds)
+
     def _is_staged(self) -> None:
-        """All of this rank's bytes are copied and sealed."""
+        """All of this rank's bytes are copied and sealed. Raises why the save has failed meanwhile, if it has."""
         with self._lock:
-            status = self._status
+            if not self._ended:
+                self._is_copied = True
+                self._copied_seconds = time.monotonic() - self._begun
+                state = self._status.state
+                if state == "staging":
+                    self._status = self._told(self._state_of(self._heard))
+            status, error = self._status, self._error
+        if error is not None:
+            raise error
         _resolve(self.staged, status)
 
     def _fail(self, error: Error) -> None:
         with self._lock:
+            if self._status.state == "committed":
+                return
             self._ended = True
+            self._error = self._error or error
+            self._failure.set(str(error))
+            state = "cancelled" if isinstance(error, Cancelled) else "failed"
+            self._status = dataclasses.replace(self._status, state=state, error=str(error))
+        # There is nothing left to copy for.
+        self._staging.failure = error
+        self._staging.cancelled.set()
         for future in (self.staged, self.local_durable, self.peer_durable, self.committed):
             with contextlib.suppress(InvalidStateError):
                 future.set_exception(error)
+
+    def _fetch(self) -> None:
+        """Asks the loader how far the save is. Never raises: the watch tells what is wrong."""
+        request = pb.WatchSaveRequest(attempt=self.attempt)
+        try:
+            with contextlib.closing(
+                self._service.stream("WatchSave", request, pb.SaveStatus, FRESH_SECONDS)
+            ) as messages:
+                self._update(next(messages), is_asked_for=True)
+        except (Error, StopIteration) as error:
+            _log.info("save of %s step %d: asking how far it is: %s", self.uri, self.step, error)
 
     def _watch(self) -> None:
         """Starts the thread that follows the save; the process does not wait for it at its end."""
@@ -258,36 +324,7 @@ class SaveHandle:
                 _log.info("save of %s step %d: %s", self.uri, self.step, failure)
 
 
-def _future() -> Future[SaveStatus]:
-    future: Future[SaveStatus] = Future()
-    # `Future.cancel` would only stop this process from hearing: `SaveHandle.cancel` is what gives the save up.
-    future.set_running_or_notify_cancel()
-    return future
-
-
 def _resolve(future: Future[SaveStatus], status: SaveStatus) -> None:
     # The staging and the watch may both be the first to know.
     with contextlib.suppress(InvalidStateError):
         future.set_result(status)
-
-
-def _status(message: pb.SaveStatus, state: str, notes: list[str]) -> SaveStatus:
-    return SaveStatus(
-        state=state,
-        step=message.step,
-        url=message.url,
-        attempt=message.attempt,
-        bytes_total=message.bytes_total,
-        bytes_staged=message.bytes_staged,
-        bytes_durable=message.bytes_durable,
-        bytes_peer=message.bytes_peer,
-        bytes_uploaded=message.bytes_uploaded,
-        bytes_unchanged=message.bytes_unchanged,
-        staged_seconds=message.staged_seconds or None,
-        local_durable_seconds=message.local_durable_seconds or None,
-        peer_durable_seconds=message.peer_durable_seconds or None,
-        committed_seconds=message.committed_seconds or None,
-        retries=message.retries,
-        notes=(*message.notes, *notes),
-        waiting_for=message.waiting_for,
-    )

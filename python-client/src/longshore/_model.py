@@ -16,6 +16,7 @@ from longshore._dtypes import expected_bytes
 from longshore._errors import Corrupt, FailedPrecondition, Internal, NotFound, Unsupported
 from longshore._frameworks import Framework, Region
 from longshore._gpu import GpuRegion
+from longshore._progress import format_bytes
 from longshore._proto import loader_pb2
 from longshore._records import LoadReport, SkippedFile
 
@@ -146,7 +147,9 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         return id(self)
 
     def __repr__(self) -> str:
-        state = "closed" if self._regions is None else f"{len(self)} tensors, {self.nbytes} bytes on {self.device}"
+        state = (
+            "closed" if self._regions is None else f"{len(self)} tensors, {format_bytes(self.nbytes)} on {self.device}"
+        )
         part = f" rank {self.rank} of {self.world_size}" if self.world_size > 1 else ""
         return f"<longshore.Model {self.uri}{part} ({state})>"
 

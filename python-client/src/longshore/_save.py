@@ -13,10 +13,19 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
-from longshore import _collect, _ranks, _slabs
-from longshore._checkpoints import check_step
+from longshore import _collect, _failures, _ranks, _sessions
+from longshore._checkpoints import check_step, get
 from longshore._device_copies import DeviceCopies, lock_pages
-from longshore._errors import Cancelled, Error, Internal, InvalidArgument, Timeout, Unavailable
+from longshore._errors import (
+    Cancelled,
+    Error,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    Timeout,
+    Unavailable,
+)
 from longshore._handle import SaveHandle
 from longshore._node import _absolute
 from longshore._proto import checkpoint_pb2 as pb
@@ -95,7 +104,9 @@ def save(
     committed.
 
     A process that ends does not take its staged saves with it. Raises the subclass of `longshore.Error` that names the
-    reason; on every rank, when they agree through a process group.
+    reason; on every rank, when they agree through a process group. What is found out only after the return (that the
+    step is committed already, for instance, which the origin knows) is the handle's to tell; when nobody asks it, the
+    next save of the run warns (`SaveFailedWarning`).
     """
     _check_choice("layout", layout, ("auto", "huggingface", "sharded"))
     _check_choice("wait", wait, (None, "staged", "local_durable", "peer_durable", "committed"))
@@ -113,6 +124,7 @@ def save(
         hf_index=layout != "sharded",
     )
     with ranks.together() as agreed:
+        _failures.warn_of(os.fspath(uri))
         where = service(address)
         collected = _collect.collect(
             state_dict, files or {}, rank=ranks.rank, gather=layout == "huggingface", allow_pickle=allow_pickle
@@ -139,10 +151,29 @@ def plan_save(
     where: Service, request: pb.PlanSaveRequest, ranks: Sequence[pb.RankItems], deadline: float
 ) -> pb.SavePlan:
     """Lays a checkpoint out. `ranks` may be all of them, or some: then the call waits for others to give the rest."""
+    _refuse_committed(where, request)
     request.ranks.extend(ranks)
     request.join_timeout_ms = _milliseconds(deadline)
     plan: pb.SavePlan = _call(where, "PlanSave", request, pb.SavePlan, deadline)
     return plan
+
+
+def _refuse_committed(where: Service, request: pb.PlanSaveRequest) -> None:
+    """Refuses a step that this process has seen to be committed, if it still is. Nothing is asked for other steps."""
+    if not _failures.may_be_committed(request.uri, request.step):
+        return
+    try:
+        found = get(where, request.uri, request.step, CALL_SECONDS)
+    except NotFound:
+        _failures.forget_committed(request.uri, request.step)
+        return
+    except Error as error:
+        # The save itself will tell.
+        _log.info("looking whether step %d is committed: %s", request.step, error)
+        return
+    raise FailedPrecondition(
+        f"{found.url} is committed already, by attempt {found.attempt}: save another step, or delete this one first"
+    )
 
 
 def _call(where: Service, name: str, request: Any, answer: Any, deadline: float) -> Any:
@@ -191,8 +222,9 @@ def begin(
         for device in devices:
             copies[device] = DeviceCopies(device)
         handle._copies = copies
-        _call(where, "StartSave", start, pb.SaveStatus, deadline)
+        handle._update(_call(where, "StartSave", start, pb.SaveStatus, deadline))
     except BaseException as error:
+        handle._failure.is_told = True
         _give_up(handle, copies, error)
         raise
     handle._watch()
@@ -201,13 +233,14 @@ def begin(
         try:
             if parts:
                 expected = sum(part.length for part in parts)
-                session = _slabs.session(where.slab_socket(), expected, ranks_of_node(plan.world_size))
-                for device in copies:
-                    staging.notes = lock_pages(session, device)
-                    break
-                stage(session, plan, parts, staging, deadline=deadline, copies=copies, locate=where.locate)
+                with _sessions.borrowed(where.slab_socket(), expected, ranks_of_node(plan.world_size)) as session:
+                    for device in copies:
+                        staging.notes = lock_pages(session, device)
+                        break
+                    stage(session, plan, parts, staging, deadline=deadline, copies=copies, locate=where.locate)
             handle._is_staged()
         except BaseException as error:
+            handle._failure.is_told |= not background
             _give_up(handle, copies, error)
             raise
         for each in copies.values():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import grpc
@@ -50,7 +50,7 @@ class Service:
         self.reopen()
         return self._node._call(name, request, answer, timeout, SERVICE)
 
-    def stream(self, name: str, request: Any, answer: Any) -> Iterator[Any]:
+    def stream(self, name: str, request: Any, answer: Any, timeout: float | None = None) -> Generator[Any, None, None]:
         """A call with a stream of answers; raises this package's errors."""
         node = self._node
         method = node._open().unary_stream(
@@ -58,7 +58,7 @@ class Service:
             request_serializer=type(request).SerializeToString,
             response_deserializer=answer.FromString,
         )
-        call: Any = method(request)
+        call: Any = method(request, timeout=timeout)
         try:
             yield from call
         except grpc.RpcError as error:

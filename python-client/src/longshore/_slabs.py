@@ -1,7 +1,8 @@
 """Slabs: room in shared memory of the loader's that checkpoints are copied into.
 
 A `SlabSession` is one connection to the loader's `slabs.sock`; a process has one, which is kept over saves, so that
-the memory is mapped once, and registered with CUDA once. `proto/longshore/v1/checkpoint.proto` has the protocol.
+the memory is mapped once, and registered with CUDA once, see `_sessions`. `proto/longshore/v1/checkpoint.proto` has the
+protocol.
 
 The rule that all of this rests on: only what is sealed counts. A seal is one word in the control page, written after
 the copy is complete, and then told to the loader; a loader that was restarted finds the word.
@@ -96,13 +97,14 @@ _MAP_POPULATE = getattr(mmap, "MAP_POPULATE", 0)
 class SlabSession:
     """A connection to `slabs.sock` and the memory that came over it. Safe to use from several threads."""
 
-    def __init__(self, path: str, expected_bytes: int = 0, clients: int = 0) -> None:
+    def __init__(self, path: str, expected_bytes: int = 0, clients: int = 0, adopt: str = "") -> None:
         """Connects. `expected_bytes` and `clients` tell the loader how much memory to prepare.
 
-        `clients` is the number of processes of this node that save at the same time; 0 when that is not known.
+        `clients` is the number of processes of this node that save at the same time; 0 when that is not known. `adopt`
+        is the session of another process that has let go of it.
         """
         self.path = path
-        self.session = ""
+        self.session = adopt
         self.slab_bytes = 0
         #: Counts connections; slabs of an earlier one are void.
         self.generation = 0
@@ -114,6 +116,8 @@ class SlabSession:
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._writers = 0
+        #: Saves that use it now, or are about to.
+        self.users = 0
         self._sealed: set[SlabKey] = set()
         self._connection: Connection | None = None
         self._clients = clients
@@ -195,8 +199,9 @@ class SlabSession:
     def close(self) -> None:
         """Hangs up: what is not sealed is lost. The memory stays mapped while a slab refers to it."""
         with self._lock:
-            self._hang_up()
+            # In this order: the loader frees the memory once it sees that nobody is there.
             self.pieces, self._control = [], None
+            self._hang_up()
 
     # ---- requests
 
@@ -324,29 +329,3 @@ def _parse(message: bytes) -> pb.SlabResponse:
     if response.error_code:
         raise from_code(response.error_code, response.error_message or "the loader refused a slab")
     return response
-
-
-_sessions: dict[str, SlabSession] = {}
-_sessions_lock = threading.Lock()
-
-
-def session(path: str, expected_bytes: int = 0, clients: int = 0) -> SlabSession:
-    """The session of this process with the loader of a socket, opened with the first use."""
-    with _sessions_lock:
-        found = _sessions.get(path)
-        if found is None:
-            found = _sessions[path] = SlabSession(path, expected_bytes, clients)
-        return found
-
-
-def _after_fork_in_child() -> None:
-    """The session is the parent's: the child's copy of the socket would keep it open after the parent's end."""
-    global _sessions, _sessions_lock
-    for each in _sessions.values():
-        connection = each._connection
-        if connection is not None:
-            connection.close()
-    _sessions, _sessions_lock = {}, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_after_fork_in_child)

@@ -7,6 +7,7 @@ count, the others are copied again.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -17,10 +18,12 @@ from functools import partial
 from typing import cast
 
 from longshore._device_copies import DeviceCopies
-from longshore._errors import Cancelled, Exhausted, Internal, Timeout, Unavailable
+from longshore._errors import Cancelled, Error, Exhausted, Internal, Timeout, Unavailable
 from longshore._proto import checkpoint_pb2 as pb
 from longshore._slabs import Slab, SlabKey, SlabSession
 from longshore._sources import BytesSource, CudaSource, HostSource, Source
+
+_log = logging.getLogger("longshore")
 
 #: Slabs that are being copied at a time, at most: one, and the next.
 SLABS_AT_ONCE = 2
@@ -30,6 +33,12 @@ THREADS_MAX = 8
 #: How long the loader is asked to wait for a free slab before others of this process get a turn.
 ACQUIRE_SECONDS = 0.2
 RETRY_SECONDS = 0.1
+#: A wait for a slab that is longer is told.
+WAIT_TOLD_SECONDS = 10.0
+_CURE = (
+    "a process keeps its slabs between saves: call longshore.release_staging() in those that have saved and do not "
+    "now, or give the loader more --checkpoint-memory"
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,8 @@ class Staging:
     staged_bytes: int = 0
     #: Set to give up.
     cancelled: threading.Event = field(default_factory=threading.Event)
+    #: Why, when the save has failed.
+    failure: Error | None = None
     #: Everything is copied from host memory, or given to a GPU to copy.
     enqueued: threading.Event = field(default_factory=threading.Event)
     #: The caller may change tensors: nothing can be copied a second time.
@@ -244,6 +255,10 @@ class _Walk:
         self._current: _Filling | None = None
         #: Filled, and void because the loader went away before they were sealed.
         self._lost: list[_Filling] = []
+        #: Since when there was no slab for this, and what the loader said.
+        self._short_since: float | None = None
+        self._shortage: Error | None = None
+        self._is_told = False
 
     def run(self, parts: Iterable[Segment]) -> None:
         remaining = iter(parts)
@@ -307,13 +322,15 @@ class _Walk:
         generation = self._session.generation
         try:
             slab = self._session.acquire(key, min(wait, max(0.0, self._deadline - time.monotonic())))
-        except (Exhausted, Timeout):
+        except (Exhausted, Timeout) as error:
             if refuse and not self._in_flight:
                 raise
+            self._tell_shortage(error)
             return None
         except Unavailable:
             self._reconnect(generation)
             return None
+        self._short_since, self._shortage = None, None
         self._in_flight += 1
         return _Filling(slab, self._done)
 
@@ -435,9 +452,21 @@ class _Walk:
 
     def _check(self) -> None:
         if self._staging.cancelled.is_set():
-            raise Cancelled("the save was cancelled")
+            raise self._staging.failure or Cancelled("the save was cancelled")
         if time.monotonic() >= self._deadline:
-            raise Timeout("the save was not staged within the time given")
+            why = f": {self._shortage}; {_CURE}" if self._shortage is not None else ""
+            raise Timeout(f"the save was not staged within the time given{why}")
+
+    def _tell_shortage(self, error: Error) -> None:
+        """Says once that there is no slab, when that takes long and none of this save's own is to become free."""
+        self._shortage = error
+        now = time.monotonic()
+        if self._short_since is None or self._in_flight:
+            self._short_since = now
+        if not self._is_told and now - self._short_since >= WAIT_TOLD_SECONDS:
+            self._is_told = True
+            _log.warning("the save of step %d to %s waits for a slab: %s; %s",
+                         self._plan.step, self._plan.uri, error, _CURE)  # fmt: skip
 
 
 def _copy(batch: list[tuple[HostSource, int, int, int]]) -> None:

@@ -82,7 +82,7 @@ class Offer:
     paths: dict[str, ObjectPath] = field(default_factory=dict)
 
 
-@dataclass
+@dataclass(repr=False)
 class Agreed:
     """What all ranks are told."""
 
@@ -95,6 +95,9 @@ class Agreed:
     #: The content of `.metadata` and of `state.json`, which the coordinator writes.
     metadata: bytes
     document: bytes
+
+    def __repr__(self) -> str:
+        return f"<Agreed {len(self.names)} tensors, {len(self.blobs)} objects>"
 
     @property
     def save_plan(self) -> pb.SavePlan:

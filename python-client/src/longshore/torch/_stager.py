@@ -19,7 +19,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 from torch.distributed.checkpoint.staging import AsyncStager, DefaultStager, StagingOptions
 
-from longshore import _inputs
+from longshore import _failures, _inputs
 from longshore._errors import Error, Internal, InvalidArgument, Unavailable, from_code
 from longshore._handle import SaveHandle
 from longshore._service import service
@@ -32,7 +32,7 @@ from longshore.torch._target import target as make_target
 T = TypeVar("T")
 
 
-@dataclass
+@dataclass(repr=False)
 class StagedSave:
     """A checkpoint that is in slabs. Can be pickled."""
 
@@ -43,6 +43,9 @@ class StagedSave:
     address: str
     #: Follows it, in the process that staged it.
     handle: SaveHandle | None = field(default=None)
+
+    def __repr__(self) -> str:
+        return f"<StagedSave {self.target.url} (rank {self.rank}, attempt {self.attempt})>"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "handle": None}
@@ -58,6 +61,9 @@ class StandIn:
     def __init__(self, save: StagedSave, items: list[WriteItem]) -> None:
         self._save = save
         self._items = items
+
+    def __repr__(self) -> str:
+        return f"<StandIn of {len(self._items)} items of {self._save!r}>"
 
     def __create_write_items__(self, fqn: str, _: object) -> list[WriteItem]:
         _planning.staged = self._save
@@ -124,6 +130,7 @@ class LongshoreStager(AsyncStager):
         where = service(settings.address)
 
         def offer() -> tuple[SavePlan, Offer]:
+            _failures.warn_of(target.uri)
             planner.set_up_planner(state_dict, None, ranks.is_coordinator)
             plan = planner.create_local_plan()
             part = part_of(plan, planner, ranks.rank, gather=settings.layout == "huggingface")

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.storage import StorageWriter, WriteResult
 from torch.futures import Future
 
+from longshore import _failures, _sessions
 from longshore._errors import Error, FailedPrecondition, InvalidArgument, Unsupported
 from longshore._handle import SaveHandle
 from longshore._save import FileContent, Layout
@@ -105,8 +106,13 @@ class LongshoreWriter(StorageWriter, LongshoreStager):
         self._agreed: Agreed | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        # What belongs to this process stays here.
-        return {**self.__dict__, "_group": None, "_handle": None, "_staged": None, "_meeting": None, "_agreed": None}
+        # What belongs to this process stays here, but for memory that the one which goes on would wait for in vain.
+        own = {"_group": None, "_handle": None, "_staged": None, "_meeting": None, "_agreed": None}
+        return {**self.__dict__, **own, "_slabs": _sessions.hand_over()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        _sessions.adopt(state.pop("_slabs"))
+        self.__dict__.update(state)
 
     # ---- StorageWriter
 
@@ -217,8 +223,14 @@ class LongshoreWriter(StorageWriter, LongshoreStager):
             )
         self._agreed = staged.agreed
         self._handle = staged.handle or _follow(staged)
+        self._leave_failures_to_coordinator(self._handle)
         if self._settings.wait != "committed":
             self._handle.wait(self._settings.wait, self._settings.commit_timeout)
+
+    def _leave_failures_to_coordinator(self, handle: SaveHandle) -> None:
+        """It waits for the commit, and torch raises on every rank what it hears."""
+        if self._settings.wait == "committed" and not self._is_coordinator:
+            handle._failure.is_told = True
 
     def _write_now(self, plan: SavePlan, planner: SavePlanner) -> None:
         meeting, settings = self._meeting, self._settings
@@ -226,6 +238,7 @@ class LongshoreWriter(StorageWriter, LongshoreStager):
         handle: SaveHandle | None = None
         told = _OFFER
         try:
+            _failures.warn_of(self._checked_target().uri)
             part = part_of(plan, planner, self._rank, gather=settings.layout == "huggingface")
             found = getattr(planner, "metadata", None)
             metadata = found if self._is_coordinator and isinstance(found, Metadata) else None
@@ -248,6 +261,7 @@ class LongshoreWriter(StorageWriter, LongshoreStager):
             self._agreed = agreed
             handle = part.begin(where, agreed, settings, self._deadline, is_coordinator=self._is_coordinator)
             self._handle = handle
+            self._leave_failures_to_coordinator(handle)
             if settings.wait != "committed":
                 handle.wait(settings.wait, max(0.0, self._deadline - time.monotonic()))
             if meeting is not None:
