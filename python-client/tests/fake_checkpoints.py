@@ -30,6 +30,8 @@ class FakeCheckpoints:
                 os.unlink(os.path.join(self.folder, name))
         self.plans: list[pb.PlanSaveRequest] = []
         self.cancelled: list[str] = []
+        #: Watches hear nothing.
+        self.is_mute = False
         self.failure: RpcFailure | None = None
         #: For tests that make another one over the same store.
         self.restarted: Callable[[FakeCheckpoints], object] = lambda _: None
@@ -165,6 +167,8 @@ class FakeCheckpoints:
                     self.store.changed.wait(1.0)
                 status = pb.SaveStatus()
                 status.CopyFrom(attempt.status)
+            if self.is_mute:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "mute")
             current = status.SerializeToString(deterministic=True)
             if current != last and not self._closing:
                 last = current

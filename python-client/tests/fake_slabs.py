@@ -80,6 +80,9 @@ class FakeSlabs:
         assert hello.protocol == 1
         self.expected.append(hello.expected_bytes)
         store = self.store
+        if hello.session in store.missing:
+            send_message(connection, pb.SlabResponse(error_code="not_found", error_message="begin a new one"))
+            raise ConnectionError
         name = hello.session if hello.session in store.sessions else store.new_session()
         session = store.sessions[name]
         if session.is_here:

@@ -92,6 +92,8 @@ class Store:
         self.sessions: dict[str, Session] = {}
         self.attempts: dict[str, Attempt] = {}
         self.committed: dict[tuple[str, int], str] = {}
+        #: Sessions that are not gone on with.
+        self.missing: set[str] = set()
         #: Attempts that stay where they are after they were staged.
         self.hold_at: int | None = None
         self.changed = threading.Condition(threading.RLock())

@@ -59,3 +59,34 @@ def test_forks(fake: FakeCheckpoints, store: Store) -> None:
     run = subprocess.run([sys.executable, "-c", FORK, fake.address], capture_output=True, text=True, timeout=60)
     assert (run.returncode, run.stderr) == (0, "")
     assert set(store.committed) == {(RUN, 1), (RUN, 3)}
+
+
+MANY = """
+import gc, os, sys, torch, longshore
+def fds():
+    gc.collect()
+    return sorted(os.readlink(f"/proc/self/fd/{fd}").split(":")[0] for fd in os.listdir("/proc/self/fd")
+                  if os.path.islink(f"/proc/self/fd/{fd}"))
+state = {"w": torch.ones(100000)}
+def save(step):
+    longshore.save(state, "s3://bucket/run", step=step, address=sys.argv[1], wait="committed")
+for step in range(3):
+    save(step)
+before = fds()
+for step in range(3, 103):
+    save(step)
+after = fds()
+assert len(after) <= len(before), (before, after)
+"""
+
+
+def test_a_hundred_saves_leave_nothing_open_and_the_end_warns_of_nothing(fake: FakeCheckpoints) -> None:
+    run = subprocess.run(
+        [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", MANY, fake.address],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "ResourceWarning" not in run.stderr, run.stderr
+    assert "longshore" not in run.stderr, run.stderr

@@ -13,7 +13,7 @@ from fake_store import Store
 from save_support import equal, in_threads, load, save
 
 import longshore
-from longshore import _handle, _sessions
+from longshore import _handle, _sessions, _stage
 from longshore._proto import checkpoint_pb2 as pb
 
 pytest_plugins = ("save_fixtures",)
@@ -176,3 +176,69 @@ def test_a_loader_that_forgot_the_save(fake: FakeCheckpoints, store: Store) -> N
     fake.restarted(fake.restart())
     with pytest.raises(longshore.NotFound, match="no save"):
         handle.result(20)
+
+
+# ---- memory that is given back
+
+
+def test_staging_memory_is_given_back_when_no_save_uses_it(fake: FakeCheckpoints, store: Store) -> None:
+    state = {"w": torch.randn(200, 1000)}
+    gate = threading.Event()
+    fake.slabs.on_request = lambda request: gate.wait(20) if request.HasField("acquire") else None
+    handle = save(fake, state, 1, wait=None)
+    longshore.release_staging()
+    (session,) = _sessions._sessions.values()
+    assert session.users == 1, "a save is using it"
+    gate.set()
+    handle.result(20)
+    longshore.release_staging()
+    assert not _sessions._sessions
+    assert not session.is_open
+    assert not session.pieces
+    save(fake, state, 2, wait="committed")
+    assert len(store.sessions) == 2
+
+
+def test_staging_memory_is_given_back_after_every_save(fake: FakeCheckpoints, store: Store) -> None:
+    longshore.release_staging(after_saves=True)
+    try:
+        for step in (1, 2):
+            save(fake, {"w": torch.randn(200, 1000)}, step)
+            assert not _sessions._sessions
+    finally:
+        longshore.release_staging(after_saves=False)
+    save(fake, {"w": torch.randn(200, 1000)}, 3)
+    assert _sessions._sessions
+
+
+def test_a_session_is_handed_over(fake: FakeCheckpoints, store: Store) -> None:
+    """As to the process that `async_save` starts: it goes on with the memory, instead of waiting for it."""
+    state = {"w": torch.randn(200, 1000)}
+    save(fake, state, 1, wait="committed")
+    given = _sessions.hand_over()
+    assert list(given.values()) == list(store.sessions)
+    _sessions.adopt(given)
+    save(fake, state, 2, wait="committed")
+    assert len(store.sessions) == 1
+    assert equal(load(fake, 2).state_dict(), state)
+
+
+def test_a_session_that_nobody_has_is_begun_anew(fake: FakeCheckpoints, store: Store) -> None:
+    save(fake, {"w": torch.ones(5)}, 1, wait="committed")
+    (path,) = _sessions.hand_over()
+    store.missing.add("gone")
+    _sessions.adopt({path: "gone"})
+    save(fake, {"w": torch.ones(5)}, 2, wait="committed")
+
+
+def test_a_time_out_for_lack_of_slabs_names_the_cure(
+    fake: FakeCheckpoints, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_stage, "WAIT_TOLD_SECONDS", 0.1)
+    store.pieces_max = 0
+    with pytest.raises(
+        longshore.Timeout, match=r"no slab is free; .*longshore\.release_staging\(\).*checkpoint-memory"
+    ):
+        save(fake, {"w": torch.ones(10)}, timeout=0.8)
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "waits for a slab: no slab is free" in caplog.text

@@ -241,7 +241,11 @@ def begin(
             handle._is_staged()
         except BaseException as error:
             handle._failure.is_told |= not background
+            known = handle._error
             _give_up(handle, copies, error)
+            if known is not None and isinstance(error, Error):
+                # Why there was nothing left to copy for.
+                raise known from error
             raise
         for each in copies.values():
             each.close()

@@ -449,6 +449,38 @@ class VerifyCheckpointResponse(_message.Message):
     problem_count: int
     def __init__(self, step: _Optional[int] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., objects_done: _Optional[int] = ..., objects_total: _Optional[int] = ..., done: bool = ..., problems: _Optional[_Iterable[_Union[VerifyProblem, _Mapping]]] = ..., problem_count: _Optional[int] = ...) -> None: ...
 
+class RecoverCheckpointRequest(_message.Message):
+    __slots__ = ("uri", "step")
+    URI_FIELD_NUMBER: _ClassVar[int]
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    uri: str
+    step: int
+    def __init__(self, uri: _Optional[str] = ..., step: _Optional[int] = ...) -> None: ...
+
+class RecoverCheckpointResponse(_message.Message):
+    __slots__ = ("bytes_done", "bytes_total", "done", "attempt", "url", "committed", "recovered_ranks", "own_ranks", "stored_ranks", "left_ranks")
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    DONE_FIELD_NUMBER: _ClassVar[int]
+    ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    URL_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    RECOVERED_RANKS_FIELD_NUMBER: _ClassVar[int]
+    OWN_RANKS_FIELD_NUMBER: _ClassVar[int]
+    STORED_RANKS_FIELD_NUMBER: _ClassVar[int]
+    LEFT_RANKS_FIELD_NUMBER: _ClassVar[int]
+    bytes_done: int
+    bytes_total: int
+    done: bool
+    attempt: str
+    url: str
+    committed: bool
+    recovered_ranks: _containers.RepeatedScalarFieldContainer[int]
+    own_ranks: _containers.RepeatedScalarFieldContainer[int]
+    stored_ranks: _containers.RepeatedScalarFieldContainer[int]
+    left_ranks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., done: bool = ..., attempt: _Optional[str] = ..., url: _Optional[str] = ..., committed: bool = ..., recovered_ranks: _Optional[_Iterable[int]] = ..., own_ranks: _Optional[_Iterable[int]] = ..., stored_ranks: _Optional[_Iterable[int]] = ..., left_ranks: _Optional[_Iterable[int]] = ...) -> None: ...
+
 class SlabRequest(_message.Message):
     __slots__ = ("hello", "acquire", "seal", "discard")
     HELLO_FIELD_NUMBER: _ClassVar[int]
