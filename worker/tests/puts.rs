@@ -271,6 +271,14 @@ fn what_is_held_is_listed_and_fetched_by_its_name_also_after_a_restart() {
         let (bytes, _) = fetch(&local.endpoint(), &request(&key, Mode::OnlyIfCached, true)).unwrap();
         assert_eq!(bytes, chunk.bytes);
     }
+    let records = format!("{of_one}/records");
+    assert_eq!(page(&local, &records).unwrap()["objects"], serde_json::json!([]));
+    let record = chunk(&longshore_types::checkpoint::held_record_name(&attempt(1), 3), &of_attempt());
+    record.put(&local.endpoint(), hold(1)).unwrap();
+    let listed = page(&local, &records).unwrap();
+    let urls: Vec<&str> = listed["objects"].as_array().unwrap().iter().map(|o| o["url"].as_str().unwrap()).collect();
+    assert_eq!(urls, [record.key.artifact().url()]);
+
     for unknown in [format!("/v1/holds/{}", attempt(2)), "/v1/holds/x".to_owned(), "/v1/holdsx".to_owned()] {
         assert_eq!(page(&local, &unknown).unwrap_err().code(), Code::NotFound, "{unknown}");
     }

@@ -1,5 +1,6 @@
 //! The gRPC service: converts, calls the engine, converts back.
 
+mod recover;
 mod verify;
 
 use std::path::PathBuf;
@@ -197,6 +198,7 @@ impl Service for CheckpointsGrpc {
     type WatchSaveStream = Boxed<v1::SaveStatus>;
     type SaveFolderStream = Boxed<v1::SaveStatus>;
     type VerifyCheckpointStream = Boxed<v1::VerifyCheckpointResponse>;
+    type RecoverCheckpointStream = Boxed<v1::RecoverCheckpointResponse>;
 
     async fn plan_save(&self, request: Request<v1::PlanSaveRequest>) -> Result<Response<v1::SavePlan>, Status> {
         answer(self.do_plan(request.into_inner()).await)
@@ -302,5 +304,13 @@ impl Service for CheckpointsGrpc {
     ) -> Result<Response<Self::VerifyCheckpointStream>, Status> {
         let deadline = deadline::of(request.metadata());
         answer(self.do_verify(request.into_inner(), deadline).await)
+    }
+
+    async fn recover_checkpoint(
+        &self,
+        request: Request<v1::RecoverCheckpointRequest>,
+    ) -> Result<Response<Self::RecoverCheckpointStream>, Status> {
+        let deadline = deadline::of(request.metadata());
+        answer(self.do_recover(request.into_inner(), deadline).await)
     }
 }

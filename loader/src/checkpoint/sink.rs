@@ -3,7 +3,9 @@
 //!
 //! A cache that cannot be reached is passed over for the chunk's next owner, which loads ask next. A durable copy goes to a
 //! host that has no other copy of the chunk, in the order of the ring from the chunk on, so that copies of a checkpoint
-//! spread over the hosts. Whatever fails is counted, and told to whoever put it.
+//! spread over the hosts. Whatever fails is counted, and told to whoever put it. The way back is in `sink/held.rs`.
+
+mod held;
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures::StreamExt;
-use longshore_checkpoint::{ChunkSink, SinkHow};
+use longshore_checkpoint::{ChunkSink, HeldRecords, SinkHow};
 use longshore_types::checkpoint::AttemptId;
 use longshore_types::{BlockChecksum, ChunkId, ChunkKey, Code, Error, Result, redact_url};
 use longshore_wire::{DataClient, PutMode};
@@ -226,6 +228,14 @@ impl ChunkSink for ClusterSink {
 
     fn peers(&self) -> usize {
         self.cluster.holder_count()
+    }
+
+    async fn held(&self, step_url: &str) -> Result<HeldRecords> {
+        self.held_of(step_url).await
+    }
+
+    async fn fetch(&self, key: &ChunkKey, blocks: Option<&[BlockChecksum]>) -> Result<Bytes> {
+        self.fetch_held(key, blocks).await
     }
 }
 

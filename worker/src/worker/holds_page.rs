@@ -1,13 +1,15 @@
 //! `/v1/holds` and `/v1/holds/<attempt>` on the data plane: which checkpoints this worker holds copies of, and which chunks of
-//! their objects. The chunks are fetched like any other.
+//! their objects. `/v1/holds/<attempt>/records` is the same for the records alone that make a save of the copies again. The
+//! chunks are fetched like any other.
 
-use longshore_types::checkpoint::AttemptId;
+use longshore_types::checkpoint::{AttemptId, parse_held_record_name};
 use longshore_wire::Page;
 use serde::Serialize;
 
 use crate::store::hold::Holds;
 
 const PATH: &str = "/v1/holds";
+const RECORDS: &str = "/records";
 /// Most objects of an answer; how many there are beyond is told.
 const OBJECTS_MAX: usize = 100_000;
 
@@ -45,7 +47,14 @@ struct Object {
 pub(super) fn page(holds: &Holds, path: &str) -> Option<Page> {
     let body = match path.strip_prefix(PATH)? {
         "" => serde_json::to_vec(&attempts(holds)),
-        rest => serde_json::to_vec(&objects(holds, AttemptId::parse(rest.strip_prefix('/')?).ok()?)?),
+        rest => {
+            let rest = rest.strip_prefix('/')?;
+            let (attempt, only_records) = match rest.strip_suffix(RECORDS) {
+                Some(attempt) => (attempt, true),
+                None => (rest, false),
+            };
+            serde_json::to_vec(&objects(holds, AttemptId::parse(attempt).ok()?, only_records)?)
+        }
     };
     Some(Page { status: 200, content_type: "application/json".to_owned(), body: body.ok()? })
 }
@@ -60,8 +69,9 @@ fn attempts(holds: &Holds) -> Attempts {
     Attempts { attempts: attempts.collect() }
 }
 
-fn objects(holds: &Holds, attempt: AttemptId) -> Option<Objects> {
+fn objects(holds: &Holds, attempt: AttemptId, only_records: bool) -> Option<Objects> {
     let mut held = holds.objects(&attempt)?;
+    held.retain(|object| !only_records || is_record(object.artifact.url()));
     let objects_left_out = held.len().saturating_sub(OBJECTS_MAX);
     held.truncate(OBJECTS_MAX);
     let objects = held.into_iter().map(|object| Object {
@@ -71,4 +81,8 @@ fn objects(holds: &Holds, attempt: AttemptId) -> Option<Objects> {
         chunks: object.chunks,
     });
     Some(Objects { attempt: attempt.to_string(), objects: objects.collect(), objects_left_out })
+}
+
+fn is_record(url: &str) -> bool {
+    url.rsplit_once('/').is_some_and(|(_, name)| parse_held_record_name(name).is_some())
 }
