@@ -56,7 +56,7 @@ pub enum Command {
     Save(Box<SaveArgs>),
     /// The saves that run on this node, and the last ones that ended
     Saves(Box<SavesArgs>),
-    /// List the committed checkpoints of a run; show, verify or delete one; remove what unfinished saves left
+    /// List the committed checkpoints of a run; show, verify, delete or recover one; remove what unfinished saves left
     Checkpoints(Box<CheckpointsArgs>),
     /// What the node's loader and the cache workers hold
     Status(StatusArgs),

@@ -1,5 +1,7 @@
-//! `longshore checkpoints`: what is committed under a URI; one checkpoint in detail, verified or deleted; the sweep.
+//! `longshore checkpoints`: what is committed under a URI; one checkpoint in detail, verified, deleted or recovered; the
+//! sweep.
 
+mod recover;
 mod show;
 
 use std::fmt::Write;
@@ -29,7 +31,10 @@ pub async fn run(args: CheckpointsArgs, output: Output, token: CancellationToken
 }
 
 async fn act(args: &CheckpointsArgs, uri: String, saver: &mut Saver, output: Output) -> Result<()> {
-    let CheckpointsArgs { step, latest, delete, yes, sweep, verify, .. } = *args;
+    let CheckpointsArgs { step, latest, delete, yes, sweep, verify, recover, .. } = *args;
+    if let Some(step) = recover {
+        return recover::recover(uri, step, saver, output).await;
+    }
     match (delete, sweep, verify) {
         (Some(step), ..) if yes => self::delete(uri, step, saver, output).await,
         (Some(step), ..) => refuse(uri, step, saver).await,

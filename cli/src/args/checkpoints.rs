@@ -130,6 +130,10 @@ pub struct CheckpointsArgs {
     /// Read every byte back from the origin, past all caches, and compare it with the commit: of --step, or of the newest
     #[arg(long)]
     pub verify: bool,
+    /// Finish the save of this step whose node is gone, from the copies that workers hold (peer_copies): the loader of this node
+    /// takes it over, and the command waits for the commit
+    #[arg(long, value_name = "STEP", conflicts_with_all = ["step", "latest", "delete", "sweep", "verify"])]
+    pub recover: Option<u64>,
     #[command(flatten)]
     pub saver: SaverArgs,
 }
