@@ -14,6 +14,7 @@ mod staging;
 mod state;
 mod sums;
 mod totals;
+mod uploaded;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -37,6 +38,7 @@ pub(crate) use self::staging::Sealed;
 pub(crate) use self::state::rank_files;
 pub use self::state::{AttemptState, ChunkPlace, DeltaChoice, FileState, RankState, UploadState};
 pub use self::totals::FileTotals;
+pub(crate) use self::uploaded::Piece;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::plan::SavePlan;
@@ -58,6 +60,7 @@ pub struct Attempt {
     /// Contiguous flushed bytes by object.
     flushed: Mutex<HashMap<u32, watch::Sender<u64>>>,
     staging: Mutex<staging::Staging>,
+    uploaded: Mutex<uploaded::Uploaded>,
     objects: objects::Objects,
     delta: RwLock<Option<Arc<longshore_types::checkpoint::Commit>>>,
     /// The commit as a local load sees it, and whether it is the one in the origin.
@@ -192,11 +195,14 @@ impl Attempt {
         self.status.send_modify(|status| change(Arc::make_mut(status)));
     }
 
-    /// Adds a note to the status and to the log.
+    /// Adds a note to the status and to the log, each once.
     pub fn note(&self, note: impl Into<String>) {
         let note = note.into();
-        tracing::info!(attempt = %self.id(), url = %self.url(), note, "checkpoint");
-        self.update(|status| status.note(note));
+        let mut is_new = false;
+        self.update(|status| is_new = status.note(note.as_str()));
+        if is_new {
+            tracing::info!(attempt = %self.id(), url = %self.url(), note, "checkpoint");
+        }
     }
 
     /// Says what the save waits for; empty when it goes on.
@@ -252,7 +258,7 @@ impl Attempt {
             if let Err(unwritten) = attempt.record_blocking(Record::Failed { code, message }) {
                 // The status tells; after a restart the attempt is tried again, or fails again.
                 attempt.show_failed(&error);
-                attempt.update(|status| status.note(format!("the failure is not in the journal: {unwritten}")));
+                attempt.note(format!("the failure is not in the journal: {unwritten}"));
             }
             attempt.token.cancel();
         };
@@ -271,9 +277,7 @@ impl Attempt {
         tracing::warn!(attempt = %self.id(), url = %self.url(), %error, "checkpoint stays on this node");
         self.is_suspended.store(true, Ordering::Release);
         self.show_failed(&error);
-        self.update(|status| {
-            status.note("its bytes stay on this node; the save goes on when the loader is started again");
-        });
+        self.note("its bytes stay on this node; the save goes on when the loader is started again");
     }
 
     /// Whether a suspended attempt goes on now.

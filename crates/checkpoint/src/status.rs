@@ -52,8 +52,9 @@ pub struct RankStatus {
     pub peer_durable: bool,
 }
 
-/// Most notes that a status keeps; further ones are left out.
+/// Most notes that a status keeps; further ones are left out, also of the log.
 pub(crate) const NOTES_MAX: usize = 64;
+const MORE_NOTES: &str = "there was more to tell than is kept";
 
 /// The status of one save on this node.
 #[derive(Debug, Clone)]
@@ -78,7 +79,7 @@ pub struct SaveStatus {
     pub bytes_durable: u64,
     /// Of these, held by as many peers as asked for.
     pub bytes_peer: u64,
-    /// Bytes that are in the origin.
+    /// Of these, in the origin; with [`SaveStatus::bytes_unchanged`] all of them at the end.
     pub bytes_uploaded: u64,
     /// Not written, because the parent has them.
     pub bytes_unchanged: u64,
@@ -103,12 +104,16 @@ pub struct SaveStatus {
 }
 
 impl SaveStatus {
-    /// Adds a note, once; their number is bounded.
-    pub fn note(&mut self, note: impl Into<String>) {
+    /// Adds a note, once; their number is bounded, and the last one then says that there are more. False when it says nothing
+    /// new.
+    pub fn note(&mut self, note: impl Into<String>) -> bool {
         let note = note.into();
-        if self.notes.len() < NOTES_MAX && !self.notes.contains(&note) {
-            self.notes.push(note);
+        if self.notes.contains(&note) || self.notes.len() >= NOTES_MAX {
+            return false;
         }
+        let is_last = self.notes.len() + 1 == NOTES_MAX;
+        self.notes.push(if is_last { MORE_NOTES.to_owned() } else { note });
+        true
     }
 
     /// The rank's part, added when it is new.
@@ -122,5 +127,42 @@ impl SaveStatus {
             }
         };
         &mut self.ranks[at]
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_are_kept_once_and_their_number_is_bounded() {
+        let mut status = SaveStatus {
+            attempt: AttemptId::from_bytes([1; 16]),
+            uri: String::new(),
+            step: 1,
+            state: SaveState::Staging,
+            ranks: Vec::new(),
+            world_size: 1,
+            bytes_total: 0,
+            bytes_staged: 0,
+            bytes_durable: 0,
+            bytes_peer: 0,
+            bytes_uploaded: 0,
+            bytes_unchanged: 0,
+            error: None,
+            notes: Vec::new(),
+            retries: 0,
+            staged_seconds: 0.0,
+            local_durable_seconds: 0.0,
+            peer_durable_seconds: 0.0,
+            committed_seconds: 0.0,
+            waiting_for: String::new(),
+            url: String::new(),
+        };
+        assert!(status.note("one") && !status.note("one"));
+        let told = (0..2 * NOTES_MAX).filter(|number| status.note(number.to_string())).count();
+        assert_eq!((told, status.notes.len()), (NOTES_MAX - 1, NOTES_MAX));
+        assert_eq!(status.notes.last().unwrap(), MORE_NOTES);
     }
 }

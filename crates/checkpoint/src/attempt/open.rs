@@ -119,6 +119,7 @@ impl Attempt {
             status: watch::Sender::new(Arc::new(status)),
             flushed: Mutex::default(),
             staging: Mutex::new(Staging::default()),
+            uploaded: Mutex::default(),
             objects: Objects::new(folder),
             delta: RwLock::default(),
             commit: Mutex::default(),

@@ -44,6 +44,7 @@ impl Attempt {
                     }
                 }
                 Record::Flushed(slab) => self.show_flushed(state, slab),
+                Record::UploadDropped { object } => self.drop_uploaded(*object),
                 Record::RankDurable { rank } => self.show_durable(state, *rank),
                 Record::PeerDurable { rank } => {
                     let seconds = self.seconds();

@@ -11,7 +11,7 @@ use longshore_origin::{PutHow, PutOutcome, Verified};
 use longshore_types::{BlockChecksum, Code, Error, Result, Version};
 
 use super::Writeback;
-use crate::attempt::{Record, StoredHow};
+use crate::attempt::{Piece, Record, StoredHow};
 use crate::failpoint;
 use crate::plan::PLAIN_FILE_BYTES_MAX;
 
@@ -52,7 +52,7 @@ impl Writeback {
             return Ok(());
         }
         if is_verified {
-            self.uploaded(size_bytes);
+            attempt.add_uploaded(object, Piece::Whole);
             return Ok(());
         }
         let url = self.object_url(object);
@@ -95,6 +95,7 @@ impl Writeback {
         };
         failpoint::hit("before_verified_record");
         attempt.record(Record::Verified { object, version: version.as_str().to_owned(), how }).await?;
+        attempt.add_uploaded(object, Piece::Whole);
         self.cache(object).await;
         Ok(())
     }
@@ -139,11 +140,6 @@ impl Writeback {
         .await
     }
 
-    /// Bytes are in the origin.
-    pub(super) fn uploaded(&self, bytes: u64) {
-        self.attempt.update(|status| status.bytes_uploaded = status.bytes_uploaded.saturating_add(bytes));
-    }
-
     /// A small object by one request. Under a name of the attempt it may overwrite: nobody else writes there.
     async fn put_whole(&self, object: u32, url: &str, is_plain: bool) -> Result<Tried> {
         let size_bytes = self.size_of(object).await?;
@@ -154,7 +150,6 @@ impl Writeback {
         self.check_local(object, checksum, total)?;
         let tried = self.put_checked(url, bytes, total.checksum, is_plain).await?;
         if matches!(tried, Tried::Stored(..)) {
-            self.uploaded(size_bytes);
             self.count_uploaded(size_bytes);
         }
         Ok(tried)

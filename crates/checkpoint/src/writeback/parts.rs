@@ -9,7 +9,7 @@ use longshore_types::{BlockChecksum, Code, Error, Result};
 
 use super::Writeback;
 use super::objects::{Total, Tried, all_of, lost_when_corrupt};
-use crate::attempt::Record;
+use crate::attempt::{Piece, Record};
 use crate::failpoint;
 
 /// Bytes of this node's disk that are read at a time to be checked.
@@ -62,10 +62,11 @@ impl Writeback {
 
     async fn part(&self, object: u32, url: &str, id: &UploadId, index: u32, range: Range<u64>) -> Result<()> {
         let length = range.end - range.start;
+        let piece = Piece::Part { at: range.start, bytes: length };
         let is_there =
             self.attempt.state().uploads.get(&object).is_some_and(|upload| upload.parts.contains_key(&index));
         if is_there {
-            self.uploaded(length);
+            self.attempt.add_uploaded(object, piece);
             return Ok(());
         }
         self.flushed(object, range.end).await?;
@@ -78,7 +79,7 @@ impl Writeback {
             .await?;
         failpoint::hit("part_done");
         self.attempt.record(Record::PartDone { object, index, part_id, checksum }).await?;
-        self.uploaded(length);
+        self.attempt.add_uploaded(object, piece);
         self.count_uploaded(length);
         Ok(())
     }
