@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from test_dtypes import torch_bytes
 import longshore
 from longshore import _private
 from longshore._dtypes import DTYPES
+from longshore.torch.checkpoint import LongshoreWriter
 
 pytestmark = pytest.mark.e2e
 
@@ -152,6 +154,64 @@ def test_others_can_read_it(loader: Saver, run: Path, tmp_path: Path) -> None:
     assert torch.equal(model["head.weight"], base)
     flipped = next(folder.glob("model-*.safetensors"))
     assert flipped.exists()
+
+
+def test_tied_tensors_share_their_memory_again(loader: Saver, run: Path) -> None:
+    """They are stored once, and only the commit and the tree know their other names."""
+    base = torch.randn(50, 8)
+    state = {"model": {"embed": base, "head": base}, "ema": {"embed": base}}
+    longshore.save(state, run, step=1, address=loader.address).result(60)
+    model = longshore.load(run, step=1, address=loader.address)
+    assert model.checkpoint is not None
+    assert set(model.checkpoint.tensors) == {"embed"}
+    assert {"embed", "head", "ema/embed"} <= set(model)
+    assert model["head"].data_ptr() == model["embed"].data_ptr() == model["ema/embed"].data_ptr()
+    found = model.state_dict()
+    assert found["model"]["head"] is found["model"]["embed"] is found["ema"]["embed"]
+    assert torch.equal(found["model"]["head"], base)
+    # Of the URL alone, without what the loader knows of the commit.
+    plain = longshore.load(f"{run}/step-1", address=loader.address)
+    assert plain["head"].data_ptr() == plain["embed"].data_ptr()
+    into = {"model": {"embed": torch.zeros(50, 8), "head": torch.zeros(50, 8)}}
+    longshore.load(run, step=1, into=into, address=loader.address)
+    assert torch.equal(into["model"]["embed"], base)
+    assert torch.equal(into["model"]["head"], base)
+
+
+def test_a_flat_state_with_tied_tensors(loader: Saver, run: Path) -> None:
+    base = torch.randn(5, 8)
+    longshore.save({"embed": base, "head": base}, run, step=1, address=loader.address).result(60)
+    found = longshore.load(run, step=1, address=loader.address).state_dict()
+    assert found["head"] is found["embed"]
+
+
+def test_memory_of_an_idle_process_is_handed_to_another(tmp_path: Path, run: Path) -> None:
+    """A parent that has saved, and the process that `async_save` starts: the second gets all of the small memory."""
+    loader = Saver(tmp_path / "small", "128MiB")
+    try:
+        state = {"w": torch.randn(40_000_000)}
+        longshore.save(state, run, step=1, address=loader.address, timeout=120).result(120)
+        writer = LongshoreWriter(f"file://{run}", step=2, address=loader.address)
+        ended = subprocess.run(
+            [sys.executable, "-c", CHILD], input=pickle.dumps(writer), capture_output=True, timeout=100
+        )
+        assert ended.returncode == 0, ended.stderr.decode()
+        assert float(ended.stdout) < 20, "seconds; without it the loader keeps the memory for half a minute"
+        assert longshore.load(run, step=2, address=loader.address)["w"].sum() == 20_000_000
+    finally:
+        forget()
+        loader.close()
+
+
+CHILD = """
+import pickle, sys, time, warnings
+warnings.simplefilter("ignore")
+import torch, torch.distributed.checkpoint as dcp
+writer = pickle.load(sys.stdin.buffer)
+begun = time.monotonic()
+dcp.save({"w": torch.ones(20_000_000)}, storage_writer=writer)
+print(time.monotonic() - begun)
+"""
 
 
 def test_several_slabs_and_no_room_to_spare(tmp_path: Path, run: Path) -> None:
