@@ -11,6 +11,7 @@ which unmaps the region and gives back a share of the lease, runs after the last
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import errno
 import fcntl
@@ -44,6 +45,16 @@ _munmap.restype = ctypes.c_int
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 
 
+_leases: weakref.WeakSet[Lease] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_open() -> None:
+    """At exit what is loaded may be in use to the very end: the kernel closes the sockets, without a warning."""
+    for lease in list(_leases):
+        lease._sock.detach()
+
+
 class Lease:
     """The open attach socket, closed when the last of its holders lets go.
 
@@ -54,6 +65,7 @@ class Lease:
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
         self._holders: list[None] = []
+        _leases.add(self)
 
     def hold(self) -> None:
         """Adds a holder."""
