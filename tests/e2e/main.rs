@@ -22,5 +22,6 @@ mod memory;
 mod once;
 mod origins;
 mod parallel;
+mod recover;
 mod secrets;
 mod small_disk;

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::str::FromStr;
 
+use longshore_runtime::env;
 use longshore_types::{Code, Error, Result};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -68,9 +69,12 @@ pub fn load_or_create_id(cache_dir: &Path) -> Result<MemberId> {
     parse(&path, &text)
 }
 
-/// The same text for every process on this running machine and for no other: the kernel's boot id.
+/// The same text for every process on this running machine and for no other: as it was set, or the kernel's boot id.
 /// Empty where the kernel does not tell, which matches nothing.
 pub fn host_id() -> String {
+    if let Some(set) = std::env::var(env::HOST_ID).ok().filter(|set| !set.is_empty()) {
+        return set;
+    }
     fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|text| text.trim().to_owned()).unwrap_or_default()
 }
 

@@ -42,6 +42,8 @@ variables! {
     /// Device: `host`, `cuda:N`, the UUID of a GPU or `auto`. Set for the child of `longshore exec`, and the default of `--device`.
     DEVICE;
 
+    /// Id of this machine, the same for all its processes and for no other machine's: durable copies go to other ids. The kernel's boot id when not set.
+    HOST_ID;
     /// Comma-separated `host:port` addresses of the cache workers.
     WORKERS;
     /// Budget of a worker's memory tier.
