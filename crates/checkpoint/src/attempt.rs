@@ -73,6 +73,8 @@ pub struct Attempt {
     stopped: Mutex<Option<Error>>,
     /// One rank is taken charge of at a time: the same call may come twice at once.
     starting: tokio::sync::Mutex<()>,
+    /// What was written and waits in memory to be uploaded.
+    warm: crate::warm::Warm,
     is_suspended: AtomicBool,
     is_driven: AtomicBool,
     is_touched: AtomicBool,
@@ -300,6 +302,11 @@ impl Attempt {
             status.error = Some(error.clone());
             status.waiting_for.clear();
         });
+    }
+
+    /// What was written and waits in memory to be uploaded.
+    pub(crate) fn warm(&self) -> &crate::warm::Warm {
+        &self.warm
     }
 
     pub(crate) fn starting(&self) -> &tokio::sync::Mutex<()> {

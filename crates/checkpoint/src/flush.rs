@@ -113,7 +113,7 @@ impl Shared {
         let mut writer = None;
         while let Some(batch) = self.take() {
             if writer.is_none() {
-                match Writer::new(&self.parts.memory, BUFFER_TIMEOUT) {
+                match Writer::new(&self.parts.uploads, BUFFER_TIMEOUT) {
                     Ok(made) => writer = Some(made),
                     Err(error) => {
                         // Memory for buffers is short: loads have it. The slabs wait.

@@ -26,6 +26,7 @@ mod slabs;
 mod spool;
 mod status;
 mod upload;
+mod warm;
 mod writeback;
 
 pub use attempt::{

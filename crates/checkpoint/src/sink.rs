@@ -56,6 +56,11 @@ pub trait ChunkSink: Send + Sync {
     /// Nodes other than this one that can hold copies.
     fn peers(&self) -> usize;
 
+    /// Whether there are caches at all that chunks could be put into.
+    fn caches(&self) -> bool {
+        true
+    }
+
     /// The records that are held of a step, by its URL.
     ///
     /// # Errors
@@ -108,5 +113,9 @@ impl ChunkSink for NoSink {
 
     fn peers(&self) -> usize {
         0
+    }
+
+    fn caches(&self) -> bool {
+        false
     }
 }

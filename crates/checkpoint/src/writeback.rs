@@ -12,16 +12,20 @@ mod index;
 mod objects;
 mod parts;
 mod peers;
+mod pieces;
 mod ranks;
 mod retry;
 
+use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use longshore_types::checkpoint::Commit;
 use longshore_types::{Code, Error, Result};
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 
 pub(crate) use delta::delta_choice;
@@ -49,6 +53,10 @@ struct Writeback {
     uploads: Arc<Uploads>,
     retry: Retry,
     metrics: Arc<Metrics>,
+    /// Chunks, by object, that the caches have taken.
+    cached: Mutex<HashSet<(u32, u32)>>,
+    /// A cache failed or was slow: chunks go there when their objects are verified, not on the way.
+    is_cache_slow: AtomicBool,
 }
 
 /// Carries the attempt's ranks of this node to the origin, and commits when all ranks are there. Returns when the attempt is
@@ -59,6 +67,7 @@ pub(crate) async fn run(attempt: Arc<Attempt>, parts: &Parts) -> Result<()> {
     }
     let writeback = Arc::new(Writeback::new(&attempt, parts)?);
     let result = Arc::clone(&writeback).carry().await;
+    attempt.warm().close();
     if let Err(error) = &result {
         writeback.give_up(error).await;
     }
@@ -74,6 +83,8 @@ impl Writeback {
             uploads: Arc::clone(&parts.uploads),
             retry: Retry::new(attempt),
             metrics: Arc::clone(&parts.metrics),
+            cached: Mutex::default(),
+            is_cache_slow: AtomicBool::new(false),
         })
     }
 
@@ -145,6 +156,8 @@ impl Writeback {
             })
             .await?;
         failpoint::hit("after_intent");
+        // Only now: nothing is kept for an origin that does not answer.
+        attempt.warm().open();
         if let Claim::Ours(intent) = &claim {
             if attempt.state().epoch == intent.epoch {
                 self.touch().await;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -15,7 +15,7 @@ use longshore_types::checkpoint::step_folder;
 use longshore_types::names::join;
 use longshore_types::{CHUNK_BYTES, Code, Error, Result};
 use parking_lot::Mutex;
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, OFlags};
 use rustix::io::Errno;
 
 use super::{Attempt, rank_files};
@@ -25,6 +25,10 @@ use crate::spool::{Reserved, disk_error, sync_folder};
 const FOLDER_NAME: &str = "objects";
 /// Smaller files are written at once: asking for blocks first would only cost.
 const PREALLOCATED_FROM_BYTES: u64 = 1 << 20;
+/// Fewer bytes are not worth a second open file.
+const DIRECT_FROM_BYTES: usize = 1 << 20;
+/// What direct reads must be whole multiples of: no block device has larger blocks.
+const PAGE_BYTES: usize = 4096;
 /// Chunks by which a pack grows.
 const PACK_STEP_CHUNKS: u32 = 16;
 /// A thread may be making a file in the folder that is being removed.
@@ -116,15 +120,19 @@ impl Attempt {
     /// # Errors
     /// What reading reports, naming the file; `Corrupt` when the file is shorter.
     pub fn read(&self, object: u32, range: Range<u64>) -> Result<Bytes> {
+        let mut bytes = vec![0; range.end.saturating_sub(range.start) as usize];
+        self.read_into(object, range.start, &mut bytes)?;
+        Ok(Bytes::from(bytes))
+    }
+
+    /// [`Attempt::read`] into memory of the caller's.
+    pub(crate) fn read_into(&self, object: u32, at: u64, into: &mut [u8]) -> Result<()> {
         let path = self.objects.path(object);
-        let length = range.end.saturating_sub(range.start) as usize;
-        let mut bytes = vec![0; length];
-        let read = File::open(&path).and_then(|file| file.read_exact_at(&mut bytes, range.start));
-        match read {
-            Ok(()) => Ok(Bytes::from(bytes)),
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => {
-                let message =
-                    format!("{} ends before byte {}: the checkpoint folder was changed", path.display(), range.end);
+        match read_direct(&path, into, at) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                let end = at.saturating_add(into.len() as u64);
+                let message = format!("{} ends before byte {end}: the checkpoint folder was changed", path.display());
                 Err(Error::new(Code::Corrupt, message))
             }
             Err(error) => Err(disk_error("read", &path, &error)),
@@ -280,6 +288,22 @@ impl Attempt {
     pub(crate) fn has_objects(&self) -> bool {
         self.objects.folder.is_dir()
     }
+}
+
+/// Past the page cache, as the bytes were written: they are needed once. What does not lie at whole pages, and file systems that
+/// cannot, go through it.
+fn read_direct(path: &Path, into: &mut [u8], at: u64) -> io::Result<()> {
+    let whole = into.len() / PAGE_BYTES * PAGE_BYTES;
+    let mut done = 0;
+    let is_aligned = at.is_multiple_of(PAGE_BYTES as u64) && into.as_ptr().addr().is_multiple_of(PAGE_BYTES);
+    if whole >= DIRECT_FROM_BYTES && is_aligned {
+        let flags = OFlags::DIRECT.bits() as i32;
+        let direct = File::options().read(true).custom_flags(flags).open(path);
+        if direct.and_then(|file| file.read_exact_at(&mut into[..whole], at)).is_ok() {
+            done = whole;
+        }
+    }
+    File::open(path)?.read_exact_at(&mut into[done..], at + done as u64)
 }
 
 /// A file system that cannot give blocks ahead gives them when the bytes come.

@@ -126,6 +126,7 @@ impl Attempt {
             token: around.token.child_token(),
             stopped: Mutex::default(),
             starting: Default::default(),
+            warm: Default::default(),
             is_suspended: Default::default(),
             is_driven: Default::default(),
             is_touched: Default::default(),

@@ -60,7 +60,7 @@ impl Engine {
 fn copy_all(engine: &Engine, attempt: &Arc<Attempt>, sources: &[SourceFile]) -> Result<()> {
     let mut copy = Copy {
         attempt,
-        writer: Writer::new(&engine.parts.memory, BUFFER_TIMEOUT)?,
+        writer: Writer::new(&engine.parts.uploads, BUFFER_TIMEOUT)?,
         unrecorded: Vec::new(),
         unrecorded_bytes: 0,
     };

@@ -1,6 +1,6 @@
 //! Checksums of blocks and of the parts of tensors, in one walk over the bytes.
 
-use longshore_types::{BLOCK_BYTES, BlockChecksum, Checksummer, Result};
+use longshore_types::{BLOCK_BYTES, BlockChecksum, Result};
 
 use crate::SLAB_BYTES;
 use crate::attempt::{Attempt, FlushedSlab};
@@ -14,8 +14,8 @@ pub(super) struct Sums<'a> {
     end: u64,
     /// Where the next byte is in the file.
     at: u64,
-    running: Checksummer,
-    is_begun: bool,
+    /// Of the first tensor, as far as it was given.
+    fragment: Option<BlockChecksum>,
     blocks: Vec<BlockChecksum>,
     fragments: Vec<BlockChecksum>,
 }
@@ -29,8 +29,7 @@ impl<'a> Sums<'a> {
             tensors: &file.tensors[first..],
             end: at + length,
             at,
-            running: Checksummer::new(),
-            is_begun: false,
+            fragment: None,
             blocks: Vec::with_capacity(length.div_ceil(BLOCK_BYTES) as usize),
             fragments: Vec::new(),
         }
@@ -50,14 +49,17 @@ impl<'a> Sums<'a> {
             if tensor.length_bytes > 0 {
                 let start = tensor.offset_bytes.max(at);
                 let end = tensor_end.min(block_end);
-                // Twice over the same bytes, but these are in the cache: cheaper than putting checksums together.
-                self.running.update(&bytes[(start - self.at) as usize..(end - self.at) as usize]);
-                self.is_begun = true;
+                let part = &bytes[(start - self.at) as usize..(end - self.at) as usize];
+                let part_sum = if part.len() == bytes.len() { sum } else { BlockChecksum::of(part) };
+                self.fragment = Some(match self.fragment {
+                    Some(fragment) => fragment.combine(part_sum, end - start),
+                    None => part_sum,
+                });
                 at = end;
                 if tensor_end > block_end {
                     break;
                 }
-                self.end_fragment();
+                self.fragments.extend(self.fragment.take());
             }
             self.tensors = &self.tensors[1..];
         }
@@ -65,17 +67,15 @@ impl<'a> Sums<'a> {
         sum
     }
 
-    fn end_fragment(&mut self) {
-        self.fragments.push(std::mem::take(&mut self.running).finish());
-        self.is_begun = false;
+    /// Checksums of the blocks from an offset in the slab on.
+    pub(super) fn blocks_from(&self, offset_bytes: u64) -> &[BlockChecksum] {
+        self.blocks.get((offset_bytes / BLOCK_BYTES) as usize..).unwrap_or_default()
     }
 
     /// What the slab is known by.
     pub(super) fn finish(mut self, file: u32, slab_index: u32, chunks: Option<Vec<Option<u32>>>) -> FlushedSlab {
         debug_assert_eq!(self.at, self.end, "all blocks of the slab were given");
-        if self.is_begun {
-            self.end_fragment();
-        }
+        self.fragments.extend(self.fragment);
         FlushedSlab { file, slab_index, blocks: self.blocks, fragments: self.fragments, chunks }
     }
 }

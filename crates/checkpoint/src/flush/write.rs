@@ -5,8 +5,8 @@ use std::fs::File;
 use std::sync::Arc;
 use std::time::Duration;
 
-use longshore_memory::{Arena, Buffer};
-use longshore_types::{BLOCK_BYTES, CHUNK_BYTES, Code, Error, Result};
+use longshore_memory::Buffer;
+use longshore_types::{BLOCK_BYTES, BlockChecksum, CHUNK_BYTES, Code, Error, Result};
 
 use super::delta;
 use super::sums::Sums;
@@ -15,6 +15,8 @@ use crate::SLAB_BYTES;
 use crate::attempt::{Attempt, FlushedSlab};
 use crate::plan::PlannedFile;
 use crate::spool::disk_error;
+use crate::upload::Uploads;
+use crate::warm::Kept;
 
 /// Told once a save.
 const NOT_DIRECT: &str =
@@ -26,15 +28,19 @@ pub(crate) type ReadSlab<'a> = &'a mut dyn FnMut(u64, &mut [u8]) -> Result<()>;
 /// A thread's buffer, and what it wrote and did not sync yet.
 pub(crate) struct Writer {
     buffer: Buffer,
+    uploads: Arc<Uploads>,
+    /// Chunks that stay in memory until they are uploaded, with the checksums of their blocks.
+    kept: Vec<(Kept, Vec<BlockChecksum>)>,
     unsynced: BTreeMap<u32, Target>,
     has_new_names: bool,
 }
 
 impl Writer {
     /// With a buffer of a chunk, paid for by the arena.
-    pub(crate) fn new(memory: &Arena, timeout: Duration) -> Result<Writer> {
-        let buffer = memory.buffer(CHUNK_BYTES as usize, timeout)?;
-        Ok(Writer { buffer, unsynced: BTreeMap::new(), has_new_names: false })
+    pub(crate) fn new(uploads: &Arc<Uploads>, timeout: Duration) -> Result<Writer> {
+        let buffer = uploads.memory().buffer(CHUNK_BYTES as usize, timeout)?;
+        let uploads = Arc::clone(uploads);
+        Ok(Writer { buffer, uploads, kept: Vec::new(), unsynced: BTreeMap::new(), has_new_names: false })
     }
 
     /// Writes a slab. It is not durable before [`Writer::sync`]. After an error nothing is known of what was written since
@@ -48,6 +54,7 @@ impl Writer {
     ) -> Result<FlushedSlab> {
         self.write(attempt, file, slab_index, read).inspect_err(|_| {
             self.unsynced.clear();
+            self.kept.clear();
         })
     }
 
@@ -71,7 +78,12 @@ impl Writer {
                 is_changed |= parent.as_ref().is_some_and(|parent| parent.block(offset / BLOCK_BYTES) != Some(sum));
             }
             match &mut places {
-                None => self.put(attempt, file, planned.size_bytes, start + at, chunk)?,
+                None => {
+                    self.put(attempt, file, planned.size_bytes, start + at, chunk)?;
+                    if planned.size_bytes >= CHUNK_BYTES {
+                        self.keep(attempt, file, ((start + at) / CHUNK_BYTES) as u32, chunk, sums.blocks_from(at));
+                    }
+                }
                 Some(places) if is_changed => {
                     let chunk_index = ((start + at) / CHUNK_BYTES) as u32;
                     let place = attempt.pack_place(planned.rank, file, chunk_index);
@@ -84,6 +96,17 @@ impl Writer {
             }
         }
         Ok(sums.finish(file, slab_index, places))
+    }
+
+    /// Leaves the chunk that was just written in memory, if that is wanted and can be had, and goes on with another buffer.
+    fn keep(&mut self, attempt: &Attempt, object: u32, chunk: u32, len_bytes: usize, blocks: &[BlockChecksum]) {
+        if !attempt.warm().is_open() {
+            return;
+        }
+        if let Some((fresh, room)) = self.uploads.spare() {
+            let buffer = std::mem::replace(&mut self.buffer, fresh);
+            self.kept.push((Kept { object, chunk, buffer, len_bytes, _room: room }, blocks.to_vec()));
+        }
     }
 
     /// [`Writer::slab`] of a file whose bytes are in its object already: they are checksummed.
@@ -140,12 +163,16 @@ impl Writer {
 
     /// Makes everything durable that was written since the last time, names included.
     pub(crate) fn sync(&mut self, attempt: &Attempt) -> Result<()> {
-        let unsynced = std::mem::take(&mut self.unsynced);
+        let (unsynced, kept) = (std::mem::take(&mut self.unsynced), std::mem::take(&mut self.kept));
         for (object, target) in unsynced {
             target.file().sync_data().map_err(|error| sync_error(attempt, object, &error))?;
         }
         if std::mem::take(&mut self.has_new_names) {
             attempt.sync_objects()?;
+        }
+        // Before the record: with it the uploads come, and look here first.
+        for (kept, blocks) in kept {
+            attempt.warm().keep(kept, blocks);
         }
         Ok(())
     }

@@ -7,10 +7,11 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt};
-use longshore_origin::{PutHow, PutOutcome, Verified};
+use longshore_origin::{Body, PutHow, PutOutcome, Verified};
 use longshore_types::{BlockChecksum, Code, Error, Result, Version};
 
 use super::Writeback;
+use super::pieces::body_of;
 use crate::attempt::{Piece, Record, StoredHow};
 use crate::failpoint;
 use crate::plan::PLAIN_FILE_BYTES_MAX;
@@ -145,25 +146,28 @@ impl Writeback {
         let size_bytes = self.size_of(object).await?;
         self.flushed(object, size_bytes).await?;
         let total = self.total(object).await?;
-        let _slot = self.uploads.slot(size_bytes).await?;
-        let (bytes, checksum) = self.read(object, 0..size_bytes).await?;
+        let permit = self.uploads.permit().await?;
+        let pieces = self.pieces(object, 0..size_bytes).await?;
+        let (body, checksum) = body_of(&pieces);
         self.check_local(object, checksum, total)?;
-        let tried = self.put_checked(url, bytes, total.checksum, is_plain).await?;
+        let tried = self.put_checked(url, body, total.checksum, is_plain).await?;
         if matches!(tried, Tried::Stored(..)) {
             self.count_uploaded(size_bytes);
+            drop(permit);
+            self.cache_pieces(object, size_bytes, pieces).await;
         }
         Ok(tried)
     }
 
     /// Puts bytes and verifies them. A plain name is created; what has that name is replaced only while the intent is ours.
-    async fn put_checked(&self, url: &str, bytes: Bytes, checksum: BlockChecksum, is_plain: bool) -> Result<Tried> {
+    async fn put_checked(&self, url: &str, body: Body, checksum: BlockChecksum, is_plain: bool) -> Result<Tried> {
         let what = format!("the origin to take {url}");
-        let size_bytes = bytes.len() as u64;
+        let size_bytes = body.len_bytes();
         let verified = self
             .retry
             .run_but(&what, &[Code::Corrupt], || async {
                 let how = if is_plain { PutHow::Create } else { PutHow::Overwrite };
-                if let PutOutcome::Written(_) = self.run.origins.put(url, bytes.clone(), how).await? {
+                if let PutOutcome::Written(_) = self.run.origins.put_body(url, body.clone(), how).await? {
                     return self.run.origins.verify(url, size_bytes, checksum).await;
                 }
                 match self.run.origins.verify(url, size_bytes, checksum).await {
@@ -173,7 +177,7 @@ impl Writeback {
                 self.run.check_claim(self.attempt.plan()).await?;
                 let found = self.run.origins.stat(url).await?;
                 let how = PutHow::Replace(found.version().clone());
-                if self.run.origins.put(url, bytes.clone(), how).await? == PutOutcome::Conflict {
+                if self.run.origins.put_body(url, body.clone(), how).await? == PutOutcome::Conflict {
                     return Err(Error::new(Code::Unavailable, format!("{url} is being written by somebody else")));
                 }
                 self.run.origins.verify(url, size_bytes, checksum).await
@@ -190,7 +194,7 @@ impl Writeback {
     pub(super) async fn put_made(&self, url: &str, bytes: Bytes) -> Result<Version> {
         let checksum = BlockChecksum::of(&bytes);
         for _ in 0..RESTARTS_MAX {
-            match self.put_checked(url, bytes.clone(), checksum, true).await? {
+            match self.put_checked(url, bytes.clone().into(), checksum, true).await? {
                 Tried::Stored(version, _) => return Ok(version),
                 Tried::Lost(error) => self.attempt.note(format!("{url} is written again: {error}")),
             }

@@ -9,6 +9,7 @@ use longshore_types::{BlockChecksum, Code, Error, Result};
 
 use super::Writeback;
 use super::objects::{Total, Tried, all_of, lost_when_corrupt};
+use super::pieces::body_of;
 use crate::attempt::{Piece, Record};
 use crate::failpoint;
 
@@ -41,7 +42,7 @@ impl Writeback {
         let parts = (0..count).map(|index| {
             let range = index * part_bytes..((index + 1) * part_bytes).min(size_bytes);
             let (this, id, url) = (Arc::clone(self), id.clone(), url.to_owned());
-            async move { this.part(object, &url, &id, index as u32, range).await }.boxed()
+            async move { this.part(object, size_bytes, &url, &id, index as u32, range).await }.boxed()
         });
         match all_of(parts, self.uploads.count).await {
             Err(error) if error.code() == Code::NotFound => {
@@ -60,7 +61,15 @@ impl Writeback {
         Ok(id)
     }
 
-    async fn part(&self, object: u32, url: &str, id: &UploadId, index: u32, range: Range<u64>) -> Result<()> {
+    async fn part(
+        &self,
+        object: u32,
+        size_bytes: u64,
+        url: &str,
+        id: &UploadId,
+        index: u32,
+        range: Range<u64>,
+    ) -> Result<()> {
         let length = range.end - range.start;
         let piece = Piece::Part { at: range.start, bytes: length };
         let is_there =
@@ -70,17 +79,20 @@ impl Writeback {
             return Ok(());
         }
         self.flushed(object, range.end).await?;
-        let _slot = self.uploads.slot(length).await?;
-        let (bytes, checksum) = self.read(object, range).await?;
+        let permit = self.uploads.permit().await?;
+        let pieces = self.pieces(object, range).await?;
+        let (body, checksum) = body_of(&pieces);
         let what = format!("the origin to take part {index} of {url}");
         let part_id = self
             .retry
-            .run_but(&what, &[Code::NotFound], || self.run.origins.upload_part(url, id, index, bytes.clone()))
+            .run_but(&what, &[Code::NotFound], || self.run.origins.upload_part(url, id, index, body.clone()))
             .await?;
         failpoint::hit("part_done");
         self.attempt.record(Record::PartDone { object, index, part_id, checksum }).await?;
         self.attempt.add_uploaded(object, piece);
         self.count_uploaded(length);
+        drop((permit, body));
+        self.cache_pieces(object, size_bytes, pieces).await;
         Ok(())
     }
 

@@ -18,7 +18,7 @@ use crate::sink::SinkHow;
 /// Chunks that may fail in a row before the caches are left alone.
 const CACHE_FAILURES_MAX: u32 = 3;
 /// Longest that one chunk may take to a cache.
-const CACHE_TIMEOUT: Duration = Duration::from_secs(20);
+pub(super) const CACHE_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long peers are asked again for durable copies.
 const HOLD_PATIENCE: Duration = if cfg!(test) { Duration::from_millis(500) } else { Duration::from_secs(300) };
 
@@ -37,17 +37,17 @@ impl Chunks {
 }
 
 impl Writeback {
+    /// An object as caches and peers know it.
+    pub(super) fn artifact(&self, object: u32, size_bytes: u64) -> Result<Artifact> {
+        let version = Version::new(format!("attempt:{}", self.attempt.id()))?;
+        let path = crate::commit::object_path(&self.attempt, object);
+        Artifact::new(object_url(&self.run.url, &path), version, size_bytes)
+    }
+
     async fn chunks(&self, object: u32) -> Result<Chunks> {
         let attempt = Arc::clone(&self.attempt);
-        let run_url = self.run.url.clone();
-        blocking(move || {
-            let (_, size_bytes) = attempt.object_total(object)?;
-            let version = Version::new(format!("attempt:{}", attempt.id()))?;
-            let path = crate::commit::object_path(&attempt, object);
-            let artifact = Artifact::new(object_url(&run_url, &path), version, size_bytes)?;
-            Ok(Chunks { object, artifact: Arc::new(artifact), blocks: attempt.object_blocks(object)? })
-        })
-        .await
+        let found = blocking(move || Ok((attempt.object_total(object)?.1, attempt.object_blocks(object)?))).await?;
+        Ok(Chunks { object, artifact: Arc::new(self.artifact(object, found.0)?), blocks: found.1 })
     }
 
     async fn put_chunk(&self, chunks: &Chunks, key: &ChunkKey, how: SinkHow) -> Result<()> {
@@ -58,10 +58,16 @@ impl Writeback {
 
     /// Offers a verified object to the workers' caches.
     pub(super) async fn cache(&self, object: u32) {
+        if !self.sink.caches() {
+            return;
+        }
         let mut failures = 0;
         let result: Result<()> = async {
             let chunks = self.chunks(object).await?;
             for key in ChunkKey::all(&chunks.artifact) {
+                if self.cached.lock().contains(&(object, key.index())) {
+                    continue;
+                }
                 let put = tokio::time::timeout(CACHE_TIMEOUT, self.put_chunk(&chunks, &key, SinkHow::Cache)).await;
                 match put.unwrap_or_else(|_| Err(timed_out(&key))) {
                     Ok(()) => {
@@ -213,7 +219,7 @@ impl Writeback {
         }
     }
 
-    fn count_chunk(&self, result: &str) {
+    pub(super) fn count_chunk(&self, result: &str) {
         self.metrics.sink_chunks.with_label_values(&[result]).inc();
     }
 

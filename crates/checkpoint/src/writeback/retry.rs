@@ -92,6 +92,8 @@ impl Retry {
                 }
             }
             waited = true;
+            // Others may need the memory while nothing moves.
+            self.attempt.warm().clear();
             self.attempt.waits_for(&format!("{what}: {error}"));
             self.attempt.update(|status| status.retries += 1);
             tracing::debug!(attempt = %self.attempt.id(), what, %error, ?pause, "asked again");
