@@ -1,5 +1,7 @@
 //! `longshore saves`: the saves that a loader, or the folder of this user, has in hand.
 
+mod wait;
+
 use std::fmt::Write;
 
 use longshore_origin::Origins;
@@ -8,9 +10,8 @@ use longshore_types::{Code, Error, Result, format_bytes, redact_url};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
-use crate::args::{SavesArgs, WaitFor};
+use crate::args::SavesArgs;
 use crate::output::{Output, row, table};
-use crate::save::follow;
 use crate::saver::{Saver, failed, is_running, state_name, to_json};
 
 /// Runs the command.
@@ -22,7 +23,7 @@ pub async fn run(args: SavesArgs, output: Output, token: CancellationToken) -> R
     let mut saver = Saver::open(&args.saver, &origins).await?;
     let done = match (&args.cancel, args.wait) {
         (Some(attempt), _) => cancel(&mut saver, attempt, output).await,
-        (None, true) => wait(&mut saver, output, &token).await,
+        (None, true) => wait(&mut saver, args.verbose, output, &token).await,
         (None, false) => list(&mut saver, output).await,
     };
     saver.close().await;
@@ -94,32 +95,13 @@ async fn cancel(saver: &mut Saver, attempt: &str, output: Output) -> Result<()> 
     })
 }
 
-/// Waits for every save in turn; they go on side by side meanwhile.
-async fn wait(saver: &mut Saver, output: Output, token: &CancellationToken) -> Result<()> {
-    let waited_for: Vec<String> = running(&statuses(saver).await?).map(|save| save.attempt.clone()).collect();
-    let mut failure = None;
-    // Who only waits for saves of others does not cancel them.
-    let never = CancellationToken::new();
-    for attempt in &waited_for {
-        let request = v1::WatchSaveRequest { attempt: attempt.clone() };
-        let stream = saver.client.watch_save(request).await.map_err(failed)?.into_inner();
-        let ended = tokio::select! {
-            ended = follow(saver, stream, WaitFor::Committed, output, &never) => ended,
-            () = token.cancelled() => {
-                let message = format!("interrupted; what is not in the origin yet stays: {}", saver.goes_on());
-                return Err(Error::new(Code::Cancelled, message));
-            }
-        };
-        if let Err(error) = ended {
-            failure.get_or_insert(error);
-        }
-    }
-    let saves = statuses(saver).await?;
-    let ended: Vec<_> = saves.into_iter().filter(|save| waited_for.contains(&save.attempt)).collect();
-    match failure {
-        Some(error) => Err(error),
-        None => print(&ended, &saver.name, output),
-    }
+/// Waits for every save that goes on now, and prints what became of them.
+async fn wait(saver: &mut Saver, is_verbose: bool, output: Output, token: &CancellationToken) -> Result<()> {
+    let found: Vec<_> = running(&statuses(saver).await?).cloned().collect();
+    wait::wait(saver, &found, is_verbose, output, token).await?;
+    let is_of_these = |save: &v1::SaveStatus| found.iter().any(|waited| waited.attempt == save.attempt);
+    let ended: Vec<_> = statuses(saver).await?.into_iter().filter(is_of_these).collect();
+    print(&ended, &saver.name, output)
 }
 
 fn running(saves: &[v1::SaveStatus]) -> impl Iterator<Item = &v1::SaveStatus> {

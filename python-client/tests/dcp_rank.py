@@ -1,6 +1,6 @@
 """One rank of a process group, for the tests of torch.distributed.checkpoint: functions named on the command line.
 
-``dcp_rank.py ADDRESS RUN RANK WORLD_SIZE RENDEZVOUS FUNCTION [FUNCTION ...]``; they run one after the other.
+``dcp_rank.py FUNCTION[,FUNCTION...] ADDRESS WORLD_SIZE RENDEZVOUS RUN``; they run one after the other.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank import fork, full
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
@@ -30,14 +31,6 @@ dcp: Any = importlib.import_module("torch.distributed.checkpoint")
 
 ADDRESS, RUN = "", ""
 RANK, WORLD = 0, 1
-
-
-def full(*shape: int, kind: torch.dtype = torch.float32) -> torch.Tensor:
-    """The same numbers on every rank."""
-    count = 1
-    for extent in shape:
-        count *= extent
-    return torch.arange(count).reshape(shape).to(kind)
 
 
 def dealt(tensor: torch.Tensor, placements: list[Any], mesh: Any, *, zero: bool) -> DTensor:
@@ -310,23 +303,24 @@ def die() -> None:
 
 
 def main() -> None:
-    global ADDRESS, RUN, RANK, WORLD
-    ADDRESS, RUN, rank, world, meeting = sys.argv[1:6]
-    RANK, WORLD = int(rank), int(world)
-    os.environ.update(LOCAL_WORLD_SIZE=world, LOCAL_RANK=rank, MASTER_ADDR="127.0.0.1")
+    names, address, size, meeting, url = sys.argv[1:]
     warnings.simplefilter("ignore")
-    faulthandler.dump_traceback_later(160, exit=True)
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=RANK, world_size=WORLD)
-    for name in sys.argv[6:]:
-        start = time.monotonic()
-        globals()[name]()
-        if RANK == 0:
+
+    def run(rank: int) -> None:
+        global ADDRESS, RUN, RANK, WORLD
+        ADDRESS, RUN, RANK, WORLD = address, url, rank, int(size)
+        os.environ.update(LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1")
+        faulthandler.enable()
+        faulthandler.dump_traceback_later(160, exit=True)
+        for name in names.split(","):
+            start = time.monotonic()
+            globals()[name]()
             print(f"{name}: {time.monotonic() - start:.1f} s", file=sys.stderr)
-    sys.stdout.flush()
-    if "die" not in sys.argv[6:]:
+        sys.stdout.flush()
         dist.barrier()
         dist.destroy_process_group()
+
+    fork(int(size), meeting, run)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -138,39 +139,44 @@ def die(rank: int, world: int, address: str | None, timeout: str) -> None:
         print(f"{error.code}: {error} after {time.monotonic() - start:.0f} s")
 
 
-def main() -> int:
-    """Forks the ranks, so that the packages are imported once."""
-    name, address, world, meeting, *arguments = sys.argv[1:]
+def fork(world: int, meeting: str, run: Callable[[int], None]) -> None:
+    """Forks the ranks, so that the packages are imported once, and prints how each ended."""
     # Ranks of a node, as torchrun tells them.
-    os.environ["LOCAL_WORLD_SIZE"] = world
+    os.environ["LOCAL_WORLD_SIZE"] = str(world)
     torch.set_num_threads(1)
     children = []
-    for rank in range(int(world)):
+    for rank in range(world):
         pid = os.fork()
         if pid == 0:
             for fd, kind in ((1, "out"), (2, "err")):
                 os.dup2(os.open(f"{meeting}.{rank}.{kind}", os.O_WRONLY | os.O_CREAT), fd)
-            run_rank(name, rank, int(world), None if address == "private" else address, meeting, arguments)
+            code = 1
+            try:
+                dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+                run(rank)
+                code = 0
+            except BaseException:  # noqa: BLE001 - the test shows it
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         children.append(pid)
     for pid in children:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-    return 0
 
 
-def run_rank(name: str, rank: int, world: int, address: str | None, meeting: str, arguments: list[str]) -> None:
-    code = 1
-    try:
-        dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=world)
+def main() -> int:
+    name, given, size, meeting, *arguments = sys.argv[1:]
+    world, address = int(size), None if given == "private" else given
+
+    def run(rank: int) -> None:
         globals()[name](rank, world, address, *arguments)
         if name != "die":
             dist.barrier()
             dist.destroy_process_group()
-        code = 0
-    except BaseException:  # noqa: BLE001 - the test shows it
-        traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+
+    fork(world, meeting, run)
+    return 0
 
 
 if __name__ == "__main__":

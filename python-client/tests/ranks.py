@@ -24,14 +24,19 @@ def run(
 
 
 def start(
-    folder: Path, function: str, address: str, world: int, *arguments: str, environ: Mapping[str, str] | None = None
+    folder: Path,
+    function: str,
+    address: str,
+    world: int,
+    *arguments: str,
+    environ: Mapping[str, str] | None = None,
+    program: str = "rank.py",
 ) -> list[tuple[int, str, str]]:
     """Exit code, output and errors of each rank."""
-    program = Path(__file__).with_name("rank.py")
     meeting = folder / f"meeting-{uuid.uuid4().hex}"
     # Of its own group, so that all ranks can be ended together.
     with subprocess.Popen(
-        [sys.executable, program, function, address, str(world), meeting, *arguments],
+        [sys.executable, Path(__file__).with_name(program), function, address, str(world), meeting, *arguments],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, **(environ or {})},

@@ -7,12 +7,12 @@ import os
 import pickle
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ranks as ranks_of_test
 import torch
 from e2e_support import Daemon
 from torch import nn
@@ -30,8 +30,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
 ]
 
-SECONDS = 170.0
-
 
 class Ranks:
     """Runs ranks over one run."""
@@ -44,41 +42,17 @@ class Ranks:
 
     def __call__(self, world: int, *functions: str, codes: dict[int, int] | None = None) -> list[str]:
         """What each rank printed."""
-        meeting = self._meetings / f"meeting-{uuid.uuid4().hex}"
-        program = Path(__file__).with_name("dcp_rank.py")
-        processes = [
-            subprocess.Popen(
-                [
-                    sys.executable,
-                    program,
-                    str(self._daemon.folder),
-                    self.run,
-                    str(rank),
-                    str(world),
-                    meeting,
-                    *functions,
-                ],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONFAULTHANDLER": "1"},
-            )
-            for rank in range(world)
+        address = str(self._daemon.folder)
+        found = ranks_of_test.start(
+            self._meetings, ",".join(functions), address, world, self.run, program="dcp_rank.py"
+        )
+        problems = [
+            f"rank {rank} ended with {code}:\n{errors}"
+            for rank, (code, _, errors) in enumerate(found)
+            if code != (codes or {}).get(rank, 0)
         ]
-        printed, problems = [], []
-        try:
-            for rank, process in enumerate(processes):
-                output, errors = process.communicate(timeout=SECONDS)
-                printed.append(output)
-                if process.returncode != (codes or {}).get(rank, 0):
-                    problems.append(f"rank {rank} ended with {process.returncode}:\n{errors}")
-        finally:
-            for process in processes:
-                if process.poll() is None:
-                    process.kill()
-                    process.communicate()
         assert not problems, "\n".join(problems)
-        return printed
+        return [output for _, output, _ in found]
 
 
 @pytest.fixture(scope="module")

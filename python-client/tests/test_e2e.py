@@ -342,10 +342,9 @@ def test_the_platform_wheel_is_the_whole_product(tmp_path: Path, folder: Path) -
     assert built.returncode == 0, built.stderr
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     venv = tmp_path / "venv"
-    subprocess.run([sys.executable, "-m", "venv", venv], check=True)
-    subprocess.run(
-        [venv / "bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel], check=True
-    )
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", venv], check=True)
+    pip: list[Any] = [sys.executable, "-m", "pip", "--python", venv / "bin/python", "install"]
+    subprocess.run([*pip, "--quiet", "--no-compile", "--no-deps", "--no-index", wheel], check=True)
     (site,) = (venv / "lib").glob("python*/site-packages")
     (site / "outer.pth").write_text("\n".join(path for path in sys.path if "site-packages" in path))
     version = subprocess.run([venv / "bin/longshore", "--version"], capture_output=True, text=True, check=True)

@@ -100,6 +100,9 @@ pub struct SavesArgs {
     /// Wait until every save has ended; without a daemon this uploads what earlier commands have left to do
     #[arg(long)]
     pub wait: bool,
+    /// With --wait: a line on stderr for every step of a save, as a terminal shows them
+    #[arg(short, long, requires = "wait")]
+    pub verbose: bool,
     #[command(flatten)]
     pub saver: SaverArgs,
 }

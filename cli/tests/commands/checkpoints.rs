@@ -176,9 +176,17 @@ fn a_save_that_is_only_local_is_finished_by_the_next_command() {
     assert_eq!(steps(&json(&bench, Some(&origin), &["checkpoints", "s3://bucket/run"])), [0u64; 0]);
 
     origin.clear_faults();
-    let waited = json(&bench, Some(&origin), &["saves", "--wait"]);
+    let told = run(&bench, Some(&origin), &["--json", "saves", "--wait", "-v"]);
+    let lines = stderr(&told);
+    assert!(lines.contains("step-0: local_durable, ") && lines.contains("step-0: committed, "), "{lines}");
+    assert!(lines.trim_end().ends_with("1 of 1 saves committed"), "{lines}");
+    let waited: serde_json::Value = serde_json::from_slice(&told.stdout).unwrap();
     assert_eq!(waited["saves"][0]["attempt"], saved["attempt"], "{waited}");
     assert_eq!(waited["saves"][0]["state"], "committed", "{waited}");
+    let nothing = run(&bench, Some(&origin), &["saves", "--wait", "-v"]);
+    assert!(stderr(&nothing).contains("no save is going on"), "{}", stderr(&nothing));
+    let quiet = run(&bench, Some(&origin), &["saves", "--wait"]);
+    assert!(!stderr(&quiet).contains("no save"), "{}", stderr(&quiet));
     assert_eq!(steps(&json(&bench, Some(&origin), &["checkpoints", "s3://bucket/run"])), [0]);
     let verified = json(&bench, Some(&origin), &["checkpoints", "s3://bucket/run", "--verify"]);
     assert_eq!(verified["problem_count"], 0, "{verified}");

@@ -2,7 +2,9 @@
 
 use std::io::{BufRead, BufReader};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
+use longshore_testkit::{FakeOrigin, Fault, FaultKind};
 use serde_json::Value;
 
 use crate::support::{Bench, eventually, is_empty, json_of, stderr};
@@ -67,4 +69,43 @@ fn a_private_loader_says_where_it_is_and_a_second_process_shares_the_cache_folde
 
     child.kill().unwrap();
     child.wait().unwrap();
+}
+
+/// Several times as long as one lingers that has nothing to do.
+const WELL_BEYOND_LINGERING: Duration = Duration::from_secs(3);
+
+#[test]
+fn a_private_loader_stays_until_what_was_saved_through_it_is_in_the_origin() {
+    let bench = Bench::new();
+    let origin = FakeOrigin::start();
+    origin.create_bucket("bucket");
+    origin.fault(Fault::new(FaultKind::Status(503)).any_verb().on("bucket/run/*"));
+    // The program saves through the loader that it was given, and ends when its bytes are on the disk.
+    let script = r#""$0" save model s3://bucket/run --step 1 --wait local --json; echo "$LONGSHORE_LOADER" >&2"#;
+    let mut command = bench.command(&["exec", "--model", "model", "--", "sh", "-c", script]);
+    command.arg(env!("CARGO_BIN_EXE_longshore")).envs(origin.client_env());
+    for (name, value) in [("DIR", "spool"), ("SLAB_DIR", "slabs")] {
+        command.env(format!("LONGSHORE_CHECKPOINT_{name}"), bench.path(value));
+    }
+    command.env("LONGSHORE_CHECKPOINT_MEMORY", "128MiB");
+    let output = command.output().unwrap();
+    let saved = json_of(&output);
+    assert_eq!((&saved["state"], &saved["step"]), (&"local_durable".into(), &1.into()), "{saved}");
+    let address = stderr(&output).lines().last().unwrap().trim().to_owned();
+
+    // Its client and all leases are gone; it answers, and goes on trying.
+    let left = Instant::now();
+    let mut asked = origin.counters().total();
+    while left.elapsed() < WELL_BEYOND_LINGERING {
+        eventually("a further try", || origin.counters().total() > asked);
+        asked = origin.counters().total();
+        let state = bench.json(&["saves", "--loader", &address, "--json"]);
+        assert_eq!(state["saves"][0]["attempt"], saved["attempt"], "{state}");
+        assert_eq!(state["saves"][0]["state"], "local_durable", "{state}");
+    }
+    assert!(!is_empty(&bench.path("tmp")));
+
+    origin.clear_faults();
+    eventually("the commit", || !origin.paths("bucket/run/step-1/_CKPT.json").is_empty());
+    eventually("the end of the private loader", || is_empty(&bench.path("tmp")));
 }
