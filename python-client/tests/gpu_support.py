@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fake_loader import Backing, repository
 
 from longshore import _cuda
@@ -135,9 +136,9 @@ class Gpu:
         prop = _cuda.AllocationProp(type=_cuda.ALLOCATION_PINNED, handle_types=_cuda.HANDLE_POSIX_FD, location=location)
         assert self._create(ctypes.byref(handle), length, ctypes.byref(prop), 0) == 0
         assert self._export(ctypes.byref(fd), handle, _cuda.HANDLE_POSIX_FD, 0) == 0
-        context, address = ctypes.c_void_p(), ctypes.c_uint64()
-        gpu.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), gpu.device)
-        with gpu.current(context.value or 0):
+        address = ctypes.c_uint64()
+        context = retain(gpu)
+        with gpu.current(context):
             gpu.call("cuMemAddressReserve", ctypes.byref(address), length, 0, 0, 0)
             gpu.call("cuMemMap", address, length, 0, handle, 0)
             access = _cuda.AccessDesc(location, ACCESS_READ_WRITE)
@@ -148,3 +149,44 @@ class Gpu:
         gpu.call("cuMemRelease", handle)
         gpu.call("cuDevicePrimaryCtxRelease_v2", gpu.device)
         return fd.value
+
+
+class DeviceTensors:
+    """Tensors in memory of a device that this process has allocated."""
+
+    def __init__(self, device: int) -> None:
+        self._gpu = _cuda.driver("the tests").gpus[device]
+        self._context = retain(self._gpu)
+        self._held: list[int] = []
+        self._ranges: list[tuple[int, int]] = []
+
+    def tensor(self, source: torch.Tensor) -> torch.Tensor:
+        """A copy on the device."""
+        nbytes = source.numel() * source.element_size()
+        address = ctypes.c_uint64()
+        with self._gpu.current(self._context):
+            self._gpu.call("cuMemAlloc_v2", ctypes.byref(address), nbytes)
+        self._held.append(address.value)
+        self._ranges.append((address.value, address.value + nbytes))
+        memory = (ctypes.c_ubyte * nbytes).from_address(address.value)
+        made = torch.frombuffer(memory, dtype=source.dtype).view(source.shape)
+        made.copy_(source)
+        return made
+
+    def has(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor, or a view of one, is among them."""
+        return any(start <= tensor.data_ptr() < end for start, end in self._ranges)
+
+    def free(self) -> None:
+        """Frees all, and lets go of the device."""
+        with self._gpu.current(self._context):
+            while self._held:
+                self._gpu.call("cuMemFree_v2", self._held.pop())
+        self._gpu.call("cuDevicePrimaryCtxRelease_v2", self._gpu.device)
+
+
+def retain(gpu: _cuda.Gpu) -> int:
+    """The primary context of a device, to be released by who asked for it."""
+    context = ctypes.c_void_p()
+    gpu.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), gpu.device)
+    return context.value or 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,53 +10,20 @@ import pytest
 import torch
 from fake_checkpoints import FakeCheckpoints
 from fake_store import Store
-from gpu_support import FakeCuda
+from gpu_support import DeviceTensors, FakeCuda
 from save_support import equal, forget, load, save
 
 import longshore
-from longshore import _cuda, _inputs, _sessions
+from longshore import _inputs, _sessions
 from longshore._device_copies import DeviceCopies
 from longshore._proto import checkpoint_pb2 as pb
 
 pytestmark = pytest.mark.gpu
 
 
-class Memory:
-    """Tensors in the memory of a device."""
-
-    def __init__(self, device: int) -> None:
-        self.gpu = _cuda.driver("the tests").gpus[device]
-        self.held: list[int] = []
-        self.ranges: list[tuple[int, int]] = []
-        context = ctypes.c_void_p()
-        self.gpu.call("cuDevicePrimaryCtxRetain", ctypes.byref(context), self.gpu.device)
-        self.context = context.value or 0
-
-    def tensor(self, source: torch.Tensor) -> torch.Tensor:
-        nbytes = source.numel() * source.element_size()
-        address = ctypes.c_uint64()
-        with self.gpu.current(self.context):
-            self.gpu.call("cuMemAlloc_v2", ctypes.byref(address), nbytes)
-        self.held.append(address.value)
-        self.ranges.append((address.value, address.value + nbytes))
-        memory = (ctypes.c_ubyte * nbytes).from_address(address.value)
-        made = torch.frombuffer(memory, dtype=source.dtype).view(source.shape)
-        made.copy_(source)
-        return made
-
-    def has(self, tensor: torch.Tensor) -> bool:
-        return any(start <= tensor.data_ptr() < end for start, end in self.ranges)
-
-    def free(self) -> None:
-        with self.gpu.current(self.context):
-            while self.held:
-                self.gpu.call("cuMemFree_v2", self.held.pop())
-        self.gpu.call("cuDevicePrimaryCtxRelease_v2", self.gpu.device)
-
-
 @pytest.fixture
-def devices(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Memory]]:
-    found = [Memory(0), Memory(1)]
+def devices(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[DeviceTensors]]:
+    found = [DeviceTensors(0), DeviceTensors(1)]
 
     def device_of(tensor: Any) -> int | None:
         return next((index for index, memory in enumerate(found) if memory.has(tensor)), None)
@@ -89,7 +55,7 @@ def fake(store: Store) -> Iterator[FakeCheckpoints]:
 
 
 def test_tensors_of_two_devices_and_of_the_host(
-    fake: FakeCheckpoints, cuda: FakeCuda, devices: list[Memory], store: Store
+    fake: FakeCheckpoints, cuda: FakeCuda, devices: list[DeviceTensors], store: Store
 ) -> None:
     first, second = devices
     base = first.tensor(torch.randn(500, 600))
@@ -128,7 +94,7 @@ def test_tensors_of_two_devices_and_of_the_host(
 
 
 def test_memory_that_cannot_be_page_locked_is_used_all_the_same(
-    fake: FakeCheckpoints, cuda: FakeCuda, devices: list[Memory]
+    fake: FakeCheckpoints, cuda: FakeCuda, devices: list[DeviceTensors]
 ) -> None:
     state = {"w": devices[0].tensor(torch.randn(100, 100))}
     cuda.arm(f"client/cuMemHostRegister_v2@{cuda.calls().get('cuMemHostRegister_v2', 0) + 1}=2")
@@ -145,7 +111,7 @@ def test_memory_that_cannot_be_page_locked_is_used_all_the_same(
     + [(name, nth) for name in ("cuMemcpyDtoHAsync_v2", "cuEventRecord", "cuEventSynchronize") for nth in (1, 2)],
 )
 def test_a_card_that_fails_ends_the_save(
-    fake: FakeCheckpoints, cuda: FakeCuda, devices: list[Memory], name: str, nth: int
+    fake: FakeCheckpoints, cuda: FakeCuda, devices: list[DeviceTensors], name: str, nth: int
 ) -> None:
     state = {"w": devices[0].tensor(torch.randn(700, 1000))}
     cuda.arm(f"client/{name}@{cuda.calls().get(name, 0) + nth}=2")
@@ -160,7 +126,7 @@ def test_a_card_that_fails_ends_the_save(
     assert equal(load(fake, 2).state_dict(), state)
 
 
-def test_in_the_background(fake: FakeCheckpoints, cuda: FakeCuda, devices: list[Memory], store: Store) -> None:
+def test_in_the_background(fake: FakeCheckpoints, cuda: FakeCuda, devices: list[DeviceTensors], store: Store) -> None:
     state = {"w": devices[0].tensor(torch.randn(100, 1000))}
     wanted = state["w"].clone()
     gate = threading.Event()
@@ -177,7 +143,7 @@ def test_in_the_background(fake: FakeCheckpoints, cuda: FakeCuda, devices: list[
 
 
 def test_a_loader_that_is_restarted_keeps_the_memory_locked(
-    cuda: FakeCuda, devices: list[Memory], store: Store, fake: FakeCheckpoints
+    cuda: FakeCuda, devices: list[DeviceTensors], store: Store, fake: FakeCheckpoints
 ) -> None:
     state = {"w": devices[0].tensor(torch.randn(500, 1000))}
     count = 0
