@@ -11,7 +11,7 @@ use crate::journal;
 use crate::plan::SavePlan;
 
 /// Most bytes of a record.
-pub const HELD_BYTES_MAX: u64 = 256 << 20;
+pub const HELD_BYTES_MAX: u64 = if cfg!(test) { 256 << 10 } else { 256 << 20 };
 
 /// What a record says.
 #[derive(Debug, Clone, PartialEq)]

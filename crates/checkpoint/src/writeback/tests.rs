@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod copies;
 mod deltas;
 mod faults;
 mod nodes;
