@@ -80,18 +80,21 @@ fn a_private_loader_stays_until_what_was_saved_through_it_is_in_the_origin() {
     let origin = FakeOrigin::start();
     origin.create_bucket("bucket");
     origin.fault(Fault::new(FaultKind::Status(503)).any_verb().on("bucket/run/*"));
-    // The program saves through the loader that it was given, and ends when its bytes are on the disk.
-    let script = r#""$0" save model s3://bucket/run --step 1 --wait local --json; echo "$LONGSHORE_LOADER" >&2"#;
+    // The program saves through the loader that it was given, and ends when its bytes are on the disk. To files: the loader
+    // has the same standard error, and goes on.
+    let script =
+        r#"echo "$LONGSHORE_LOADER" > address; "$0" save model s3://bucket/run --step 1 --wait local --json > saved"#;
     let mut command = bench.command(&["exec", "--model", "model", "--", "sh", "-c", script]);
     command.arg(env!("CARGO_BIN_EXE_longshore")).envs(origin.client_env());
     for (name, value) in [("DIR", "spool"), ("SLAB_DIR", "slabs")] {
         command.env(format!("LONGSHORE_CHECKPOINT_{name}"), bench.path(value));
     }
     command.env("LONGSHORE_CHECKPOINT_MEMORY", "128MiB");
-    let output = command.output().unwrap();
-    let saved = json_of(&output);
+    let ended = command.stdout(Stdio::null()).stderr(Stdio::null()).status().unwrap();
+    assert!(ended.success(), "{ended}");
+    let saved: Value = serde_json::from_slice(&std::fs::read(bench.path("saved")).unwrap()).unwrap();
     assert_eq!((&saved["state"], &saved["step"]), (&"local_durable".into(), &1.into()), "{saved}");
-    let address = stderr(&output).lines().last().unwrap().trim().to_owned();
+    let address = std::fs::read_to_string(bench.path("address")).unwrap().trim().to_owned();
 
     // Its client and all leases are gone; it answers, and goes on trying.
     let left = Instant::now();
