@@ -1,0 +1,149 @@
+//! The queue of chunks that are to be written.
+//!
+//! When the queue is full a fill waits a bounded time for room, so that a fast origin does not outrun a slow disk at
+//! once. When that time passes the chunk is not written and the skip is counted; until the disk has finished a write
+//! again nobody else waits, so that a hanging disk costs one wait, not one for each fill.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use longshore_types::ChunkKey;
+use longshore_wire::GrowingChunk;
+use parking_lot::{Condvar, Mutex};
+
+/// Chunks on their way to the disk.
+#[derive(Debug)]
+pub struct WriteQueue {
+    capacity: usize,
+    wait: Duration,
+    state: Mutex<State>,
+    room: Condvar,
+    work: Condvar,
+    idle: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: VecDeque<Arc<GrowingChunk>>,
+    writing: Vec<Writing>,
+    /// A wait for room has timed out and no write has ended since.
+    stalled: bool,
+    closed: bool,
+}
+
+/// A chunk that a thread is writing.
+struct Writing {
+    chunk: Arc<GrowingChunk>,
+    /// It was freed meanwhile: its file goes as soon as it is there.
+    is_unwanted: bool,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} waiting, {} writing", self.waiting.len(), self.writing.len())
+    }
+}
+
+impl State {
+    fn is_idle(&self) -> bool {
+        self.writing.is_empty() && self.waiting.is_empty()
+    }
+}
+
+impl WriteQueue {
+    pub fn new(capacity: usize, wait: Duration) -> Self {
+        WriteQueue {
+            capacity,
+            wait,
+            state: Mutex::default(),
+            room: Condvar::new(),
+            work: Condvar::new(),
+            idle: Condvar::new(),
+        }
+    }
+
+    /// Adds a chunk; false when there was no room in time.
+    pub fn push(&self, chunk: Arc<GrowingChunk>) -> bool {
+        let deadline = Instant::now() + self.wait;
+        let mut state = self.state.lock();
+        while state.waiting.len() >= self.capacity && !state.closed {
+            if state.stalled || self.room.wait_until(&mut state, deadline).timed_out() {
+                state.stalled = true;
+                return false;
+            }
+        }
+        if state.closed {
+            return false;
+        }
+        state.waiting.push_back(chunk);
+        self.work.notify_one();
+        true
+    }
+
+    /// The next chunk; `None` when the queue is closed.
+    pub(super) fn pop(&self) -> Option<Arc<GrowingChunk>> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(chunk) = state.waiting.pop_front() {
+                state.writing.push(Writing { chunk: chunk.clone(), is_unwanted: false });
+                self.room.notify_one();
+                return Some(chunk);
+            }
+            if state.closed {
+                return None;
+            }
+            self.work.wait(&mut state);
+        }
+    }
+
+    /// Ends a write. False when the chunk has become unwanted: its file must go, then this is called again.
+    pub(super) fn done(&self, chunk: &Arc<GrowingChunk>) -> bool {
+        let mut state = self.state.lock();
+        state.stalled = false;
+        if let Some(position) = state.writing.iter().position(|writing| Arc::ptr_eq(&writing.chunk, chunk)) {
+            if std::mem::take(&mut state.writing[position].is_unwanted) {
+                return false;
+            }
+            state.writing.swap_remove(position);
+        }
+        if state.is_idle() {
+            self.idle.notify_all();
+        }
+        true
+    }
+
+    /// Drops the chunks on their way that `matches`.
+    pub fn discard(&self, matches: impl Fn(&ChunkKey) -> bool) {
+        let mut state = self.state.lock();
+        state.waiting.retain(|chunk| !matches(chunk.key()));
+        for writing in &mut state.writing {
+            writing.is_unwanted |= matches(writing.chunk.key());
+        }
+        if state.is_idle() {
+            self.idle.notify_all();
+        }
+        self.room.notify_all();
+    }
+
+    /// Waits until nothing is queued or being written.
+    pub fn wait_idle(&self, timeout: Duration) -> bool {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.state.lock();
+        while !state.is_idle() {
+            if self.idle.wait_until(&mut state, deadline).timed_out() {
+                return state.is_idle();
+            }
+        }
+        true
+    }
+
+    /// Ends the writers; what waits is dropped.
+    pub fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.waiting.clear();
+        self.work.notify_all();
+        self.room.notify_all();
+    }
+}
