@@ -1,10 +1,11 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use longshore_memory::Arena;
+use longshore_types::checkpoint::held_record_name;
 use longshore_types::{Artifact, CHUNK_BYTES, Manifest, Selection, Version};
 use longshore_wire::{
-    ChunkReply, ChunkRequest, ChunkService, ClientOptions, Endpoint, GrowingChunk, GrowingWriter, Incoming, Page,
-    PutRequest, PutStart,
+    ChunkBody, ChunkReply, ChunkRequest, ChunkService, ClientOptions, Endpoint, GrowingChunk, GrowingWriter, Incoming,
+    Mode, Page, PutRequest, PutStart, Tier,
 };
 
 use super::*;
@@ -16,16 +17,25 @@ const LEN: usize = 3 << 20;
 #[derive(Default)]
 struct Worker {
     puts: Mutex<Vec<(ChunkKey, PutMode)>>,
+    chunks: Mutex<HashMap<ChunkKey, Arc<GrowingChunk>>>,
+    /// Asked again for a copy that was bad.
+    rechecks: std::sync::atomic::AtomicUsize,
+    is_silent: std::sync::atomic::AtomicBool,
     released: Mutex<Vec<AttemptId>>,
     is_full: std::sync::atomic::AtomicBool,
 }
 
-struct Taking(Arc<Handle>, PutRequest, GrowingWriter);
+struct Taking(Arc<Handle>, PutRequest, GrowingWriter, Arc<GrowingChunk>);
 struct Handle(Arc<Worker>);
 
 impl ChunkService for Handle {
-    fn get(&self, _: &ChunkRequest) -> Result<ChunkReply> {
-        Err(Error::new(Code::NotFound, "nothing is read here"))
+    fn get(&self, request: &ChunkRequest) -> Result<ChunkReply> {
+        assert_eq!(request.mode, Mode::OnlyIfCached, "nothing is filled from the origin");
+        self.check()?;
+        self.0.rechecks.fetch_add(usize::from(request.recheck), Relaxed);
+        let chunk = self.0.chunks.lock().get(&request.key).cloned();
+        let chunk = chunk.ok_or_else(|| Error::new(Code::NotFound, "not here"))?;
+        Ok(ChunkReply { tier: Tier::Disk, body: ChunkBody::Memory(chunk) })
     }
 
     fn put(&self, request: &PutRequest) -> Result<PutStart> {
@@ -33,8 +43,8 @@ impl ChunkService for Handle {
             return Err(Error::new(Code::Exhausted, "full"));
         }
         let buffer = Arena::new(CHUNK_BYTES).try_buffer(request.key.len_bytes() as usize).unwrap();
-        let (writer, _) = GrowingChunk::begin(request.key.clone(), buffer)?;
-        Ok(PutStart::Take(Box::new(Taking(Arc::new(Handle(self.0.clone())), request.clone(), writer))))
+        let (writer, chunk) = GrowingChunk::begin(request.key.clone(), buffer)?;
+        Ok(PutStart::Take(Box::new(Taking(Arc::new(Handle(self.0.clone())), request.clone(), writer, chunk))))
     }
 
     fn release(&self, attempt: &AttemptId) -> Result<()> {
@@ -42,8 +52,36 @@ impl ChunkService for Handle {
         Ok(())
     }
 
-    fn page(&self, _: &str) -> Option<Page> {
-        None
+    fn page(&self, path: &str) -> Option<Page> {
+        if self.check().is_err() {
+            return Some(Page { status: 503, content_type: "text/plain".to_owned(), body: Vec::new() });
+        }
+        let records = format!("/v1/holds/{}/records", attempt());
+        let body = match path {
+            "/v1/holds" => serde_json::json!({ "attempts": [{ "attempt": attempt().to_string() }] }),
+            path if path == records => {
+                let chunks = self.0.chunks.lock();
+                let object = |key: &ChunkKey| {
+                    let artifact = key.artifact();
+                    serde_json::json!({
+                        "url": artifact.url(), "version": artifact.version().as_str(),
+                        "size_bytes": artifact.size_bytes(), "chunks": [key.index()],
+                    })
+                };
+                serde_json::json!({ "objects": chunks.keys().map(object).collect::<Vec<_>>() })
+            }
+            _ => return None,
+        };
+        Some(Page { status: 200, content_type: "application/json".to_owned(), body: body.to_string().into_bytes() })
+    }
+}
+
+impl Handle {
+    fn check(&self) -> Result<()> {
+        match self.0.is_silent.load(Relaxed) {
+            true => Err(Error::new(Code::Unavailable, "it does not answer")),
+            false => Ok(()),
+        }
     }
 }
 
@@ -54,6 +92,7 @@ impl Incoming for Taking {
 
     fn keep(self: Box<Self>) -> Result<()> {
         self.2.finish()?;
+        self.0.0.chunks.lock().insert(self.1.key.clone(), self.3);
         self.0.0.puts.lock().push((self.1.key, self.1.mode));
         Ok(())
     }
@@ -68,12 +107,12 @@ impl Fake {
     }
 
     fn all(&self) -> Vec<Source> {
-        let source = |worker: &Arc<Worker>| Source {
+        let source = |(number, worker): (usize, &Arc<Worker>)| Source {
             endpoint: Endpoint::InProcess(Arc::new(Handle(worker.clone()))),
-            label: "w".to_owned(),
-            member: None,
+            label: format!("worker-{number}"),
+            member: Some(longshore_cluster::MemberId::from_bytes([number as u8; 16])),
         };
-        self.0.iter().map(source).collect()
+        self.0.iter().enumerate().map(source).collect()
     }
 
     /// Who holds something, by number.
@@ -191,4 +230,76 @@ async fn without_workers_nothing_is_cached_and_nobody_holds() {
     assert_eq!((sink.peers(), sink.stats().cached), (0, 0));
     let modes: HashSet<usize> = cluster.holding().into_iter().collect();
     assert!(modes.is_empty());
+}
+
+fn record(rank: u32, size_bytes: u64) -> (Arc<Artifact>, Vec<u8>) {
+    let version = Version::new(format!("attempt:{}", attempt())).unwrap();
+    let url = format!("s3://b/run/step-1/{}", held_record_name(&attempt(), rank));
+    let bytes = (0..size_bytes).map(|at| (at >> 7) as u8).collect();
+    (Arc::new(Artifact::new(url, version, size_bytes).unwrap()), bytes)
+}
+
+#[tokio::test]
+async fn records_are_found_wherever_they_are_and_only_whole() {
+    let cluster = Fake::new(3);
+    let sink = sink(&cluster);
+    for (rank, len) in [(0, 100), (4, CHUNK_BYTES + 5)] {
+        let (artifact, bytes) = record(rank, len);
+        for (key, bytes) in ChunkKey::all(&artifact).zip(bytes.chunks(CHUNK_BYTES as usize)) {
+            let how = SinkHow::Hold { attempt: attempt(), copy: key.index() };
+            sink.put(&key, Bytes::copy_from_slice(bytes), &BlockChecksum::of_blocks(bytes), how).await.unwrap();
+        }
+    }
+    // A chunk of the data is no record.
+    let (key, bytes, blocks) = chunk();
+    sink.put(&key, bytes, &blocks, SinkHow::Hold { attempt: attempt(), copy: 0 }).await.unwrap();
+    let held = sink.held("s3://b/run/step-1").await.unwrap();
+    let ranks: Vec<(u32, u64)> = held.records.iter().map(|held| (held.rank, held.artifact.size_bytes())).collect();
+    assert_eq!((&ranks[..], held.unanswered.len()), (&[(0, 100), (4, CHUNK_BYTES + 5)][..], 0));
+    for found in &held.records {
+        let (_, bytes) = record(found.rank, found.artifact.size_bytes());
+        let mut got = Vec::new();
+        for key in ChunkKey::all(&found.artifact) {
+            got.extend_from_slice(&sink.fetch(&key, None).await.unwrap());
+        }
+        assert!(got == bytes, "rank {}", found.rank);
+    }
+    assert!(sink.held("s3://b/run/step-10").await.unwrap().records.is_empty());
+    // The second chunk of rank 4's went elsewhere, and that worker is silent.
+    cluster.0[1].is_silent.store(true, Relaxed);
+    let held = sink.held("s3://b/run/step-1").await.unwrap();
+    assert_eq!(held.records.iter().map(|held| held.rank).collect::<Vec<_>>(), [0]);
+    assert!(held.unanswered.len() == 1 && held.unanswered[0].starts_with("worker-1 ("), "{:?}", held.unanswered);
+}
+
+#[tokio::test]
+async fn a_chunk_comes_from_whoever_has_a_good_copy() {
+    let (cluster, (key, bytes, blocks)) = (Fake::new(3), chunk());
+    let sink = sink(&cluster);
+    let error = sink.fetch(&key, Some(&blocks)).await.unwrap_err();
+    assert_eq!(error.code(), Code::NotFound, "{error}");
+    sink.put(&key, bytes.clone(), &blocks, SinkHow::Hold { attempt: attempt(), copy: 2 }).await.unwrap();
+    assert_eq!(cluster.holding(), [2]);
+    // Something else under the same name, whole by itself, at the first that is asked.
+    let other = vec![7; LEN];
+    let put = |worker: usize, bytes: Vec<u8>| {
+        let endpoint = cluster.all()[worker].endpoint.clone();
+        let blocks = BlockChecksum::of_blocks(&bytes);
+        DataClient::new(ClientOptions::default()).put(&endpoint, &key, &bytes, &blocks, PutMode::Cache).unwrap();
+    };
+    put(0, other);
+    assert!(sink.fetch(&key, Some(&blocks)).await.unwrap() == bytes);
+    assert_eq!(cluster.0[0].rechecks.load(Relaxed), 1, "it is asked once more, for another copy");
+    cluster.0[2].is_silent.store(true, Relaxed);
+    let error = sink.fetch(&key, Some(&blocks)).await.unwrap_err();
+    assert_eq!(error.code(), Code::Corrupt, "{error}");
+    for part in ["chunk 0 of s3://b/run/step-1/f", "worker-0: ", "worker-2: ", "it does not answer"] {
+        assert!(error.message().contains(part), "{part:?} is not in {error}");
+    }
+}
+
+#[tokio::test]
+async fn without_workers_nothing_is_looked_for() {
+    let error = sink(&Fake::new(0)).held("s3://b/run/step-1").await.unwrap_err();
+    assert!(error.code() == Code::FailedPrecondition && error.message().contains("--workers"), "{error}");
 }
