@@ -50,8 +50,10 @@ struct Object {
     chunks: Vec<u32>,
 }
 
-/// The chunks of each record that somebody has; by attempt, rank and size.
-type Parts = BTreeMap<(AttemptId, u32, u64), BTreeSet<u32>>;
+/// A record by attempt, rank and size.
+type RecordId = (AttemptId, u32, u64);
+/// The chunks of each record that somebody has.
+type Parts = BTreeMap<RecordId, BTreeSet<u32>>;
 
 impl ClusterSink {
     pub(super) async fn held_of(&self, step_url: &str) -> Result<HeldRecords> {
@@ -201,7 +203,7 @@ fn take(
 }
 
 /// The records of a step that one worker holds, and which of their chunks. Blocks.
-fn ask(client: &DataClient, endpoint: &Endpoint, step_url: &str) -> Result<Vec<((AttemptId, u32, u64), Vec<u32>)>> {
+fn ask(client: &DataClient, endpoint: &Endpoint, step_url: &str) -> Result<Vec<(RecordId, Vec<u32>)>> {
     let not_read = |error: serde_json::Error| {
         Error::new(Code::Unavailable, format!("{endpoint} does not say what it holds: {error}"))
     };
@@ -225,7 +227,7 @@ fn ask(client: &DataClient, endpoint: &Endpoint, step_url: &str) -> Result<Vec<(
 }
 
 /// What an object is the record of, when it is that of a rank of this step.
-fn record(object: Object, attempt: &AttemptId, step_url: &str) -> Option<((AttemptId, u32, u64), Vec<u32>)> {
+fn record(object: Object, attempt: &AttemptId, step_url: &str) -> Option<(RecordId, Vec<u32>)> {
     let name = object.url.strip_prefix(step_url)?.strip_prefix('/')?;
     let (of, rank) = parse_held_record_name(name)?;
     let is_ours = of == *attempt && object.version == format!("attempt:{attempt}");
