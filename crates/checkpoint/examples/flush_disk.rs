@@ -1,6 +1,6 @@
 //! How fast slabs get to the disk, synced: through the page cache or past it, into blocks that are there or not.
 //!
-//! `cargo run --release -p longshore-checkpoint --example flush_disk -- FILE MIB`. Two threads write slabs of 64 MiB, each of which is
+//! `cargo run --release -p longshore-checkpoint --example flush_disk -- FILE MIB [THREADS]`. Two threads, or so many, write slabs of 64 MiB, each of which is
 //! synced by itself, as the flush threads do. Compare with `fio --rw=write --bs=1M --end_fsync=1` on the same disk.
 
 use std::fs::File;
@@ -13,7 +13,6 @@ use longshore_memory::Arena;
 use longshore_types::{BlockChecksum, Error};
 use rustix::fs::{FallocateFlags, OFlags, fallocate};
 
-const THREADS: usize = 2;
 const ROUNDS: usize = 3;
 
 /// Name, past the page cache, blocks taken ahead, bytes of one write.
@@ -26,8 +25,10 @@ const WAYS: [(&str, bool, bool, usize); 4] = [
 
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let mut arguments = std::env::args().skip(1);
-    let path = arguments.next().ok_or("usage: flush_disk FILE MIB")?;
-    let slabs = arguments.next().ok_or("usage: flush_disk FILE MIB")?.parse::<u64>()?.div_ceil(SLAB_BYTES >> 20);
+    let path = arguments.next().ok_or("usage: flush_disk FILE MIB [THREADS]")?;
+    let slabs =
+        arguments.next().ok_or("usage: flush_disk FILE MIB [THREADS]")?.parse::<u64>()?.div_ceil(SLAB_BYTES >> 20);
+    let threads_wanted = arguments.next().map_or(Ok(2), |threads| threads.parse::<usize>())?;
     let arena = Arena::new(1 << 30);
     for round in 0..ROUNDS {
         for (name, direct, ahead, unit) in WAYS {
@@ -56,7 +57,7 @@ fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
                         file.sync_data()?;
                     }
                 };
-                let threads: Vec<_> = (0..THREADS).map(|_| scope.spawn(write)).collect();
+                let threads: Vec<_> = (0..threads_wanted).map(|_| scope.spawn(write)).collect();
                 for thread in threads {
                     thread.join().map_err(|_| Error::new(longshore_types::Code::Internal, "a thread panicked"))??;
                 }
