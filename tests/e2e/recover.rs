@@ -20,7 +20,8 @@ const SOON: Duration = Duration::from_secs(60);
 fn nodes(count: usize) -> (FakeOrigin, Cluster) {
     let origin = FakeOrigin::start();
     origin.create_bucket("bucket");
-    let args = ["--checkpoint-part-bytes", "5MiB", "--checkpoint-memory", "256MiB"];
+    // A trainer that goes and comes again has its memory for a while: room for several.
+    let args = ["--checkpoint-part-bytes", "5MiB", "--checkpoint-memory", "768MiB"];
     let spec = ClusterSpec::new(count, count).origin(&origin).checkpoints().loader_args(&args);
     let mut cluster = Cluster::start(spec);
     for node in 0..count {
@@ -282,4 +283,53 @@ fn who_saved_the_step_anew_is_not_overruled() {
     assert!(output.to_string().contains("fenced") && output.to_string().contains(saving.attempt()), "{output}");
     load_and_check(&cluster, 1, &url(1), &newer);
     assert!(holds(&cluster, 1, first.attempt()) > 0, "copies of what lost stay until they are too old");
+}
+
+#[test]
+fn a_kill_while_a_save_is_recovered_leaves_it_whole_or_not_there() {
+    let (origin, mut cluster) = nodes(2);
+    for (step, point) in [(1, "recovery_synced"), (2, "recovery_renamed")] {
+        down(&origin, step);
+        let model = ModelSpec::sized(step, 24 * MIB, 6).build();
+        let (saving, slabs) = held(&cluster, step, &model, 1, 1);
+        drop(slabs);
+        cluster.loader(0).kill();
+        std::fs::remove_dir_all(cluster.checkpoint_folder(0)).unwrap();
+        origin.clear_faults();
+        assert!(cluster.loader(1).start_again_to_die(point));
+        let output = recover(&cluster, 1, step);
+        assert!(!output.success(), "{point}: {output}");
+        cluster.loader(1).wait_killed(SOON);
+        assert!(origin.content(&format!("bucket/run/step-{step}/_CKPT.json")).is_none());
+        cluster.loader(1).start_again_to_live();
+        let is_there = client(&cluster, 1).saves().unwrap().iter().any(|save| save.attempt == saving.attempt());
+        assert_eq!(is_there, point == "recovery_renamed");
+        if is_there {
+            let status = client(&cluster, 1).wait(saving.attempt(), v1::SaveState::Committed, SOON).unwrap();
+            assert_eq!(status.state(), v1::SaveState::Committed, "{status:?}");
+        }
+        let output = recover(&cluster, 1, step);
+        assert!(output.success(), "{point}: {output}");
+        assert_eq!(output.json()["attempt"], saving.attempt(), "{output}");
+        load_and_check(&cluster, 1, &url(step), &model);
+        verify(&cluster, 1, step);
+        cluster.loader(0).start_again();
+    }
+    // Ranks of two nodes: files are moved to those of the rank that is there, and no record speaks of them yet.
+    down(&origin, 3);
+    let model = ModelSpec::sized(3, 48 * MIB, 8).build();
+    let (saving, slabs) = held(&cluster, 3, &model, 2, 1);
+    drop(slabs);
+    lose(&mut cluster, 0);
+    assert!(cluster.loader(1).start_again_to_die("recovery_moved"));
+    origin.clear_faults();
+    let output = recover(&cluster, 1, 3);
+    assert!(!output.success(), "{output}");
+    cluster.loader(1).wait_killed(SOON);
+    cluster.loader(1).start_again_to_live();
+    let output = recover(&cluster, 1, 3);
+    assert!(output.success(), "{output}");
+    assert_eq!(output.json()["attempt"], saving.attempt(), "{output}");
+    load_and_check(&cluster, 1, &url(3), &model);
+    verify(&cluster, 1, 3);
 }

@@ -21,6 +21,7 @@ use crate::attempt::{Attempt, FlushedSlab, Record, Room, Surroundings, keep_pare
 use crate::commit::{Run, object_path};
 use crate::engine::Engine;
 use crate::engine::start::blocking;
+use crate::failpoint;
 use crate::held;
 use crate::journal::Journal;
 use crate::plan::SavePlan;
@@ -192,8 +193,10 @@ impl Engine {
         let (from, spool) = (scratch.folder.clone(), Arc::clone(&self.parts.spool));
         let attempt = blocking(move || {
             let folder = spool.attempt_folder(&id);
+            failpoint::hit("recovery_synced");
             std::fs::rename(&from, &folder).map_err(|error| disk_error("make an attempt of", &from, &error))?;
             sync_folder(spool.attempts_folder())?;
+            failpoint::hit("recovery_renamed");
             let opened = Attempt::open(&around, &folder)?;
             opened.ok_or_else(|| Error::new(Code::Internal, format!("{} lost its journal", folder.display())))
         })
@@ -241,6 +244,7 @@ impl Engine {
                 moved.map_err(|error| disk_error("move a recovered object to", &path, &error))?;
             }
             moving.sync_objects()?;
+            failpoint::hit("recovery_moved");
             moving.record_all(records_of(&ranks).collect())
         })
         .await?;
