@@ -104,6 +104,9 @@ fn another_node_finds_what_was_saved_at_the_workers() {
     let (origin, cluster) = start(2, 2);
     let model = ModelSpec::sized(1, 80 * MIB, 10).build();
     save(&cluster, 1, &model, options());
+    let metrics = cluster.loaders()[0].metrics();
+    assert!(metrics.sum("longshore_loader_origin_written_bytes_total") >= model.tensor_bytes() as f64);
+    assert!(metrics.sum("longshore_loader_checkpoint_puts_total") >= (model.tensor_bytes() / (16 * MIB)) as f64);
     assert!(origin.wait_idle(SOON));
     origin.reset_counters();
     let loaded = load_and_check(&cluster, 1, &url(1), &model);

@@ -70,6 +70,8 @@ async fn run(mut statuses: watch::Receiver<Arc<SaveStatus>>, sender: &mpsc::Send
         let reached = tokio::time::timeout(STATUS_PERIOD, statuses.wait_for(reached)).await;
         let changed = match reached.map(|reached| reached.map(drop)) {
             Ok(changed) => changed,
+            // The wait has looked at what came meanwhile, so that it does not count as a change any more.
+            Err(_) if !Arc::ptr_eq(&statuses.borrow(), &status) => Ok(()),
             Err(_) => statuses.changed().await,
         };
         if changed.is_err() {
