@@ -43,6 +43,8 @@ pub struct Metrics {
     pub evicted: IntCounterVec,
     /// Bytes sent to origins.
     pub uploaded_bytes: IntCounter,
+    /// Bytes sent that were still in memory; the rest was read from this node's disk.
+    pub uploaded_memory_bytes: IntCounter,
     /// Requests to origins and peers that were repeated by the write-back.
     pub retries: IntCounter,
     /// Chunks given to workers, by result.
@@ -87,6 +89,10 @@ impl Metrics {
             )?,
             evicted: counters("evicted_total", "Committed checkpoints removed from this node, by why.", &["why"])?,
             uploaded_bytes: counter("uploaded_bytes_total", "Bytes sent to origins.")?,
+            uploaded_memory_bytes: counter(
+                "uploaded_memory_bytes_total",
+                "Bytes sent to origins that were still in memory; the rest was read from this node's disk.",
+            )?,
             retries: counter("retries_total", "Requests to origins and peers that were repeated.")?,
             sink_chunks: counters("sink_chunks_total", "Chunks given to workers, by result.", &["result"])?,
         })

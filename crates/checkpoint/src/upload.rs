@@ -15,6 +15,9 @@ use crate::options::CheckpointOptions;
 /// How long one look for free memory takes; then the caller's token is looked at.
 const MEMORY_WAIT: Duration = Duration::from_millis(500);
 
+/// What may wait to be uploaded however small parts are.
+const KEPT_MIN_BYTES: u64 = 2 * CHUNK_BYTES;
+
 /// The uploads of one node.
 #[derive(Debug)]
 pub(crate) struct Uploads {
@@ -98,7 +101,7 @@ impl Uploads {
         if stats.leased_bytes.saturating_add(CHUNK_BYTES) > stats.capacity_bytes / 2 {
             return None;
         }
-        let bytes_max = (self.count as u64).saturating_mul(self.part_bytes);
+        let bytes_max = (self.count as u64).saturating_mul(self.part_bytes).max(KEPT_MIN_BYTES);
         let more = |kept: u64| kept.checked_add(CHUNK_BYTES).filter(|kept| *kept <= bytes_max);
         self.kept_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
         let room = KeptRoom(Arc::clone(self));

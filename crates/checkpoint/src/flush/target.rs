@@ -1,7 +1,7 @@
 //! An object that is written: past the page cache where its file system takes that.
 //!
-//! Direct writes reach the disk's rate with a fraction of the CPU, and leave the page cache to those who use it. Uploads read
-//! the bytes back from the disk.
+//! Direct writes reach the disk's rate with a fraction of the CPU, and leave the page cache to those who use it. Uploads take
+//! what is still in memory, and read the rest back past the page cache too.
 
 use std::fs::File;
 use std::io;

@@ -41,6 +41,8 @@ impl Writeback {
     pub(super) async fn pieces(&self, object: u32, range: Range<u64>) -> Result<Vec<Piece>> {
         let mut found: Vec<(Range<u64>, Option<Piece>)> =
             by_chunk(range).map(|range| (range.clone(), self.attempt.warm().take(object, &range))).collect();
+        let warm: u64 = found.iter().flat_map(|(_, piece)| piece).map(|piece| piece.bytes.len() as u64).sum();
+        self.metrics.uploaded_memory_bytes.inc_by(warm);
         let missing: Vec<Range<u64>> =
             found.iter().filter(|(_, piece)| piece.is_none()).map(|(range, _)| range.clone()).collect();
         let mut read = self.read_pieces(object, missing).await?.into_iter();
