@@ -101,6 +101,8 @@ async fn over_tcp_files_of_the_node_cannot_be_read_and_nothing_can_be_changed() 
     assert_eq!(code(client.delete_checkpoint(delete).await), Code::PermissionDenied);
     let sweep = v1::SweepCheckpointsRequest { uri: "s3://bucket/run".into(), older_than_ms: 1 };
     assert_eq!(code(client.sweep_checkpoints(sweep).await), Code::PermissionDenied);
+    let recover = v1::RecoverCheckpointRequest { uri: "s3://bucket/run".into(), step: 1 };
+    assert_eq!(code(client.recover_checkpoint(recover).await), Code::PermissionDenied);
     let verify = v1::VerifyCheckpointRequest { uri: "s3://bucket/run".into(), step: None };
     assert_eq!(code(client.verify_checkpoint(verify).await), Code::PermissionDenied);
     let cancel = v1::CancelSaveRequest { attempt: saved.attempt.clone() };
