@@ -4,6 +4,8 @@
 
 mod copies;
 mod pull;
+mod scratch;
+mod told;
 
 use std::path::Path;
 use std::sync::Arc;

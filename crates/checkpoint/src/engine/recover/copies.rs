@@ -11,6 +11,7 @@ use longshore_types::{ChunkKey, Code, Error, Result, redact_url};
 use tokio::sync::watch;
 
 use super::pull::Copies;
+use super::told::{not_held, nothing_held};
 use crate::attempt::{Attempt, DeltaBase};
 use crate::commit::{Claim, Run};
 use crate::engine::Engine;
@@ -18,9 +19,6 @@ use crate::engine::start::blocking;
 use crate::held::{self, HELD_BYTES_MAX, HeldRank};
 use crate::plan::SavePlan;
 use crate::sink::{HeldRecord, HeldRecords};
-
-/// Ranks or workers that a message names.
-const NAMED_MAX: usize = 16;
 
 /// How far a recovery is.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -308,43 +306,4 @@ fn parent_of(base: &DeltaBase) -> Parent {
 
 fn is_of(run: &Run, uri: &str) -> bool {
     run.origins.canonical_url(uri).is_ok_and(|url| url == run.url)
-}
-
-fn nothing_held(url: &str, held: &HeldRecords) -> Error {
-    Error::new(
-        Code::FailedPrecondition,
-        format!(
-            "no worker holds copies of {} that a save could be made of again: only what was peer-durable (peer_copies) and not \
-             committed can be recovered{}",
-            redact_url(url),
-            unanswered(held)
-        ),
-    )
-}
-
-fn not_held(url: &str, missing: &[u32], unusable: &[String], held: &HeldRecords) -> Error {
-    let ranks: Vec<String> = missing.iter().take(NAMED_MAX).map(u32::to_string).collect();
-    let more = match missing.len() {
-        ..=NAMED_MAX => String::new(),
-        count => format!(" and {} more", count - NAMED_MAX),
-    };
-    let unusable: String = unusable.iter().take(NAMED_MAX).map(|why| format!("; {why}")).collect();
-    Error::new(
-        Code::FailedPrecondition,
-        format!(
-            "{} cannot be recovered: nobody holds rank {}{more}, and neither this node nor the origin has it{unusable}{}; if \
-             another node has it, let that one finish its upload first, or recover there",
-            redact_url(url),
-            ranks.join(", "),
-            unanswered(held)
-        ),
-    )
-}
-
-fn unanswered(held: &HeldRecords) -> String {
-    if held.unanswered.is_empty() {
-        return String::new();
-    }
-    let first: Vec<&str> = held.unanswered.iter().take(NAMED_MAX).map(String::as_str).collect();
-    format!("; {} workers could not be asked: {}", held.unanswered.len(), first.join(", "))
 }

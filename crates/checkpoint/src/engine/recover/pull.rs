@@ -6,24 +6,23 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use futures::TryStreamExt;
-use longshore_types::checkpoint::{Commit, object_url, step_folder};
+use longshore_types::checkpoint::{object_url, step_folder};
 use longshore_types::{
     Artifact, BLOCKS_PER_CHUNK, BlockChecksum, ChunkKey, Code, Error, Result, Version, format_bytes,
 };
 use tokio::sync::watch;
 
 use super::copies::{Found, RecoveryProgress};
-use crate::attempt::{Attempt, FlushedSlab, Record, Room, Surroundings, keep_parent};
+use super::scratch::{Scratch, make, objects};
+use crate::attempt::{Attempt, FlushedSlab, Record, Room};
 use crate::commit::{Run, object_path};
 use crate::engine::Engine;
 use crate::engine::start::blocking;
 use crate::failpoint;
-use crate::held;
-use crate::journal::Journal;
 use crate::plan::SavePlan;
 use crate::spool::{Reserved, disk_error, sync_folder};
 
@@ -32,33 +31,6 @@ const FETCHES_MAX: usize = 8;
 
 /// The slabs of each rank.
 pub(super) type Copies = BTreeMap<u32, Vec<FlushedSlab>>;
-
-/// A recovery that has not become an attempt yet. Its folder goes when it is dropped.
-struct Scratch {
-    /// Knows sizes, names and checksums; nobody else sees it.
-    attempt: Arc<Attempt>,
-    folder: PathBuf,
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let folder = std::mem::take(&mut self.folder);
-        let remove = move || remove(&folder);
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn_blocking(remove)),
-            Err(_) => remove(),
-        }
-    }
-}
-
-/// Removes the folder of a recovery and the one that it lies alone in.
-fn remove(folder: &Path) {
-    if let Some(own) = folder.parent()
-        && let Err(error) = std::fs::remove_dir_all(own)
-    {
-        tracing::debug!(folder = %own.display(), %error, "what a recovery left goes at the next start");
-    }
-}
 
 /// A chunk and where it goes.
 struct Piece {
@@ -256,51 +228,6 @@ impl Engine {
         self.go_on(&attempt);
         Ok(())
     }
-}
-
-/// The folder, the journal and the empty files of a recovery. Blocks the thread.
-fn make(
-    around: &Surroundings,
-    plan: &SavePlan,
-    parent: Option<&Commit>,
-    records: Vec<Record>,
-    ranks: &[u32],
-) -> Result<Scratch> {
-    let folder = around.spool.new_recovery(&plan.attempt)?;
-    let made = || {
-        if let Some(parent) = parent {
-            keep_parent(&folder, parent)?;
-        }
-        Journal::create(&folder)?.append(records, &|_| {}, &|| false)?;
-        let attempt = Attempt::open(around, &folder)?;
-        let attempt = attempt.ok_or_else(|| Error::new(Code::Internal, "a journal that was just written is empty"))?;
-        attempt.make_objects()?;
-        for rank in ranks {
-            held::check_whole(&attempt, *rank)?;
-            for object in objects(&attempt, *rank) {
-                let path = attempt.object_path(object);
-                let size = attempt.object_bytes(object).unwrap_or(0);
-                let sized = File::create_new(&path).and_then(|file| file.set_len(size));
-                sized.map_err(|error| disk_error("create", &path, &error))?;
-            }
-        }
-        Ok(attempt)
-    };
-    match made() {
-        Ok(attempt) => Ok(Scratch { attempt, folder }),
-        Err(error) => {
-            remove(&folder);
-            Err(error)
-        }
-    }
-}
-
-/// The objects that lie on the disk for a rank: a pack that is empty is none.
-fn objects(attempt: &Attempt, rank: u32) -> Vec<u32> {
-    let files = attempt.plan().files.len();
-    let mut objects = attempt.objects_of(rank);
-    objects.retain(|object| (*object as usize) < files || attempt.object_bytes(*object) != Some(0));
-    objects
 }
 
 fn pieces(attempt: &Attempt, run_url: &str, ranks: &[u32]) -> Result<Vec<Piece>> {
