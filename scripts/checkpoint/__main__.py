@@ -55,6 +55,7 @@ def main() -> int:
     loader = None
     # The copies in flight of two checkpoints, and what is loaded or uploaded beside them.
     slabs, memory = int(options.size * 2.5e9), int(options.size * 3e9) + (2 << 30)
+    disk = int(options.size * 8e9) + (1 << 30)
     try:
         store.wait_for("readiness", lambda: fetch(f"http://{address}/_counters") is not None, 60)
         os.environ |= store_environment(f"http://{address}")
@@ -63,7 +64,7 @@ def main() -> int:
             [
                 options.bin / "longshore", "loader", "--socket-dir", work / "run", "--listen", "none",
                 "--ops-listen", ops, "--gpus", "none", "--checkpoint-dir", work / "spool",
-                "--checkpoint-memory", slabs, "--memory", memory, "--checkpoint-disk", int(options.size * 8e9) + (1 << 30),
+                "--checkpoint-memory", slabs, "--checkpoint-disk", disk, "--memory", memory,
             ],
             work / "loader.log",
             dict(os.environ),
