@@ -141,6 +141,13 @@ impl Engine {
         let rest = async {
             self.tasks.wait().await;
             self.flusher.close().await;
+            let mut slabs = self.adopted_slabs.clone();
+            slabs.push(self.slabs.clone());
+            // A piece that is being made is waited for.
+            let released = tokio::task::spawn_blocking(move || slabs.iter().for_each(Slabs::release)).await;
+            if let Err(error) = released {
+                tracing::warn!(%error, "slab folders stay locked until this process ends");
+            }
         };
         if tokio::time::timeout(patience, rest).await.is_err() {
             tracing::warn!(?patience, "checkpoint work did not come to rest in time; it goes on from its last record");

@@ -20,19 +20,19 @@ use parking_lot::{Condvar, Mutex};
 use crate::attempt::{Attempt, FlushedSlab, Record, record_durable};
 use crate::engine::Parts;
 use crate::failpoint;
-use crate::slabs::SealedSlab;
+use crate::slabs::{SealedSlab, Slabs};
 
 pub(crate) use self::sums::inline_slab;
 pub(crate) use self::write::Writer;
 
-/// More threads do not make a disk faster, and each has a buffer.
-const THREADS_MAX: usize = 4;
+/// Threads of each kind: they wait for the disk more than they compute, and each has a buffer.
+const THREADS: usize = 2;
 /// Small slabs of one attempt that share a sync of the folder and of the journal.
 const SMALL_BYTES: u64 = 1 << 20;
 const BATCH_MAX: usize = 256;
 /// How long a thread waits for its buffer at the start.
 const BUFFER_TIMEOUT: Duration = Duration::from_secs(60);
-/// Of the threads, for the scheduler: training, which may be copying the next slabs on the same cores, goes first.
+/// Of the threads that write while training copies its next slabs on the same cores, perhaps: the stall comes first.
 const NICE: i32 = 10;
 /// How often a slab that found the disk full is tried again.
 const FULL_PAUSE: Duration = Duration::from_millis(500);
@@ -53,6 +53,16 @@ struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
     parts: Arc<Parts>,
+    slabs: Slabs,
+}
+
+/// When a thread works.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Always, behind whoever else wants the cores.
+    Meek,
+    /// Once nothing is being copied into slabs any more: nobody is stalled then.
+    Between,
 }
 
 #[derive(Default)]
@@ -64,13 +74,15 @@ struct Queue {
 }
 
 impl Flusher {
-    pub(crate) fn start(parts: &Arc<Parts>) -> Result<Flusher> {
-        let shared = Arc::new(Shared { queue: Mutex::default(), changed: Condvar::new(), parts: Arc::clone(parts) });
-        let count = std::thread::available_parallelism().map_or(2, usize::from).clamp(2, THREADS_MAX);
-        let mut threads = Vec::with_capacity(count);
-        for number in 0..count {
+    pub(crate) fn start(parts: &Arc<Parts>, slabs: Slabs) -> Result<Flusher> {
+        let (parts, queue) = (Arc::clone(parts), Mutex::default());
+        let shared = Arc::new(Shared { queue, changed: Condvar::new(), parts, slabs });
+        let mut threads = Vec::with_capacity(2 * THREADS);
+        for number in 0..2 * THREADS {
+            let kind = if number < THREADS { Kind::Meek } else { Kind::Between };
             let shared = Arc::clone(&shared);
-            let thread = std::thread::Builder::new().name(format!("ckpt-flush-{number}")).spawn(move || shared.run());
+            let thread =
+                std::thread::Builder::new().name(format!("ckpt-flush-{number}")).spawn(move || shared.run(kind));
             threads.push(thread.map_err(|error| {
                 Error::new(Code::Internal, format!("a thread for checkpoints cannot be started: {error}"))
             })?);
@@ -81,7 +93,8 @@ impl Flusher {
     /// Takes a slab. Their number is that of the slabs.
     pub(crate) fn push(&self, job: Job) {
         self.shared.queue.lock().ready.push_back(job);
-        self.shared.changed.notify_one();
+        // All: with the last slab of a save those come that wait until nothing is copied.
+        self.shared.changed.notify_all();
     }
 
     /// Ends the threads after the slabs in their hands; the others stay sealed.
@@ -105,13 +118,15 @@ impl Drop for Flusher {
 }
 
 impl Shared {
-    fn run(&self) {
+    fn run(&self, kind: Kind) {
         // No process means this thread.
-        if let Err(error) = rustix::process::setpriority_process(None, NICE) {
+        if kind == Kind::Meek
+            && let Err(error) = rustix::process::setpriority_process(None, NICE)
+        {
             tracing::debug!(%error, "checkpoint bytes are written at the process's own priority");
         }
         let mut writer = None;
-        while let Some(batch) = self.take() {
+        while let Some(batch) = self.take(kind) {
             if writer.is_none() {
                 match Writer::new(&self.parts.uploads, BUFFER_TIMEOUT) {
                     Ok(made) => writer = Some(made),
@@ -130,13 +145,17 @@ impl Shared {
     }
 
     /// The next slab, with small ones of the same attempt. Blocks; `None` at the end.
-    fn take(&self) -> Option<Vec<Job>> {
+    fn take(&self, kind: Kind) -> Option<Vec<Job>> {
         let mut queue = self.queue.lock();
         loop {
             if queue.is_closed {
                 queue.ready.clear();
                 queue.parked.clear();
                 return None;
+            }
+            if kind == Kind::Between && !queue.ready.is_empty() && self.slabs.stats().filling_slabs > 0 {
+                self.changed.wait(&mut queue);
+                continue;
             }
             let now = Instant::now();
             while queue.parked.front().is_some_and(|(at, _)| *at <= now) {

@@ -176,6 +176,12 @@ impl Slabs {
         self.shared.notes.clone()
     }
 
+    /// After [`Slabs::close`]: waits for memory that is being made, then lets the next process have the folder, whoever still
+    /// has a [`SealedSlab`] here. Blocks.
+    pub fn release(&self) {
+        self.shared.release();
+    }
+
     /// From now on nothing is granted, and a [`SealedSlab`] that is dropped stays sealed for the next process. Sessions
     /// with nothing in them are removed; their clients keep what they have mapped. Blocks briefly.
     pub fn close(&self) {

@@ -71,7 +71,7 @@ pub(super) async fn open(
         attempts: Arc::clone(&attempts),
     });
     let engine = Arc::new(Engine {
-        flusher: Flusher::start(&parts)?,
+        flusher: Flusher::start(&parts, found.slabs.clone())?,
         parts,
         planner: Planner::default(),
         attempts,

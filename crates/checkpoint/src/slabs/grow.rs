@@ -102,6 +102,7 @@ impl Drop for Growing {
             held.growth.slabs = 0;
             held.changed.notify_waiters();
         }
+        self.shared.grown.notify_all();
         // It may have ended meanwhile.
         self.shared.settle(self.id);
     }

@@ -11,7 +11,7 @@ use longshore_memory::slabs::{
 };
 use longshore_types::checkpoint::AttemptId;
 use longshore_types::{Code, Error, Result, format_bytes};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc};
 
@@ -61,6 +61,7 @@ pub(super) fn open(options: SlabOptions, plans: Arc<dyn SlabPlans>) -> Result<Op
         plans,
         notes,
         tables: Mutex::new(tables),
+        grown: Condvar::new(),
         events,
         runtime: Handle::current(),
         is_closing: AtomicBool::new(false),

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use longshore_memory::Arena;
 use longshore_memory::slabs::SlabFolder;
 use longshore_types::{Code, Error};
-use parking_lot::Mutex;
+use parking_lot::{Condvar, Mutex};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
@@ -24,6 +24,8 @@ pub(super) struct Shared {
     pub(super) plans: Arc<dyn SlabPlans>,
     pub(super) notes: Vec<String>,
     pub(super) tables: Mutex<Tables>,
+    /// A session does not grow any more.
+    pub(super) grown: Condvar,
     pub(super) events: mpsc::Sender<SlabEvent>,
     /// Where pieces are made and freed.
     pub(super) runtime: Handle,
@@ -145,6 +147,18 @@ impl Shared {
         drop(tables);
         self.wake_all();
         absent.into_iter().for_each(|id| self.leave(id));
+    }
+
+    /// Waits for those who make pieces, then lets the next process have the folder.
+    pub(super) fn release(&self) {
+        let mut tables = self.tables.lock();
+        while tables.sessions.values().any(|held| held.growth.is_running) {
+            self.grown.wait(&mut tables);
+        }
+        drop(tables);
+        if let Err(error) = self.folder.unlock() {
+            tracing::warn!(%error, "another loader cannot take the slab folder before this process ends");
+        }
     }
 
     pub(super) fn is_closing(&self) -> bool {

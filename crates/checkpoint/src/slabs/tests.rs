@@ -115,6 +115,7 @@ impl Opened {
     fn kill(self) {
         let Opened { slabs, recovered, events } = self;
         slabs.close();
+        slabs.release();
         drop((recovered, events));
     }
 }

@@ -58,7 +58,7 @@ pub struct PieceName {
 }
 
 impl SlabFolder {
-    /// Makes the folder when it is missing, and locks it until this is dropped.
+    /// Makes the folder when it is missing, and locks it until this is dropped or unlocked.
     ///
     /// # Errors
     /// [`Code::PermissionDenied`] when it is a link, another user's, or open to others; [`Code::FailedPrecondition`] when
@@ -90,6 +90,14 @@ impl SlabFolder {
         })?;
         let (pages, page_bytes) = kind(&fd, path)?;
         Ok(SlabFolder { fd, path: path.to_path_buf(), pages, page_bytes })
+    }
+
+    /// Lets another process have it, while this one still has parts of it open. Nothing may be made in it after.
+    ///
+    /// # Errors
+    /// [`Code::Unavailable`] when the system refuses: then it is locked until this is dropped.
+    pub fn unlock(&self) -> Result<()> {
+        flock(&self.fd, FlockOperation::Unlock).map_err(|errno| failed("unlock", &self.path, errno))
     }
 
     /// Where it is.

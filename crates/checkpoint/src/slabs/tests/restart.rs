@@ -25,6 +25,7 @@ async fn sealed_slabs_are_found_and_everything_else_is_free() {
     fill(&session, key(1, 7)).await;
     session.leave();
     opened.slabs.close();
+    opened.slabs.release();
     drop(flushed);
     opened.kill();
     fixture.plans.durable.lock().insert(key(1, 0));
@@ -93,6 +94,7 @@ async fn closing_keeps_what_is_sealed_and_removes_what_is_idle() {
     busy.seal(slab).unwrap();
     let sealed = opened.sealed().await;
     opened.slabs.close();
+    opened.slabs.release();
     assert_eq!(busy.acquire(key(1, 1), SOON).await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(opened.slabs.hello(SlabHello::default()).await.err().unwrap().code(), Code::Unavailable);
     drop(sealed);
