@@ -33,7 +33,7 @@ BUCKET = "bench"
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/checkpoint", description=__doc__)
-    parser.add_argument("--size", type=float, default=1.0, help="GB of the checkpoint")
+    parser.add_argument("--size", type=float, default=2.0, help="GB of the checkpoint; takes nine times that of memory")
     parser.add_argument("--rounds", type=int, default=5, help="measured rounds, behind one that warms up")
     parser.add_argument("--bin", type=Path, default=ROOT / "target" / "release", help="folder of the binaries")
     parser.add_argument("--folder", type=Path, default=ROOT / "target", help="a folder on the disk to measure")
