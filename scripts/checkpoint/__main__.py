@@ -29,6 +29,8 @@ from subject import Measure, Saved, Subject, state_dict
 ROOT = Path(__file__).resolve().parents[2]
 #: One bucket for everything that is uploaded.
 BUCKET = "bench"
+#: A row of its own: two cores have enough to do with an upload.
+ALONE = "longshore, nothing uploaded meanwhile"
 
 
 def arguments() -> argparse.Namespace:
@@ -152,6 +154,7 @@ def run(options: argparse.Namespace, work: Path, store: str, ours: Subject) -> R
             ("checkpoint/local-durable", "limit: fio, buffered, fsync", partial(written, direct=False)),
             ("checkpoint/local-durable", "limit: fio, direct, fsync", partial(written, direct=True)),
             ("checkpoint/committed-folder", "limit: fio, direct, fsync", partial(written, direct=True)),
+            ("checkpoint/local-durable", ALONE, partial(ours.save_here, state, "s3://no-such-bucket/run", number)),
             (
                 "checkpoint/committed",
                 "limit: plain multipart PUTs",

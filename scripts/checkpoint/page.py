@@ -23,7 +23,11 @@ CASES = {
 }
 #: How the work is done, by case and subject.
 NOTES = {
-    ("checkpoint/local-durable", "longshore"): "with the copy; checksums of every block and tensor",
+    (
+        "checkpoint/local-durable",
+        "longshore",
+    ): "with the copy; checksums of every block and tensor; the upload runs beside it",
+    ("checkpoint/local-durable", "longshore, nothing uploaded meanwhile"): "the store refuses the intent",
     ("checkpoint/committed", "longshore"): "with the copy, the local disk, checksums, verification and the commit",
     (
         "checkpoint/committed",
