@@ -127,11 +127,13 @@ fn a_context_that_is_lost_by_a_read_costs_a_repetition() {
     let node = node(true, 0.0);
     node.cuda.arm("copier/cuFileRead~2=700");
     let report = Stored::large().load(&node);
-    // A read beside it may be refused by the lost context before its end is noticed.
+    // A read beside it may be refused by the lost context before its end is noticed: then the rest takes the usual way.
     let mut found = fallbacks(&report);
+    let before = found.len();
     found.retain(|fallback| *fallback != ("storage_not_direct", 1));
+    let was_refused = found.len() < before;
     assert_eq!(found, vec![("device_restarted", 1)]);
-    assert!(direct_bytes(&report) >= 50 * MIB);
+    assert!(was_refused || direct_bytes(&report) >= 50 * MIB);
 }
 
 #[test]

@@ -25,8 +25,11 @@ use crate::slabs::{SealedSlab, Slabs};
 pub(crate) use self::sums::inline_slab;
 pub(crate) use self::write::Writer;
 
-/// Threads of each kind: they wait for the disk more than they compute, and each has a buffer.
-const THREADS: usize = 2;
+/// Meek threads, by the number of cores: more do not make a disk faster, and each has a buffer.
+const MEEK_MIN: usize = 2;
+const MEEK_MAX: usize = 4;
+/// Threads that work in between.
+const BETWEEN: usize = 2;
 /// Small slabs of one attempt that share a sync of the folder and of the journal.
 const SMALL_BYTES: u64 = 1 << 20;
 const BATCH_MAX: usize = 256;
@@ -77,9 +80,10 @@ impl Flusher {
     pub(crate) fn start(parts: &Arc<Parts>, slabs: Slabs) -> Result<Flusher> {
         let (parts, queue) = (Arc::clone(parts), Mutex::default());
         let shared = Arc::new(Shared { queue, changed: Condvar::new(), parts, slabs });
-        let mut threads = Vec::with_capacity(2 * THREADS);
-        for number in 0..2 * THREADS {
-            let kind = if number < THREADS { Kind::Meek } else { Kind::Between };
+        let meek = std::thread::available_parallelism().map_or(MEEK_MIN, usize::from).clamp(MEEK_MIN, MEEK_MAX);
+        let mut threads = Vec::with_capacity(meek + BETWEEN);
+        for number in 0..meek + BETWEEN {
+            let kind = if number < meek { Kind::Meek } else { Kind::Between };
             let shared = Arc::clone(&shared);
             let thread =
                 std::thread::Builder::new().name(format!("ckpt-flush-{number}")).spawn(move || shared.run(kind));
