@@ -92,7 +92,7 @@ impl Writeback {
             let end = (u64::from(piece.chunk) + 1).saturating_mul(CHUNK_BYTES).min(size_bytes);
             let is_whole = u64::from(piece.chunk) * CHUNK_BYTES + piece.bytes.len() as u64 == end;
             let Some(blocks) = piece.blocks.filter(|_| is_whole) else { continue };
-            let Some(key) = ChunkKey::all(&artifact).nth(piece.chunk as usize) else { continue };
+            let Ok(key) = ChunkKey::new(Arc::clone(&artifact), piece.chunk) else { continue };
             let put = self.sink.put(&key, piece.bytes, &blocks, SinkHow::Cache);
             match tokio::time::timeout(CACHE_TIMEOUT, put).await {
                 Ok(Ok(())) => {
