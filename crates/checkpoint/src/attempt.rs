@@ -38,7 +38,7 @@ pub(crate) use self::staging::Sealed;
 pub(crate) use self::state::rank_files;
 pub use self::state::{AttemptState, ChunkPlace, DeltaChoice, FileState, RankState, UploadState};
 pub use self::totals::FileTotals;
-pub(crate) use self::uploaded::Piece;
+pub(crate) use self::uploaded::Arrived;
 use crate::journal::Journal;
 use crate::metrics::Metrics;
 use crate::plan::SavePlan;

@@ -11,7 +11,7 @@ use super::Attempt;
 
 /// What is in the origin of an object.
 #[derive(Debug, Clone, Copy)]
-pub(crate) enum Piece {
+pub(crate) enum Arrived {
     /// A part of it.
     Part {
         /// Where it begins.
@@ -47,14 +47,14 @@ impl Sent {
 
 impl Uploaded {
     /// `payload_bytes` is of the object, and always the same.
-    fn add(&mut self, object: u32, piece: Piece, payload_bytes: u64) {
+    fn add(&mut self, object: u32, arrived: Arrived, payload_bytes: u64) {
         let fresh = || Sent { pieces: HashSet::new(), bytes: 0, payload_bytes };
         let sent = self.objects.entry(object).or_insert_with(fresh);
         let before = sent.counted();
-        match piece {
-            Piece::Whole => sent.bytes = sent.payload_bytes,
-            Piece::Part { at, bytes } if sent.pieces.insert(at) => sent.bytes = sent.bytes.saturating_add(bytes),
-            Piece::Part { .. } => {}
+        match arrived {
+            Arrived::Whole => sent.bytes = sent.payload_bytes,
+            Arrived::Part { at, bytes } if sent.pieces.insert(at) => sent.bytes = sent.bytes.saturating_add(bytes),
+            Arrived::Part { .. } => {}
         }
         self.total_bytes = self.total_bytes - before + sent.counted();
     }
@@ -68,11 +68,11 @@ impl Uploaded {
 
 impl Attempt {
     /// Something of an object is in the origin. Safe to tell more than once.
-    pub(crate) fn add_uploaded(&self, object: u32, piece: Piece) {
+    pub(crate) fn add_uploaded(&self, object: u32, arrived: Arrived) {
         let known = self.uploaded.lock().objects.get(&object).map(|sent| sent.payload_bytes);
         // Asked without the lock: records are shown under the state's.
         let payload_bytes = known.unwrap_or_else(|| self.payload_bytes(object));
-        self.show_uploaded(|uploaded| uploaded.add(object, piece, payload_bytes));
+        self.show_uploaded(|uploaded| uploaded.add(object, arrived, payload_bytes));
     }
 
     /// The origin lost what it had of an object: it is sent again.
@@ -111,16 +111,16 @@ mod tests {
     fn what_is_sent_twice_or_is_padding_does_not_count() {
         let mut uploaded = Uploaded::default();
         for at in [0, 100, 0] {
-            uploaded.add(1, Piece::Part { at, bytes: 100 }, 150);
+            uploaded.add(1, Arrived::Part { at, bytes: 100 }, 150);
         }
         assert_eq!(uploaded.total_bytes, 150);
-        uploaded.add(1, Piece::Whole, 150);
-        uploaded.add(2, Piece::Whole, 7);
+        uploaded.add(1, Arrived::Whole, 150);
+        uploaded.add(2, Arrived::Whole, 7);
         assert_eq!(uploaded.total_bytes, 157);
         uploaded.remove(1);
         uploaded.remove(1);
         assert_eq!(uploaded.total_bytes, 7);
-        uploaded.add(1, Piece::Part { at: 100, bytes: 100 }, 150);
+        uploaded.add(1, Arrived::Part { at: 100, bytes: 100 }, 150);
         assert_eq!(uploaded.total_bytes, 107);
     }
 }

@@ -12,7 +12,7 @@ use longshore_types::{BlockChecksum, Code, Error, Result, Version};
 
 use super::Writeback;
 use super::pieces::body_of;
-use crate::attempt::{Piece, Record, StoredHow};
+use crate::attempt::{Arrived, Record, StoredHow};
 use crate::failpoint;
 use crate::plan::PLAIN_FILE_BYTES_MAX;
 
@@ -53,7 +53,7 @@ impl Writeback {
             return Ok(());
         }
         if is_verified {
-            attempt.add_uploaded(object, Piece::Whole);
+            attempt.add_uploaded(object, Arrived::Whole);
             return Ok(());
         }
         let url = self.object_url(object);
@@ -96,7 +96,7 @@ impl Writeback {
         };
         failpoint::hit("before_verified_record");
         attempt.record(Record::Verified { object, version: version.as_str().to_owned(), how }).await?;
-        attempt.add_uploaded(object, Piece::Whole);
+        attempt.add_uploaded(object, Arrived::Whole);
         self.cache(object).await;
         Ok(())
     }

@@ -10,7 +10,7 @@ use longshore_types::{BlockChecksum, Code, Error, Result};
 use super::Writeback;
 use super::objects::{Total, Tried, all_of, lost_when_corrupt};
 use super::pieces::body_of;
-use crate::attempt::{Piece, Record};
+use crate::attempt::{Arrived, Record};
 use crate::failpoint;
 
 /// Bytes of this node's disk that are read at a time to be checked.
@@ -71,11 +71,11 @@ impl Writeback {
         range: Range<u64>,
     ) -> Result<()> {
         let length = range.end - range.start;
-        let piece = Piece::Part { at: range.start, bytes: length };
+        let arrived = Arrived::Part { at: range.start, bytes: length };
         let is_there =
             self.attempt.state().uploads.get(&object).is_some_and(|upload| upload.parts.contains_key(&index));
         if is_there {
-            self.attempt.add_uploaded(object, piece);
+            self.attempt.add_uploaded(object, arrived);
             return Ok(());
         }
         self.flushed(object, range.end).await?;
@@ -89,7 +89,7 @@ impl Writeback {
             .await?;
         failpoint::hit("part_done");
         self.attempt.record(Record::PartDone { object, index, part_id, checksum }).await?;
-        self.attempt.add_uploaded(object, piece);
+        self.attempt.add_uploaded(object, arrived);
         self.count_uploaded(length);
         drop((permit, body));
         self.cache_pieces(object, size_bytes, pieces).await;
