@@ -14,6 +14,8 @@ mod counters;
 mod faults;
 mod hub;
 mod listing;
+mod outbox;
+mod pace;
 mod receive;
 mod request;
 mod serve;

@@ -4,6 +4,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use clap::{Parser, ValueEnum};
@@ -61,6 +62,15 @@ struct Args {
     /// Most bytes a second of all uploads together.
     #[arg(long)]
     upload_bandwidth: Option<ByteSize>,
+    /// Most bytes a second of all objects that go out together.
+    #[arg(long)]
+    bandwidth: Option<ByteSize>,
+    /// Most bytes a second on one connection: cloud stores give some 90 MB.
+    #[arg(long)]
+    connection_bandwidth: Option<ByteSize>,
+    /// How much later every answer begins, in milliseconds.
+    #[arg(long, default_value_t = 0)]
+    first_byte_ms: u64,
     /// Get something wrong as a real server does. May be repeated.
     #[arg(long, value_enum)]
     quirk: Vec<Quirk>,
@@ -125,6 +135,9 @@ fn main() -> anyhow::Result<()> {
         memory_bytes_max: args.memory.0,
         part_bytes_min: args.part_min.0,
         upload_bytes_per_second: args.upload_bandwidth.map(|rate| rate.0),
+        bytes_per_second: args.bandwidth.map(|rate| rate.0),
+        connection_bytes_per_second: args.connection_bandwidth.map(|rate| rate.0),
+        first_byte: Duration::from_millis(args.first_byte_ms),
     })
     .with_context(|| format!("cannot listen on {}", args.listen))?;
     args.bucket.iter().for_each(|name| origin.create_bucket(name));

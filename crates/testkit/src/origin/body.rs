@@ -15,7 +15,9 @@ use hyper::body::Frame;
 
 use super::counters::Ticket;
 use super::faults::Misbehaviour;
-use super::state::Object;
+use super::outbox::Outbox;
+use super::pace::{PORTION_BYTES, Pacer};
+use super::state::{Object, State};
 
 pub(super) type Body = UnsyncBoxBody<Bytes, io::Error>;
 
@@ -31,10 +33,31 @@ pub(super) fn empty() -> Body {
 }
 
 /// The bytes of an object, from a range of it.
-pub(super) fn object(object: Arc<Object>, range: Range<u64>, bad: Misbehaviour, ticket: Ticket) -> Body {
-    let flow = Flow { at: range.start, object, range, bad, ticket };
+pub(super) fn object(object: Arc<Object>, range: Range<u64>, bad: Misbehaviour, ticket: Ticket, way: Way) -> Body {
+    let flow = Flow { at: range.start, object, range, bad, ticket, way };
     let frames = stream::unfold(flow, |mut flow| async move { flow.next().await.map(|frame| (frame, flow)) });
     StreamBody::new(frames).boxed_unsync()
+}
+
+/// How bodies leave.
+#[derive(Clone)]
+pub(super) struct Way {
+    pub(super) state: Arc<State>,
+    /// That of the connection.
+    pub(super) pacer: Arc<Pacer>,
+    pub(super) outbox: Outbox,
+}
+
+impl Way {
+    /// Waits until `bytes` more may leave.
+    async fn pass(&self, bytes: u64) {
+        self.pacer.pass(bytes).await;
+        self.state.out_pacer.pass(bytes).await;
+    }
+
+    fn is_paced(&self) -> bool {
+        self.pacer.is_set() || self.state.out_pacer.is_set()
+    }
 }
 
 struct Flow {
@@ -43,6 +66,7 @@ struct Flow {
     at: u64,
     bad: Misbehaviour,
     ticket: Ticket,
+    way: Way,
 }
 
 impl Flow {
@@ -69,11 +93,22 @@ impl Flow {
             len_max = len_max.min(portion);
             tokio::time::sleep(Duration::from_secs_f64(len_max as f64 / rate as f64)).await;
         }
+        if self.way.is_paced() {
+            len_max = len_max.min(PORTION_BYTES);
+            self.way.pass(len_max).await;
+        }
         Some(self.read(len_max).await.map(Frame::data))
     }
 
     async fn read(&mut self, len_max: u64) -> io::Result<Bytes> {
         let at = self.at;
+        if self.bad.flips.is_empty()
+            && let Some(extent) = self.object.content.extent(at, len_max)
+        {
+            self.at += extent.len_bytes;
+            self.ticket.sent(extent.len_bytes);
+            return Ok(self.way.outbox.queue(extent));
+        }
         let piece = if self.object.content.is_on_disk() {
             let object = self.object.clone();
             tokio::task::spawn_blocking(move || object.content.piece(at, len_max)).await.map_err(io::Error::other)??

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -64,6 +65,12 @@ pub struct OriginConfig {
     pub part_bytes_min: u64,
     /// Most bytes a second of all uploads together.
     pub upload_bytes_per_second: Option<u64>,
+    /// Most bytes a second of all objects that go out together, as a link has it.
+    pub bytes_per_second: Option<u64>,
+    /// Most bytes a second that go out on one connection, as cloud stores have it.
+    pub connection_bytes_per_second: Option<u64>,
+    /// How much later every answer begins.
+    pub first_byte: Duration,
 }
 
 const MEMORY_BYTES_MAX: u64 = 4 << 30;
@@ -84,6 +91,9 @@ impl Default for OriginConfig {
             memory_bytes_max: MEMORY_BYTES_MAX,
             part_bytes_min: PART_BYTES_MIN,
             upload_bytes_per_second: None,
+            bytes_per_second: None,
+            connection_bytes_per_second: None,
+            first_byte: Duration::ZERO,
         }
     }
 }

@@ -5,19 +5,18 @@ mod keep;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use longshore_types::{BlockChecksum, Checksummer};
-use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::checksums::{Algorithm, Hasher, Stated};
 use super::chunked::Decoder;
 use super::counters::Ticket;
 use super::faults::Misbehaviour;
+use super::pace::Pacer;
 use super::stores::Failure;
 use crate::content::{Content, hex};
 
@@ -28,41 +27,6 @@ use keep::Keeper;
 const SMALL_BYTES_MAX: u64 = 16 << 20;
 /// Largest upload in one request, as in S3.
 const UPLOAD_BYTES_MAX: u64 = 5 << 30;
-
-/// Lets all uploads together pass at a number of bytes a second.
-pub(super) struct Pacer {
-    /// 0: as fast as they come.
-    bytes_per_second: AtomicU64,
-    next: Mutex<Instant>,
-}
-
-impl Pacer {
-    pub(super) fn new(bytes_per_second: Option<u64>) -> Pacer {
-        Pacer { bytes_per_second: AtomicU64::new(bytes_per_second.unwrap_or(0)), next: Mutex::new(Instant::now()) }
-    }
-
-    pub(super) fn set(&self, bytes_per_second: Option<u64>) {
-        self.bytes_per_second.store(bytes_per_second.unwrap_or(0), Ordering::Relaxed);
-        *self.next.lock() = Instant::now();
-    }
-
-    async fn pass(&self, bytes: u64) {
-        let rate = self.bytes_per_second.load(Ordering::Relaxed);
-        if rate == 0 {
-            return;
-        }
-        let until = {
-            let mut next = self.next.lock();
-            *next = (*next).max(Instant::now()) + seconds(bytes, rate);
-            *next
-        };
-        tokio::time::sleep_until(until.into()).await;
-    }
-}
-
-fn seconds(bytes: u64, rate: u64) -> Duration {
-    Duration::from_secs_f64(bytes as f64 / rate as f64)
-}
 
 /// What to do with a body.
 pub(super) struct Plan<'a> {
@@ -136,7 +100,7 @@ pub(super) async fn receive(incoming: Incoming, plan: Plan<'_>) -> Result<Receiv
         at += bytes.len() as u64;
         plan.ticket.received(bytes.len() as u64);
         if let Some(rate) = plan.bad.bytes_per_second {
-            tokio::time::sleep(seconds(bytes.len() as u64, rate)).await;
+            tokio::time::sleep(Duration::from_secs_f64(bytes.len() as f64 / rate as f64)).await;
         }
         if plan.is_content {
             plan.pacer.pass(bytes.len() as u64).await;

@@ -17,10 +17,12 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 
 use super::azure::{self, AzureRoute};
-use super::body::{self, Body};
+use super::body::{self, Body, Way};
 use super::checksums::Algorithm;
 use super::counters::{Arrival, Ticket};
 use super::faults::{Misbehaviour, Verb, strike};
+use super::outbox::{Connection, Outbox};
+use super::pace::Pacer;
 use super::receive::{Broken, Plan, Received, receive};
 use super::request::Ask;
 use super::state::{Object, State};
@@ -52,6 +54,7 @@ pub(super) struct Call {
     /// Number of the part that it is about.
     pub(super) part: Option<u32>,
     pub(super) received: Received,
+    pub(super) way: Way,
 }
 
 pub(super) fn spawn(listener: TcpListener, state: Arc<State>, side: Side) -> io::Result<()> {
@@ -65,8 +68,11 @@ pub(super) fn spawn(listener: TcpListener, state: Arc<State>, side: Side) -> io:
             state.counters.lock().connections += 1;
             let state = state.clone();
             tokio::spawn(async move {
-                let service = service_fn(|request| answer(state.clone(), side, request));
-                let http = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                let pacer = Arc::new(Pacer::new(state.config.connection_bytes_per_second));
+                let way = Way { state, pacer, outbox: Outbox::default() };
+                let io = TokioIo::new(Connection::new(stream, way.outbox.clone()));
+                let service = service_fn(|request| answer(way.clone(), side, request));
+                let http = hyper::server::conn::http1::Builder::new().serve_connection(io, service);
                 // Clients that go away and faults that cut are both errors here, and both are meant.
                 let _ = http.await;
             });
@@ -75,7 +81,8 @@ pub(super) fn spawn(listener: TcpListener, state: Arc<State>, side: Side) -> io:
     Ok(())
 }
 
-async fn answer(state: Arc<State>, side: Side, request: Request<Incoming>) -> io::Result<Response<Body>> {
+async fn answer(way: Way, side: Side, request: Request<Incoming>) -> io::Result<Response<Body>> {
+    let state = way.state.clone();
     let (parts, incoming) = request.into_parts();
     let ask = Ask::of(parts);
     if side == Side::Front && ask.path.starts_with('_') {
@@ -95,8 +102,11 @@ async fn answer(state: Arc<State>, side: Side, request: Request<Incoming>) -> io
     let reply_lost = bad.reply_lost || bad.reply_hangs;
     let arrival = Arrival { verb, path: &path, range, part, faults: bad.count, reply_lost };
     let ticket = Ticket::enter(&state, arrival);
+    if !state.config.first_byte.is_zero() {
+        tokio::time::sleep(state.config.first_byte).await;
+    }
     bad.wait().await;
-    let mut call = Call { state, ask, path, ticket, bad, part, received: Received::default() };
+    let mut call = Call { state, ask, path, ticket, bad, part, received: Received::default(), way };
     match call.receive(verb, incoming).await {
         Ok(received) => call.received = received,
         Err(Broken::Connection(error)) => return Err(error),

@@ -13,7 +13,8 @@ use super::OriginConfig;
 use super::checksums::Stated;
 use super::counters::Counters;
 use super::faults::Fault;
-use super::receive::{Budget, Pacer};
+use super::pace::Pacer;
+use super::receive::Budget;
 use super::stores::Failure;
 use super::uploads::Uploads;
 use crate::content::{Content, mix};
@@ -70,7 +71,10 @@ pub(super) struct State {
     pub(super) commits: Mutex<HashMap<(String, String), Files>>,
     pub(super) uploads: Uploads,
     pub(super) budget: Arc<Budget>,
+    /// Of all uploads together.
     pub(super) pacer: Pacer,
+    /// Of all bodies that go out together.
+    pub(super) out_pacer: Pacer,
     pub(super) idle: Condvar,
     objects: RwLock<Files>,
     buckets: RwLock<BTreeSet<String>>,
@@ -82,6 +86,7 @@ impl State {
         State {
             budget: Arc::new(Budget::new(config.memory_bytes_max)),
             pacer: Pacer::new(config.upload_bytes_per_second),
+            out_pacer: Pacer::new(config.bytes_per_second),
             uploads: Uploads::default(),
             config,
             cdn_address,

@@ -64,7 +64,7 @@ impl Call {
         self.ticket.status(status);
         let body = match self.ask.is_head() {
             true => body::empty(),
-            false => body::object(object, range, self.bad, self.ticket),
+            false => body::object(object, range, self.bad, self.ticket, self.way),
         };
         built(response.body(body))
     }
