@@ -21,6 +21,8 @@ mod pool;
 mod receive;
 mod remote;
 
+pub(crate) use remote::Opened;
+
 /// Where a data plane can be reached.
 #[derive(Clone)]
 pub enum Endpoint {

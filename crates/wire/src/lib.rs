@@ -19,6 +19,7 @@ mod client;
 mod growing;
 mod http;
 mod put;
+mod reader;
 mod server;
 mod service;
 mod stats;
@@ -26,6 +27,7 @@ mod stream;
 
 pub use client::{ClientOptions, DataClient, Endpoint, Fetched};
 pub use growing::{GrowingChunk, GrowingWriter};
+pub use reader::{AskAt, FileReader, ReaderOptions, ReaderStats};
 pub use server::{DataServer, ServerHandle, ServerOptions};
 pub use service::{
     ChunkBody, ChunkReply, ChunkRequest, ChunkService, Incoming, Mode, Page, PutMode, PutRequest, PutStart, Tier,

@@ -18,6 +18,10 @@ use crate::http::{request, status, target};
 use crate::service::{ChunkRequest, PutRequest, Tier};
 use crate::stats::{ClientCounters, Put};
 
+mod open;
+
+pub(crate) use open::Opened;
+
 /// The most of an error's text that is read and passed on.
 const ERROR_BODY_BYTES_MAX: usize = 4 << 10;
 /// Dead pooled connections replaced for one request. After the first, all that were idle then are gone, and only one
