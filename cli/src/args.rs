@@ -77,6 +77,10 @@ pub enum Command {
     /// Copy to one GPU, for the loader that starts this and speaks to it over standard input
     #[command(hide = true)]
     Copier,
+    /// Make a private mount with huge pages in a user namespace, for the process that starts this and gets it over
+    /// standard input
+    #[command(hide = true)]
+    HugeMemory,
     /// Load a model, then become another program that uses it
     Exec(ExecArgs),
     /// Show what the cache does, on this machine alone, in a few seconds

@@ -34,8 +34,9 @@ pub async fn run(cli: Cli, environment: &Environment) -> Result<Option<exec::Pre
         Command::Worker(args) => Box::pin(daemon::worker(*args, token)).await,
         Command::Loader(args) => Box::pin(daemon::loader(*args, output, token)).await,
         Command::Holder(args) => Box::pin(holder::run(args, token)).await,
-        // It needs no runtime: main.rs runs it without one.
+        // They need no runtime: main.rs runs them without one.
         Command::Copier => holder::copier(),
+        Command::HugeMemory => holder::huge_memory(),
         Command::Exec(args) => return Box::pin(exec::prepare(args, environment, output, token)).await.map(Some),
         Command::Demo(args) => Box::pin(demo::run(args, output, token)).await,
         Command::Reference => output.line(reference::page()?.trim_end()),

@@ -66,6 +66,11 @@ fn run(parsed: &Parsed, style: Style) -> anyhow::Result<ExitCode> {
         output::Output { json: false }.line(config::effective(parsed).trim_end())?;
         return Ok(ExitCode::SUCCESS);
     }
+    if matches!(cli.command, Command::HugeMemory) {
+        // Before anything starts a thread: a user namespace is entered by a process as a whole.
+        holder::huge_memory()?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let (service, level) = match &cli.command {
         Command::Worker(_) => ("longshore-worker", "info"),
         Command::Loader(_) => ("longshore-loader", "info"),

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use longshore_device::cuda::{CopierStart, CopierState, CudaDevice, CudaOptions};
 use longshore_device::{Device, DeviceId, DeviceInfo, Devices, HostDevice, MemoryKeeper};
-use longshore_memory::{Arena, PinnedArena, PinnedSource};
+use longshore_memory::{Arena, MountHelper, PinnedArena, PinnedSource, choose_shared_memory};
 use longshore_types::{ByteSize, Code, Error, Result, format_bytes};
 
 use crate::options::{Gpus, LoaderOptions};
@@ -134,7 +134,7 @@ impl NodeDevices {
     }
 }
 
-/// Copiers as processes of this very executable, which must know the command `copier`.
+/// Copiers as processes of this very executable, which must know the commands `copier` and `huge-memory`.
 ///
 /// # Errors
 /// [`Code::Internal`] when the system does not say which executable this is.
@@ -147,7 +147,7 @@ pub fn copier_process() -> Result<CopierStart> {
 }
 
 /// Opens host memory, which `arena` pays for, and the GPUs of the options, whose memory `keeper` makes. Blocks for as long
-/// as the driver takes to start.
+/// as the driver takes to start. What shared memory this process has is decided here, if it was not before.
 ///
 /// # Errors
 /// [`Code::Unsupported`] for a GPU that is listed and not there; [`Code::InvalidArgument`] and [`Code::Exhausted`] for
@@ -158,6 +158,7 @@ pub fn open(
     keeper: Arc<dyn MemoryKeeper>,
     copier: CopierStart,
 ) -> Result<NodeDevices> {
+    choose_shared_memory(mount_helper(&copier).as_ref());
     let host: Arc<dyn Device> = Arc::new(HostDevice::new(arena.clone()));
     let choice::Choice { gpus, reason, warnings } = choice::choose(&options.gpus)?;
     if let Some(reason) = reason {
@@ -183,6 +184,16 @@ pub fn open(
         is_listed,
         warnings,
     })
+}
+
+/// The program that starts copiers makes private mounts, too, for a loader that may not.
+fn mount_helper(copier: &CopierStart) -> Option<MountHelper> {
+    match copier {
+        CopierStart::Process { program, .. } => {
+            Some(MountHelper { program: program.clone(), args: vec!["huge-memory".into()] })
+        }
+        CopierStart::Thread => None,
+    }
 }
 
 /// Page-locked memory that is paid for now and allocated when it is needed.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use longshore_cluster::membership::PROBE_TIMEOUT;
 use longshore_cluster::{Membership, StaticMembership};
-use longshore_memory::{Arena, region_page_advice};
+use longshore_memory::{Arena, shared_memory};
 use longshore_origin::Origins;
 use longshore_proto::v1::checkpoints_server::CheckpointsServer;
 use longshore_proto::v1::loader_server::LoaderServer;
@@ -102,7 +102,7 @@ async fn serve_and_start(
     let BoundSocket { listener: slabs, guard: slabs_file } = slabs;
     checkpoints.set_slabs_socket(slabs_file.path());
     tokio::spawn(slab_socket::serve(slabs, checkpoints.clone(), token.clone()));
-    if let Some(advice) = region_page_advice() {
+    if let Some(advice) = shared_memory().advice() {
         tracing::warn!(advice, "loading is slower than it could be");
     }
     let options = loader.options();
@@ -111,6 +111,7 @@ async fn serve_and_start(
         listen = %options.listen,
         ops = %options.ops_listen,
         memory = format_bytes(options.memory_bytes()),
+        host_pages = %shared_memory().pages(),
         workers = options.workers.len(),
         "loader is ready"
     );

@@ -110,6 +110,9 @@ pub(super) fn write_text(text: &mut String, address: &str, status: &v1::LoaderSt
         let pages = if pages.is_empty() { "not allocated yet".to_owned() } else { format!("pages {pages}") };
         let _ = writeln!(text, "  pinned  {staging} staging and {cached} cached of {capacity}, {pages}");
     }
+    for host in status.devices.iter().filter(|device| device.device == HOST) {
+        let _ = writeln!(text, "  host    {}", host.name);
+    }
     for gpu in status.devices.iter().filter(|device| device.device != HOST) {
         write_gpu(text, gpu);
     }
@@ -169,7 +172,7 @@ mod tests {
         let device = |device: &str, state: &str, restarts| v1::DeviceStatus {
             device: device.into(),
             uuid: format!("UUID-{device}"),
-            name: "Card".into(),
+            name: if device == HOST { "host memory, pages".into() } else { "Card".into() },
             capacity_bytes: 4_000_000,
             used_bytes: 1_000_000,
             free_bytes: 2_000_000,
@@ -236,6 +239,7 @@ mod tests {
         for part in [
             "holder  process 7, up 5.0 s, 3 models",
             "held, unknown: model m9, 6.0 MB, 2 leases: its device is not here",
+            "\n  host    host memory, pages\n",
             "pinned  3.0 MB staging and 5.0 MB cached of 9.0 MB, pages hugetlb 2 MiB",
             "cuda:0  1.0 MB of 4.0 MB, 2.0 MB free, the copier of cuda:0 ended, its copier was restarted 2 times; Card",
             "cuda:0  1.0 MB  1 lease    rank 3 of 8",

@@ -1,10 +1,10 @@
-//! Host memory as a device: bytes land where they stay, in a memfd region.
+//! Host memory as a device: bytes land where they stay, in a region.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use longshore_memory::{
-    Arena, Landing, LandingBuilder, OwnedSegment, Region, RegionWriter, Reservation, mapped_charge_bytes,
+    Arena, Landing, LandingBuilder, OwnedSegment, Region, RegionWriter, Reservation, mapped_charge_bytes, shared_memory,
 };
 use longshore_types::{Code, Error, Result, format_bytes};
 
@@ -58,7 +58,7 @@ impl Device for HostDevice {
         DeviceInfo {
             id: DeviceId::HOST,
             uuid: self.uuid.clone(),
-            name: "host memory".into(),
+            name: format!("host memory, {}", shared_memory().describe()),
             capacity_bytes: stats.capacity_bytes,
             used_bytes: stats.leased_bytes,
             free_bytes: stats.capacity_bytes - stats.leased_bytes,

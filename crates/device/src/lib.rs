@@ -2,7 +2,7 @@
 //!
 //! A load asks a [`Device`] for a region ([`Device::reserve`]), brings bytes in by its [`Intake`], and at the end gets
 //! something that other processes can attach to ([`DeviceRegion`]). The host backend lets bytes land where they stay, in
-//! a memfd region ([`Land`]); a backend with memory of its own copies them from page-locked chunks ([`Upload`]), as [`cuda`]
+//! a region ([`Land`]); a backend with memory of its own copies them from page-locked chunks ([`Upload`]), as [`cuda`]
 //! does. Callers never learn an address, and never wait except in calls that say so.
 //!
 //! Memory of such a backend is made and kept by a [`MemoryKeeper`], which may be another process: it outlives whoever

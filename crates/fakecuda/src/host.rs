@@ -13,7 +13,7 @@ const FLAGS: u32 = 15;
 /// Recent drivers refuse a single registration from this size on.
 const REGISTER_BYTES_MAX: usize = 512 << 30;
 /// Where files lie that are memory; shared mappings of others cannot be pinned for long.
-const MEMORY_FILES: [&str; 4] = ["/memfd:", "/dev/shm/", "/dev/zero", "/anon_hugepage"];
+const MEMORY_FILES: [&str; 5] = ["/memfd:", "/longshore:", "/dev/shm/", "/dev/zero", "/anon_hugepage"];
 
 /// All page-locked ranges of this process, by start.
 #[derive(Default)]

@@ -22,6 +22,7 @@ mod memfd;
 mod pinned;
 mod raw;
 mod region;
+mod shared;
 pub mod slabs;
 mod sys;
 
@@ -33,6 +34,7 @@ pub use limit::memory_limit_bytes;
 pub use memfd::OwnedSegment;
 pub use pinned::{BlockWindow, Claim, PageKind, PinnedArena, PinnedChunk, PinnedPiece, PinnedSource, PinnedStats};
 pub use region::{Region, RegionWriter, Window};
+pub use shared::{MountHelper, SharedMemory, SharedPages, choose_shared_memory, mount_helper_main, shared_memory};
 
 /// Memory from this size on is mapped, not taken from the heap, and charged in multiples of [`MAPPING_UNIT_BYTES`].
 pub const MAPPED_FROM_BYTES: usize = 1 << 20;

@@ -1,4 +1,4 @@
-//! Host memory that graphics cards read: pieces behind memfds, cut into slots of one chunk each.
+//! Host memory that graphics cards read: pieces behind descriptors, cut into slots of one chunk each.
 //!
 //! The daemon fills slots ([`PinnedChunk`]); other processes map the same pieces, page-lock them once and copy from
 //! them. Everything is allocated here, at the start: no page fault, no SIGBUS and no surprise comes later.
@@ -60,7 +60,7 @@ impl std::fmt::Display for PageKind {
 /// One descriptor's part of a [`PinnedArena`].
 #[derive(Debug, Clone, Copy)]
 pub struct PinnedPiece<'a> {
-    /// A memfd that cannot change its size.
+    /// A file of memory, for our own processes only: it may be written, and not every kind can be sealed in its size.
     pub fd: BorrowedFd<'a>,
     /// Its length: whole slots.
     pub len_bytes: u64,

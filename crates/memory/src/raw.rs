@@ -7,7 +7,8 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+use rustix::io::Errno;
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags, madvise, mmap, mmap_anonymous, mprotect, munmap};
 
 /// Size and alignment of a huge page on the platforms we run on.
 pub(crate) const HUGE_PAGE_BYTES: usize = 2 << 20;
@@ -61,24 +62,68 @@ impl RawMemory {
             usize::try_from(crate::mapped_charge_bytes(len as u64)).map_err(|_| io::ErrorKind::OutOfMemory)?;
         let start = map_aligned(mapped_len)?;
         let memory = RawMemory { start, len, origin: Origin::Mapping(mapped_len) };
-        // A kernel without transparent huge pages says no; the memory is as good, only slower to touch first.
-        // SAFETY: the range is our own mapping, and both advices leave its contents alone.
-        let _ = unsafe { madvise(start.as_ptr().cast(), mapped_len, Advice::LinuxHugepage) };
-        // SAFETY: as above; model bytes stay out of core dumps.
-        let _ = unsafe { madvise(start.as_ptr().cast(), mapped_len, Advice::LinuxDontDump) };
+        memory.advise();
         Ok(memory)
     }
 
-    /// The first `len` bytes of `file`, mapped shared and writable, aligned to a huge page. `len` is a multiple of the
-    /// page size, and the file must never be shorter: its owner seals it.
+    /// The first `len` bytes of `file`, mapped shared and writable, from two huge pages on aligned to one. The file must
+    /// never be shorter: its owner seals it, or keeps it to himself.
     pub(crate) fn shared(file: BorrowedFd<'_>, len: usize) -> io::Result<RawMemory> {
+        RawMemory::of_file(file, len, ProtFlags::READ | ProtFlags::WRITE)
+    }
+
+    /// As [`RawMemory::shared`], to be read only.
+    pub(crate) fn shared_read_only(file: BorrowedFd<'_>, len: usize) -> io::Result<RawMemory> {
+        RawMemory::of_file(file, len, ProtFlags::READ)
+    }
+
+    fn of_file(file: BorrowedFd<'_>, len: usize, access: ProtFlags) -> io::Result<RawMemory> {
+        if len == 0 {
+            return RawMemory::heap(0);
+        }
+        let page = rustix::param::page_size();
+        let mapped_len = len.checked_next_multiple_of(page).ok_or(io::ErrorKind::OutOfMemory)?;
         // The address space is found first; owned from here on, so that a failure gives it back.
-        let start = map_aligned(len)?;
-        let memory = RawMemory { start, len, origin: Origin::Mapping(len) };
-        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let start = map_aligned(mapped_len)?;
+        let memory = RawMemory { start, len, origin: Origin::Mapping(mapped_len) };
         // SAFETY: MAP_FIXED replaces exactly the mapping that `memory` owns and nobody refers to.
-        unsafe { mmap(start.as_ptr().cast(), len, access, MapFlags::SHARED | MapFlags::FIXED, file, 0) }?;
+        unsafe { mmap(start.as_ptr().cast(), mapped_len, access, MapFlags::SHARED | MapFlags::FIXED, file, 0) }?;
         Ok(memory)
+    }
+
+    /// Asks for huge pages, and keeps model bytes out of core dumps. Kernels without transparent huge pages say no to the
+    /// first; the memory is as good, only slower to touch first.
+    pub(crate) fn advise(&self) {
+        let Origin::Mapping(mapped_len) = self.origin else { return };
+        let start = self.start.as_ptr().cast();
+        // SAFETY: the range is our own mapping, and the advice leaves its contents alone.
+        let _ = unsafe { madvise(start, mapped_len, Advice::LinuxHugepage) };
+        // SAFETY: as above.
+        let _ = unsafe { madvise(start, mapped_len, Advice::LinuxDontDump) };
+    }
+
+    /// Forbids to write to the memory from now on.
+    ///
+    /// # Safety
+    /// There must be no mutable reference into the memory, and none may be made any more.
+    pub(crate) unsafe fn protect(&self) -> Result<(), Errno> {
+        let Origin::Mapping(mapped_len) = self.origin else { return Ok(()) };
+        // SAFETY: the range is our own mapping, which the caller writes to no more.
+        unsafe { mprotect(self.start.as_ptr().cast(), mapped_len, MprotectFlags::READ) }
+    }
+
+    /// Puts a read-only mapping of `file` in the place of this mapping of the same memory, so that nothing here holds it
+    /// writable any more.
+    ///
+    /// # Safety
+    /// There must be no mutable reference into the memory, and none may be made any more. `file` must be the memory that
+    /// is mapped.
+    pub(crate) unsafe fn remap_read_only(&self, file: BorrowedFd<'_>) -> Result<(), Errno> {
+        let Origin::Mapping(mapped_len) = self.origin else { return Ok(()) };
+        let (start, flags) = (self.start.as_ptr().cast(), MapFlags::SHARED | MapFlags::FIXED);
+        // SAFETY: MAP_FIXED replaces exactly the mapping that `self` owns, by the same bytes, says the caller.
+        unsafe { mmap(start, mapped_len, ProtFlags::READ, flags, file, 0) }?;
+        Ok(())
     }
 
     /// The first byte. Valid for [`RawMemory::len`] bytes while `self` lives.

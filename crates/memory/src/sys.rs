@@ -32,6 +32,20 @@ pub(crate) unsafe fn prefer_node(start: NonNull<u8>, len: usize, node: u32) -> i
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// The number of `mount_setattr` (Linux 5.12), the same on all platforms we run on; not every libc knows it.
+const MOUNT_SETATTR: libc::c_long = 442;
+
+/// Makes a mount that is not attached anywhere read-only.
+pub(crate) fn set_mount_read_only(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let (path, size) = (c"".as_ptr(), size_of::<libc::mount_attr>());
+    // SAFETY: the path and the structure, of which the kernel is told the size, live through the call, which only reads
+    // them.
+    let answer =
+        unsafe { libc::syscall(MOUNT_SETATTR, mount.as_raw_fd(), path, libc::AT_EMPTY_PATH, &raw const attr, size) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// `struct cachestat_range` of the kernel.
 #[repr(C)]
 struct CacheRange {

@@ -1,4 +1,4 @@
-//! Pieces of the arena: a memfd each, allocated to the last page, mapped, and sealed in its size.
+//! Pieces of the arena: a file of memory each, allocated to the last page, mapped, and sealed in its size where that can be.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,6 +14,7 @@ use super::PageKind;
 use super::nodes::PiecePlan;
 use crate::memfd::create_memfd;
 use crate::raw::{HUGE_PAGE_BYTES, RawMemory};
+use crate::shared::{SharedPages, shared_memory};
 use crate::sys;
 
 /// Threads that allocate at once at most: zeroing pages is bound by memory, not by cores, long before this.
@@ -82,23 +83,24 @@ impl Piece {
     fn create(plan: &PiecePlan, hugetlb: bool) -> io::Result<Piece> {
         let len_bytes = plan.slots * CHUNK_BYTES;
         let len = usize::try_from(len_bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
-        let flags = if hugetlb { MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB } else { MemfdFlags::empty() };
-        let file = create_memfd("longshore-pinned", flags)?;
+        // Our copiers write to it, so that of a file of the private mount they get the descriptor that may.
+        let file = match hugetlb {
+            true => create_memfd("longshore-pinned", MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB)?,
+            false => shared_memory().file("longshore-pinned")?.file,
+        };
         file.set_len(len_bytes)?;
-        fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+        match fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL) {
+            // Files of the private mount cannot be sealed.
+            Err(Errno::PERM) if shared_memory().pages() == SharedPages::HugePrivateMount && !hugetlb => {}
+            sealed => sealed?,
+        }
         let memory = RawMemory::shared(file.as_fd(), len)?;
         let start = memory.start();
         // SAFETY: our own mapping, that nobody refers to yet.
         let bound = plan.node.map(|node| unsafe { sys::prefer_node(start, len, node) });
         // Containers may forbid it; then nothing is claimed about where the memory is.
         let node = plan.node.filter(|_| matches!(bound, Some(Ok(()))));
-        if !hugetlb {
-            // A kernel without transparent huge pages says no; the memory is as good, only slower.
-            // SAFETY: the range is our own mapping; the advice leaves its contents alone.
-            let _ = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxHugepage) };
-        }
-        // SAFETY: as above; model bytes stay out of core dumps.
-        let _ = unsafe { madvise(start.as_ptr().cast(), len, Advice::LinuxDontDump) };
+        memory.advise();
         allocate(&file, &memory)?;
         Ok(Piece { memory, fd: file.into(), node })
     }
@@ -138,7 +140,7 @@ fn available_bytes() -> u64 {
 /// Whether at least half of the memory is mapped by huge pages.
 fn mostly_huge(pieces: &[Piece]) -> bool {
     // Where the settings rule them out nobody needs to count, which takes time with many small pages.
-    if crate::region_page_advice().is_some() {
+    if shared_memory().pages() == SharedPages::Small {
         return false;
     }
     let Ok(mappings) = fs::read_to_string("/proc/self/smaps") else { return false };

@@ -1,4 +1,4 @@
-//! Arenas of real memfds.
+//! Arenas of real memory.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -44,13 +44,24 @@ fn what_is_filled_here_is_read_through_the_descriptor() {
 }
 
 #[test]
-fn pieces_are_allocated_and_cannot_change_their_size() {
+fn pieces_are_allocated_and_keep_their_size_where_they_can_be_sealed() {
     let (_arena, pinned) = pinned(2);
     let file = file(&pinned, 0);
     let metadata = file.metadata().unwrap();
     let allocated = std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
     assert!(allocated >= metadata.len(), "{allocated} of {}", metadata.len());
-    assert!(file.set_len(0).is_err() && file.set_len(metadata.len() + 4096).is_err());
+    // Those of the private mount cannot be sealed.
+    let refused = [0, metadata.len() + 4096].map(|len| file.set_len(len).is_err());
+    let is_sealable = crate::shared_memory().pages() != crate::SharedPages::HugePrivateMount;
+    assert_eq!(refused, [is_sealable; 2]);
+}
+
+#[test]
+fn slots_are_of_huge_pages_where_shared_memory_is() {
+    let (_arena, pinned) = pinned(1);
+    let is_small = crate::shared_memory().pages() == crate::SharedPages::Small;
+    // Set aside by an administrator they are the better ones, whatever else there is.
+    assert!(pinned.stats().pages == PageKind::Hugetlb || (pinned.stats().pages == PageKind::Small) == is_small);
 }
 
 #[test]

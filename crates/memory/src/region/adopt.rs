@@ -1,23 +1,23 @@
-//! Regions that another process filled and sealed.
+//! Regions that another process filled and finished.
 
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use longshore_types::{Code, Error, Result, format_bytes};
-use memmap2::{Advice, MmapOptions};
 use parking_lot::Mutex;
-use rustix::fs::{SealFlags, fcntl_get_seals};
 
 use super::{Claims, Region, RegionInner, Shared};
 use crate::arena::Reservation;
+use crate::raw::RawMemory;
+use crate::shared::check_unchangeable;
 
 impl Region {
-    /// Takes over `len` bytes of memory that [`crate::RegionWriter::finish`] sealed in another process. `reservation`
+    /// Takes over `len` bytes of memory that [`crate::RegionWriter::finish`] made unchangeable in another process. `reservation`
     /// pays for them until the region is gone.
     ///
-    /// The descriptor is checked, not believed: it must be a memfd of this very size that nobody can write, map
-    /// writable or resize from now on. That its maker wrote the last byte before is the maker's word.
+    /// The descriptor is checked, not believed: it must be memory of this very size that nobody can write, map
+    /// writable or resize through it. That its maker wrote the last byte before is the maker's word.
     ///
     /// # Errors
     /// [`Code::InvalidArgument`] when it is no such memory, [`Code::Internal`] when the reservation is too small,
@@ -34,9 +34,8 @@ impl Region {
             Error::new(Code::Exhausted, message).with_source(error)
         };
         let map_len = usize::try_from(len).map_err(|_| failed(std::io::ErrorKind::OutOfMemory.into()))?;
-        let map = MmapOptions::new().len(map_len).map_raw_read_only(&file).map_err(failed)?;
-        // Only keeps model bytes out of core dumps: without it the memory is as good.
-        let _ = map.advise(Advice::DontDump);
+        let map = RawMemory::shared_read_only(file.as_fd(), map_len).map_err(failed)?;
+        map.advise();
         let claims = Mutex::new(Claims::default());
         // Nothing is read into it any more, so that its pages do not matter.
         let shared = Shared { map, len, has_small_pages: false, claims, _reservation: reservation };
@@ -49,13 +48,8 @@ fn check(file: &File, len: u64) -> Result<()> {
     let refuse = |reason: String| {
         Err(Error::new(Code::InvalidArgument, format!("the descriptor is no sealed region of {len} bytes: {reason}")))
     };
-    let seals = match fcntl_get_seals(file) {
-        Ok(seals) => seals,
-        Err(errno) => return refuse(format!("its seals cannot be read: {errno}")),
-    };
-    let fixed = SealFlags::SHRINK | SealFlags::GROW;
-    if !seals.contains(fixed) || !seals.intersects(SealFlags::WRITE | SealFlags::FUTURE_WRITE) {
-        return refuse(format!("its seals are {seals:?}"));
+    if let Err(reason) = check_unchangeable(file) {
+        return refuse(reason);
     }
     match file.metadata() {
         Ok(metadata) if metadata.len() == len => Ok(()),

@@ -3,11 +3,13 @@
 use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 
-use rustix::fs::{FallocateFlags, fallocate, fcntl_get_seals};
+use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fcntl_get_seals};
 use rustix::io::{FdFlags, fcntl_getfd};
 
 use super::*;
 use crate::Arena;
+use crate::memfd::create_memfd;
+use crate::shared::tests::{SharedKind, kinds};
 
 fn writer(len: u64) -> (Arena, RegionWriter) {
     let arena = Arena::new(64 << 20);
@@ -73,20 +75,52 @@ fn an_open_window_forbids_finishing_and_outlives_the_writer() {
 
 #[test]
 fn a_finished_region_cannot_be_changed_through_its_descriptor() {
-    let (_arena, writer) = writer(10_000);
-    writer.claim(0..5).unwrap().copy_from_slice(b"hello");
+    for (kind, memory) in kinds() {
+        let arena = Arena::new(1 << 20);
+        let writer = RegionWriter::create_in(&memory, "one", 10_000, arena.try_reserve(10_000).unwrap()).unwrap();
+        writer.claim(0..5).unwrap().copy_from_slice(b"hello");
+        let region = writer.finish().unwrap();
+        let file = File::from(region.fd().try_clone_to_owned().unwrap());
+        assert_eq!(fcntl_get_seals(&file).unwrap().contains(seals()), kind == SharedKind::Memfd);
+        assert!(fcntl_getfd(region.fd()).unwrap().contains(FdFlags::CLOEXEC));
+        // A sealed memfd is open to write, and says that it is not permitted; the other one was never open to write.
+        let denied = |result: std::io::Result<()>| {
+            let error = result.unwrap_err();
+            let refusals = [Errno::PERM, Errno::BADF, Errno::INVAL, Errno::ROFS].map(|errno| errno.raw_os_error());
+            assert!(refusals.contains(&error.raw_os_error().unwrap()), "{kind:?}: {error}");
+        };
+        denied(file.write_at(b"x", 0).map(drop));
+        denied(file.set_len(0));
+        denied(file.set_len(20_000));
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        denied(fallocate(&file, hole, 0, 4096).map_err(Into::into));
+        denied(fcntl_add_seals(&file, SealFlags::WRITE).map_err(Into::into));
+        assert_eq!(&region.as_slice()[..6], b"hello\0");
+    }
+}
+
+#[test]
+fn nothing_here_holds_a_finished_region_of_the_private_mount_writable() {
+    let Some((_, memory)) = kinds().into_iter().find(|(kind, _)| *kind == SharedKind::Mount) else { return };
+    let arena = Arena::new(1 << 20);
+    let writer = RegionWriter::create_in(&memory, "held-once", 10_000, arena.try_reserve(10_000).unwrap()).unwrap();
+    let mode = || {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        let line = maps.lines().find(|line| line.contains(":held-once:")).unwrap().to_owned();
+        line.split_ascii_whitespace().nth(1).unwrap().to_owned()
+    };
+    assert_eq!(mode(), "rw-s");
     let region = writer.finish().unwrap();
-    let file = File::from(region.fd().try_clone_to_owned().unwrap());
-    assert!(fcntl_get_seals(&file).unwrap().contains(seals()));
-    assert!(fcntl_getfd(region.fd()).unwrap().contains(FdFlags::CLOEXEC));
-    let denied = |result: std::io::Result<()>| assert_eq!(result.unwrap_err().kind(), ErrorKind::PermissionDenied);
-    denied(file.write_at(b"x", 0).map(drop));
-    denied(file.set_len(0));
-    denied(file.set_len(20_000));
-    let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-    denied(fallocate(&file, hole, 0, 4096).map_err(Into::into));
-    denied(fcntl_add_seals(&file, SealFlags::WRITE).map_err(Into::into));
-    assert_eq!(&region.as_slice()[..6], b"hello\0");
+    assert_eq!(mode(), "r--s");
+    // Nor could the mapping be made writable: the descriptor it was made of cannot write.
+    let map = &region.inner.shared.map;
+    // SAFETY: expected to be refused; were it allowed, nobody writes.
+    let made = unsafe { rustix::mm::mprotect(map.start().as_ptr().cast(), 4096, rustix::mm::MprotectFlags::WRITE) };
+    assert_eq!(made, Err(Errno::ACCESS));
+    let links = std::fs::read_dir("/proc/self/fd").unwrap();
+    let open = links.filter_map(|entry| std::fs::read_link(entry.unwrap().path()).ok());
+    let descriptors = open.filter(|target| target.to_string_lossy().contains(":held-once:")).count();
+    assert_eq!(descriptors, 1, "a region is one descriptor");
 }
 
 #[test]
@@ -116,17 +150,21 @@ fn odd_regions() {
 }
 
 #[test]
-fn a_sealed_region_is_adopted_with_its_bytes() {
-    let (arena, writer) = writer(10_000);
-    writer.claim(9_998..10_000).unwrap().copy_from_slice(b"ok");
-    let region = writer.finish().unwrap();
-    let fd = region.fd().try_clone_to_owned().unwrap();
-    let adopted = Region::adopt(fd, 10_000, arena.try_reserve(10_000).unwrap()).unwrap();
-    drop(region);
-    assert_eq!((adopted.len(), &adopted.as_slice()[9_998..]), (10_000, &b"ok"[..]));
-    assert_eq!(arena.leased_bytes(), 10_000);
-    drop(adopted);
-    assert_eq!(arena.leased_bytes(), 0);
+fn a_finished_region_is_adopted_with_its_bytes() {
+    for (kind, memory) in kinds() {
+        let arena = Arena::new(1 << 20);
+        let writer = RegionWriter::create_in(&memory, "one", 10_000, arena.try_reserve(10_000).unwrap()).unwrap();
+        writer.claim(9_998..10_000).unwrap().copy_from_slice(b"ok");
+        let region = writer.finish().unwrap();
+        let fd = region.fd().try_clone_to_owned().unwrap();
+        let adopted = Region::adopt(fd, 10_000, arena.try_reserve(10_000).unwrap()).unwrap();
+        // Nothing but the adopted descriptor keeps the bytes, and with them the mount.
+        drop((region, memory));
+        assert_eq!((adopted.len(), &adopted.as_slice()[9_998..]), (10_000, &b"ok"[..]), "{kind:?}");
+        assert_eq!(arena.leased_bytes(), 10_000);
+        drop(adopted);
+        assert_eq!(arena.leased_bytes(), 0);
+    }
 }
 
 #[test]
@@ -148,6 +186,15 @@ fn what_is_no_sealed_region_is_not_adopted() {
     assert_eq!(adopt(memory(seals().difference(SealFlags::FUTURE_WRITE)), 4096, 4096), Code::InvalidArgument);
     assert_eq!(adopt(memory(SealFlags::FUTURE_WRITE | SealFlags::GROW), 4096, 4096), Code::InvalidArgument);
     assert_eq!(adopt(tempfile::tempfile().unwrap(), 0, 0), Code::InvalidArgument);
+    for (kind, memory) in kinds() {
+        let SharedFile { file, read_only } = memory.file("unfinished").unwrap();
+        file.set_len(4096).unwrap();
+        assert_eq!(adopt(file, 4096, 4096), Code::InvalidArgument, "{kind:?}: it may be written");
+        if let Some(read_only) = read_only {
+            assert_eq!(adopt(read_only.try_clone().unwrap(), 4095, 4096), Code::InvalidArgument);
+            assert!(Region::adopt(read_only.into(), 4096, arena.try_reserve(4096).unwrap()).is_ok());
+        }
+    }
     let written = memory(SealFlags::WRITE | SealFlags::SHRINK | SealFlags::GROW);
     assert!(Region::adopt(written.into(), 4096, arena.try_reserve(4096).unwrap()).is_ok());
     assert_eq!(arena.leased_bytes(), 0);

@@ -39,7 +39,7 @@ impl Window {
 
     fn start(&self) -> *mut u8 {
         // SAFETY: the range was checked against the length of the mapping.
-        unsafe { self.shared.map.as_mut_ptr().add(self.range.start as usize) }
+        unsafe { self.shared.map.start().as_ptr().add(self.range.start as usize) }
     }
 
     fn len_bytes(&self) -> usize {
