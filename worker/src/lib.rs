@@ -20,5 +20,8 @@ pub use options::{SyncPolicy, WorkerOptions};
 pub use serve::serve;
 pub use store::Freed;
 pub use store::hold::HeldAttempt;
+/// For its benchmark alone.
+#[doc(hidden)]
+pub use store::index::Index as ChunkIndex;
 pub use warm::WarmEvent;
 pub use worker::{TierUsage, VERSION, Worker, WorkerStatus};

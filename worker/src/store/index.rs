@@ -107,6 +107,11 @@ impl Index {
         self.slots.len()
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
     /// Bytes of all files.
     pub fn bytes(&self) -> u64 {
         self.pages * PAGE_BYTES
