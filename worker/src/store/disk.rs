@@ -15,16 +15,20 @@ mod space;
 mod writer;
 
 use std::fs::{self, File};
-use std::io::{self, IoSliceMut};
+use std::io;
+use std::num::NonZeroU64;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use longshore_memory::direct::residency;
 use longshore_types::{BLOCK_BYTES, BlockChecksum, ChunkId, ChunkKey, Code, Error, Result};
 use longshore_wire::GrowingChunk;
 use parking_lot::Mutex;
-use rustix::io::{ReadWriteFlags, preadv2};
+use rustix::fs::{Advice, fadvise};
 
 use super::format::{self, FormatError};
 use super::index::Index;
@@ -34,6 +38,9 @@ use health::Health;
 pub use lock::FolderLock;
 use space::Space;
 use writer::WriteQueue;
+
+/// From this share on a file counts as resident.
+const RESIDENT_SHARE_MIN: f64 = 0.99;
 
 /// When the data of a chunk file is forced to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -56,7 +63,7 @@ pub struct DiskOptions {
     pub free_floor_bytes: Option<u64>,
     /// See [`SyncPolicy`].
     pub sync: SyncPolicy,
-    /// Threads that write.
+    /// Threads that write at low priority, and as many that help when they do not keep up.
     pub writer_threads: usize,
     /// Chunks that may wait to be written; each holds its memory.
     pub queue_chunks: usize,
@@ -76,14 +83,17 @@ pub struct DiskChunk {
 }
 
 impl DiskChunk {
-    /// Whether the data seems to be in the page cache: samples of it can be read without waiting for the disk. A file
-    /// system that cannot tell counts as no.
+    /// Whether the data is in the page cache, all but a few pages. A system that does not tell counts as no.
     pub fn is_resident(&self, len_bytes: u64) -> bool {
-        let mut byte = [0u8; 1];
-        [0, len_bytes / 2, len_bytes - 1].into_iter().all(|at| {
-            let mut slices = [IoSliceMut::new(&mut byte)];
-            matches!(preadv2(&self.file, &mut slices, at, ReadWriteFlags::NOWAIT), Ok(1))
-        })
+        residency(&self.file, 0..len_bytes).is_some_and(|share| share >= RESIDENT_SHARE_MIN)
+    }
+
+    /// Asks the disk for these bytes at once, where the page cache lacks them: a reader asks for a little at a time. Does
+    /// not wait for them.
+    pub fn prefetch(&self, range: &Range<u64>) {
+        let len = NonZeroU64::new(range.end.saturating_sub(range.start));
+        // A hint: where it is not taken, the reads themselves find the bytes.
+        let _ = fadvise(&self.file, range.start, len, Advice::WillNeed);
     }
 }
 
@@ -96,6 +106,8 @@ pub struct DiskTier {
     space: Space,
     health: Health,
     queue: Arc<WriteQueue>,
+    /// Until its file system has refused a direct write.
+    takes_direct: AtomicBool,
     metrics: Arc<Metrics>,
 }
 
@@ -121,6 +133,7 @@ impl DiskTier {
             space,
             health: Health::new(options.retry_pause),
             queue: Arc::new(WriteQueue::new(options.queue_chunks, options.queue_wait)),
+            takes_direct: AtomicBool::new(true),
             metrics,
             folder: options.folder,
         });

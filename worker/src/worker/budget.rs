@@ -31,14 +31,18 @@ pub struct MemoryBudget {
 
 impl MemoryBudget {
     /// As many fills as asked for, but no more than fit in a quarter of the memory; half as many may ask other workers,
-    /// half as many chunks
-    /// may wait for the disk, and a quarter as many may be put here. The rest, about half, is the memory tier.
+    /// and a quarter as many may be put here. The rest, about half, is the memory tier.
+    ///
+    /// Memory is set aside for half as many chunks that wait for the disk as there are fills. More may wait, up to half of
+    /// the tier, since the tier has them anyway: so the disk is written when the cores have time.
     pub fn split(total_bytes: u64, fills_max: usize) -> Self {
         let per_fill = CHUNK_BYTES + PEER_STEP_BYTES;
         let fills = ((total_bytes / 4 / per_fill) as usize).clamp(1, fills_max.max(1));
-        let (relays, queue_chunks, puts) = (fills.div_ceil(2), fills.div_ceil(2), fills.div_ceil(4));
-        let whole_chunks = (queue_chunks + puts) as u64 + READER_CHUNKS;
+        let (relays, queued, puts) = (fills.div_ceil(2), fills.div_ceil(2), fills.div_ceil(4));
+        let whole_chunks = (queued + puts) as u64 + READER_CHUNKS;
         let head_room_bytes = (fills + relays) as u64 * per_fill + whole_chunks * CHUNK_BYTES;
+        let tier_chunks = total_bytes.saturating_sub(head_room_bytes) / CHUNK_BYTES;
+        let queue_chunks = queued.max((tier_chunks / 2) as usize);
         MemoryBudget { total_bytes, fills, relays, puts, queue_chunks, head_room_bytes }
     }
 }

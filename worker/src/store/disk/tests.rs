@@ -1,6 +1,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use longshore_memory::Arena;
 use longshore_types::{Artifact, CHUNK_BYTES, Version};
@@ -209,7 +210,7 @@ fn freeing_catches_chunks_on_their_way() {
 #[test]
 fn a_full_file_system_costs_the_reader_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let Some(mount) = Tmpfs::mount(folder.path(), "2m") else {
+    let Some(mount) = Mounted::mount(folder.path(), "tmpfs", "size=2m") else {
         eprintln!("skipped: mounting a tmpfs needs root");
         return;
     };
@@ -226,6 +227,39 @@ fn a_full_file_system_costs_the_reader_nothing() {
     assert!(metrics.disk_skips.with_label_values(&["no_room"]).get() > 0);
 }
 
+#[test]
+fn what_is_not_written_directly_is_counted() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tier, metrics) = open(options(folder.path()));
+    tier.takes_direct.store(false, Ordering::Relaxed);
+    let chunks = [chunk(1, (2 << 20) + 5), chunk(2, 1 << 20), chunk(3, 5)];
+    chunks.iter().for_each(|chunk| _ = put(&tier, chunk));
+    assert!(chunks.iter().all(|chunk| is_there(&tier, chunk)));
+    assert_eq!(metrics.fallbacks.with_label_values(&["disk_write_cached"]).get(), 2, "small ones are no fallback");
+    assert_eq!((tier.failure(), metrics.disk_writes.get()), (None, 3));
+}
+
+#[test]
+fn a_file_counts_as_resident_when_all_of_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tier, _) = open(options(folder.path()));
+    tier.takes_direct.store(false, Ordering::Relaxed);
+    let chunk = chunk(1, 4 << 20);
+    put(&tier, &chunk);
+    let found = tier.get(chunk.key(), &chunk.key().id()).unwrap();
+    assert!(found.is_resident(chunk.len_bytes()), "it was written a moment ago");
+    let middle = std::num::NonZeroU64::new(1 << 20);
+    fadvise(&found.file, 2 << 20, middle, Advice::DontNeed).unwrap();
+    if residency(&found.file, 2 << 20..3 << 20) != Some(0.0) {
+        eprintln!("skipped: this file system keeps no pages, or does not let them go");
+        return;
+    }
+    assert!(!found.is_resident(chunk.len_bytes()));
+    found.prefetch(&(0..chunk.len_bytes()));
+    assert!(is_there(&tier, &chunk));
+    assert!(found.is_resident(chunk.len_bytes()));
+}
+
 fn walk(folder: &Path) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
@@ -238,23 +272,22 @@ fn walk(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// A small file system of its own, unmounted on drop.
-struct Tmpfs(PathBuf);
+/// A file system of its own, unmounted on drop.
+pub(super) struct Mounted(pub(super) PathBuf);
 
-impl Tmpfs {
-    fn mount(at: &Path, size: &str) -> Option<Tmpfs> {
-        let option = format!("size={size}");
+impl Mounted {
+    pub(super) fn mount(at: &Path, kind: &str, option: &str) -> Option<Mounted> {
         let status = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &option, "tmpfs"])
+            .args(["-t", kind, "-o", option, kind])
             .arg(at)
             .stderr(std::process::Stdio::null())
             .status()
             .ok()?;
-        status.success().then(|| Tmpfs(at.to_owned()))
+        status.success().then(|| Mounted(at.to_owned()))
     }
 }
 
-impl Drop for Tmpfs {
+impl Drop for Mounted {
     fn drop(&mut self) {
         let _ = std::process::Command::new("umount").arg("-l").arg(&self.0).status();
     }

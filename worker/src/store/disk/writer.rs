@@ -1,9 +1,14 @@
-//! Write-behind: a bounded queue (`writer/queue.rs`) and a few threads that turn complete chunks into files.
+//! Write-behind: a bounded queue (`writer/queue.rs`) and a few threads that turn complete chunks into files
+//! (`writer/file.rs`).
+//!
+//! Nobody waits for these files while the queue has room: half of the threads work at low priority, so that a load gets
+//! the cores first. The others help when the queue is half full, or when somebody waits for it to be empty.
 
+mod file;
 mod queue;
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -12,27 +17,39 @@ use std::time::Instant;
 use longshore_types::{BlockChecksum, ChunkId, Code, Error, Result};
 use longshore_wire::GrowingChunk;
 
+use self::file::WriteWay;
+use self::queue::Turn;
 pub use self::queue::WriteQueue;
 use super::{DiskTier, SyncPolicy};
-use crate::store::format::{self, PAGE_BYTES};
+use crate::store::format;
 
-/// Starts the writer threads. They end when the tier is dropped.
+/// Of the threads that write while a load runs on the same cores, perhaps: it comes first.
+const NICE: i32 = 15;
+
+/// Starts the writer threads, so many of each kind. They end when the tier is dropped.
 ///
 /// # Errors
 /// [`Code::Internal`] when a thread cannot be started.
 pub fn start(tier: &Arc<DiskTier>, threads: usize) -> Result<()> {
-    for number in 0..threads.max(1) {
+    for number in 0..2 * threads.max(1) {
+        let turn = if number < threads.max(1) { Turn::Always } else { Turn::WhenPressed };
         let (queue, tier) = (tier.queue.clone(), Arc::downgrade(tier));
         std::thread::Builder::new()
             .name(format!("disk-write-{number}"))
-            .spawn(move || write_loop(&queue, &tier))
+            .spawn(move || write_loop(&queue, &tier, turn))
             .map_err(|error| Error::new(Code::Internal, format!("cannot start a disk thread: {error}")))?;
     }
     Ok(())
 }
 
-fn write_loop(queue: &WriteQueue, tier: &Weak<DiskTier>) {
-    while let Some(chunk) = queue.pop() {
+fn write_loop(queue: &WriteQueue, tier: &Weak<DiskTier>, turn: Turn) {
+    // No process means this thread.
+    if turn == Turn::Always
+        && let Err(error) = rustix::process::setpriority_process(None, NICE)
+    {
+        tracing::debug!(%error, "chunk files are written at the process's own priority");
+    }
+    while let Some(chunk) = queue.pop(turn) {
         let tier = tier.upgrade();
         if let Some(tier) = &tier {
             tier.write_behind(&chunk);
@@ -194,16 +211,17 @@ impl DiskTier {
         Ok(named?)
     }
 
-    fn write_temporary(&self, path: &PathBuf, chunk: &GrowingChunk, checksums: &[BlockChecksum]) -> io::Result<()> {
-        let len = chunk.len_bytes();
-        let data = chunk.get(0..len).ok_or_else(|| io::Error::other("the chunk is not complete"))?;
-        let padding = (format::padded_bytes(len) - len) as usize;
-        let mut file: File = OpenOptions::new().write(true).create_new(true).open(path)?;
-        file.write_all(data)?;
-        let mut tail = vec![0u8; padding];
-        debug_assert!(padding < PAGE_BYTES as usize);
-        tail.extend(format::encode(chunk.key(), checksums));
-        file.write_all(&tail)?;
+    fn write_temporary(&self, path: &Path, chunk: &GrowingChunk, checksums: &[BlockChecksum]) -> io::Result<()> {
+        let data = chunk.get(0..chunk.len_bytes()).ok_or_else(|| io::Error::other("the chunk is not complete"))?;
+        let may_be_direct = self.takes_direct.load(Ordering::Relaxed);
+        let (file, way) = file::create(path, chunk.key(), data, checksums, may_be_direct)?;
+        if way == WriteWay::Refused {
+            self.metrics.fallback("disk_write_cached");
+            if self.takes_direct.swap(false, Ordering::Relaxed) {
+                let folder = self.folder.display();
+                tracing::info!(%folder, "the cache's file system takes no direct writes: they go through the page cache");
+            }
+        }
         match self.sync {
             SyncPolicy::None => Ok(()),
             SyncPolicy::Data => file.sync_data(),

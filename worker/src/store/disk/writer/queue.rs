@@ -12,6 +12,15 @@ use longshore_types::ChunkKey;
 use longshore_wire::GrowingChunk;
 use parking_lot::{Condvar, Mutex};
 
+/// When a thread takes chunks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    /// As soon as there are any.
+    Always,
+    /// While the queue is more than half full, or somebody waits until it is empty.
+    WhenPressed,
+}
+
 /// Chunks on their way to the disk.
 #[derive(Debug)]
 pub struct WriteQueue {
@@ -20,6 +29,7 @@ pub struct WriteQueue {
     state: Mutex<State>,
     room: Condvar,
     work: Condvar,
+    pressed: Condvar,
     idle: Condvar,
 }
 
@@ -30,6 +40,8 @@ struct State {
     /// A wait for room has timed out and no write has ended since.
     stalled: bool,
     closed: bool,
+    /// Those who wait until nothing is queued.
+    flushing: usize,
 }
 
 /// A chunk that a thread is writing.
@@ -59,6 +71,7 @@ impl WriteQueue {
             state: Mutex::default(),
             room: Condvar::new(),
             work: Condvar::new(),
+            pressed: Condvar::new(),
             idle: Condvar::new(),
         }
     }
@@ -78,14 +91,19 @@ impl WriteQueue {
         }
         state.waiting.push_back(chunk);
         self.work.notify_one();
+        if self.is_pressed(&state) {
+            self.pressed.notify_one();
+        }
         true
     }
 
     /// The next chunk; `None` when the queue is closed.
-    pub(super) fn pop(&self) -> Option<Arc<GrowingChunk>> {
+    pub(super) fn pop(&self, turn: Turn) -> Option<Arc<GrowingChunk>> {
         let mut state = self.state.lock();
         loop {
-            if let Some(chunk) = state.waiting.pop_front() {
+            if (turn == Turn::Always || self.is_pressed(&state))
+                && let Some(chunk) = state.waiting.pop_front()
+            {
                 state.writing.push(Writing { chunk: chunk.clone(), is_unwanted: false });
                 self.room.notify_one();
                 return Some(chunk);
@@ -93,8 +111,15 @@ impl WriteQueue {
             if state.closed {
                 return None;
             }
-            self.work.wait(&mut state);
+            match turn {
+                Turn::Always => self.work.wait(&mut state),
+                Turn::WhenPressed => self.pressed.wait(&mut state),
+            }
         }
+    }
+
+    fn is_pressed(&self, state: &State) -> bool {
+        state.flushing > 0 || state.waiting.len() > self.capacity / 2
     }
 
     /// Ends a write. False when the chunk has become unwanted: its file must go, then this is called again.
@@ -130,12 +155,14 @@ impl WriteQueue {
     pub fn wait_idle(&self, timeout: Duration) -> bool {
         let deadline = Instant::now() + timeout;
         let mut state = self.state.lock();
-        while !state.is_idle() {
-            if self.idle.wait_until(&mut state, deadline).timed_out() {
-                return state.is_idle();
-            }
+        state.flushing += 1;
+        self.pressed.notify_all();
+        let mut has_time = true;
+        while has_time && !state.is_idle() {
+            has_time = !self.idle.wait_until(&mut state, deadline).timed_out();
         }
-        true
+        state.flushing -= 1;
+        state.is_idle()
     }
 
     /// Ends the writers; what waits is dropped.
@@ -144,6 +171,52 @@ impl WriteQueue {
         state.closed = true;
         state.waiting.clear();
         self.work.notify_all();
+        self.pressed.notify_all();
         self.room.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use longshore_memory::Arena;
+    use longshore_types::{Artifact, Version};
+
+    use super::*;
+
+    /// Long enough for any machine; nothing waits for it to pass.
+    const LONG: Duration = Duration::from_secs(60);
+
+    fn chunk(number: u32) -> Arc<GrowingChunk> {
+        let artifact = Artifact::new(format!("s3://bucket/{number}"), Version::new("v").unwrap(), 1).unwrap();
+        let buffer = Arena::new(1).try_buffer(1).unwrap();
+        let key = ChunkKey::new(Arc::new(artifact), 0).unwrap();
+        GrowingChunk::begin(key, buffer).unwrap().1
+    }
+
+    #[test]
+    fn those_who_help_come_when_it_is_half_full_or_to_be_empty() {
+        let queue = Arc::new(WriteQueue::new(4, LONG));
+        let (sender, taken) = mpsc::channel();
+        let helper = std::thread::spawn({
+            let queue = queue.clone();
+            move || {
+                while let Some(chunk) = queue.pop(Turn::WhenPressed) {
+                    sender.send(chunk.clone()).unwrap();
+                    assert!(queue.done(&chunk));
+                }
+            }
+        });
+        let chunks: Vec<_> = (0..3).map(chunk).collect();
+        chunks.iter().for_each(|chunk| assert!(queue.push(chunk.clone())));
+        assert!(Arc::ptr_eq(&taken.recv_timeout(LONG).unwrap(), &chunks[0]));
+        assert!(taken.try_recv().is_err(), "no more than half of it waits now");
+        assert!(queue.wait_idle(LONG), "who waits for it to be empty is helped");
+        assert_eq!(taken.try_iter().count(), 2);
+        assert!(queue.push(chunk(3)));
+        assert!(taken.try_recv().is_err(), "nobody waits any more");
+        queue.close();
+        helper.join().unwrap();
     }
 }
