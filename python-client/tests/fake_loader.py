@@ -46,10 +46,15 @@ class FakeModel:
     #: Cuts the region into segments of this size.
     segment_bytes: int | None = None
     seals: int = SEALS
+    #: Gives out memory of another kind than sealed memfds: a descriptor for these bytes.
+    make_memory: Callable[[bytes], int] | None = None
     #: Where the tensors are; None for host memory.
     gpu: FakeGpu | None = None
     #: The last word on the description that an attach gets.
     edit: Callable[[loader_pb2.AttachResponse], None] = lambda _: None
+
+    def _memory(self, data: bytes) -> int:
+        return self.make_memory(data) if self.make_memory is not None else sealed_memfd(data, self.seals)
 
     def build(self, model_id: str, uri: str) -> Loaded:
         data = bytearray(self.shift)
@@ -77,7 +82,7 @@ class FakeModel:
         model.tensor_count = len(self.tensors)
         if data:
             step = self.segment_bytes or len(data)
-            memory = HostMemory([bytes(data[at : at + step]) for at in range(0, len(data), step)], self.seals)
+            memory = HostMemory([bytes(data[at : at + step]) for at in range(0, len(data), step)], self._memory)
             model.regions.add(size_bytes=len(data), segment_bytes=memory.lengths, device="host" if backing else "")
             backing.append(memory)
         model.warnings.append("odd but fine")
@@ -121,14 +126,14 @@ class HostMemory:
     """Segments of host memory, made anew for each client."""
 
     segments: list[bytes]
-    seals: int
+    make: Callable[[bytes], int]
 
     @property
     def lengths(self) -> list[int]:
         return [len(segment) for segment in self.segments]
 
     def fds(self) -> list[int]:
-        return [sealed_memfd(segment, self.seals) for segment in self.segments]
+        return [self.make(segment) for segment in self.segments]
 
 
 @dataclass

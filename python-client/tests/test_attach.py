@@ -11,11 +11,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
+import private_mount
 import pytest
 from fake_loader import URI, FakeLoader, FakeModel
 
 import longshore
+from longshore._memory import Lease, map_region
 from longshore._proto import loader_pb2
 
 Response = loader_pb2.AttachResponse
@@ -77,6 +80,56 @@ def test_a_description_that_cannot_be_true(
 
 def test_memory_that_could_be_truncated_is_refused(node: longshore.Node, loader: FakeLoader, small: FakeModel) -> None:
     small.seals = 0x4
+    with pytest.raises(longshore.Corrupt, match="not sealed"):
+        node.load(URI)
+    loader.wait_for_leases(0)
+
+
+def can_mount() -> bool:
+    """Root can; who may not cannot be given such memory by this process either."""
+    try:
+        private_mount.mounts()
+    except PermissionError:
+        assert os.geteuid() != 0
+        return False
+    return True
+
+
+def test_memory_of_a_private_mount_that_is_read_only(
+    node: longshore.Node, loader: FakeLoader, small: FakeModel
+) -> None:
+    if not can_mount():
+        return
+    small.make_memory = private_mount.read_only_file
+    model = node.load(URI, framework="numpy")
+    assert model["b"].tobytes() == bytes(range(24))
+    # A write is this process's own affair, as with any other memory.
+    fd = private_mount.read_only_file(b"as it was")
+    ours, theirs = socket.socketpair()
+    view = map_region([fd], [9], Lease(ours))
+    view[:2] = b"AS"
+    assert (bytes(view), os.pread(fd, 9, 0)) == (b"AS it was", b"as it was")
+    os.close(fd)
+    # The view holds the lease: with it the socket is closed.
+    del view
+    assert theirs.recv(1) == b""
+    theirs.close()
+
+
+LACKS: dict[str, dict[str, Any]] = {
+    "open to write": {"flags": os.O_RDWR, "is_writable": True},
+    "a mount to write": {"is_writable": True},
+    "has a name": {"is_named": True},
+}
+
+
+@pytest.mark.parametrize("case", LACKS)
+def test_memory_of_a_mount_that_others_could_change_is_refused(
+    node: longshore.Node, loader: FakeLoader, small: FakeModel, case: str
+) -> None:
+    small.make_memory = lambda data: private_mount.read_only_file(data, **LACKS[case])
+    if not can_mount():
+        return
     with pytest.raises(longshore.Corrupt, match="not sealed"):
         node.load(URI)
     loader.wait_for_leases(0)

@@ -1,9 +1,10 @@
 """Maps the memory that a loader hands over, and keeps the lease as long as anything points into it.
 
-The descriptors are sealed memfds. They are mapped *private and writable*: the bytes are shared with the loader and all
-its clients until somebody writes, and a write changes a private copy of that page only. A write through a tensor is
-therefore safe (torch has no read-only tensors, and a read-only mapping would turn one into SIGSEGV) and never reaches
-another process. The seal against shrinking is required: without it, a truncation would turn a read into SIGBUS.
+The descriptors are sealed memfds, or files of a private mount that is read-only. They are mapped *private and
+writable*: the bytes are shared with the loader and all its clients until somebody writes, and a write changes a private
+copy of that page only. A write through a tensor is therefore safe (torch has no read-only tensors, and a read-only
+mapping would turn one into SIGSEGV) and never reaches another process. That nobody can shrink them is required: a
+truncation would turn a read into SIGBUS.
 
 Each region is one ctypes array over the mapping. Tensors, arrays and memoryviews reference it, so that its finalizer,
 which unmaps the region and gives back a share of the lease, runs after the last of them is gone.
@@ -138,8 +139,20 @@ def _check_segment(fd: int, length: int) -> None:
         seals = fcntl.fcntl(fd, _F_GET_SEALS)
     except OSError as error:
         raise Corrupt(f"attach: the memory received cannot be sealed: {error}") from error
-    if not seals & _F_SEAL_SHRINK:
-        raise Corrupt("attach: the memory received is not sealed against shrinking")
+    if not seals & _F_SEAL_SHRINK and not _is_read_only(fd):
+        raise Corrupt("attach: the memory received is not sealed against shrinking, nor of a mount that is read-only")
+
+
+def _is_read_only(fd: int) -> bool:
+    """Whether a file of memory, as one that tells its seals is, has no way to be written from here.
+
+    Its mount is read-only, so that it cannot be opened anew to write either, and no name of it is left for others.
+    """
+    return (
+        bool(os.fstatvfs(fd).f_flag & os.ST_RDONLY)
+        and fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
+        and os.fstat(fd).st_nlink == 0
+    )
 
 
 def _reserve(length: int) -> int:
