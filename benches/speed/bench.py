@@ -1,0 +1,208 @@
+"""One run: its options, its data, and what is started for it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import subprocess
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from daemons import Failed
+
+from speed.agents import PEERS, Adapter, clean_environment, digest_of, peer_command
+from speed.nodes import Node, Origin
+from speed.rows import Sample
+
+
+@dataclass
+class Options:
+    """What a run is told."""
+
+    bin_dir: Path
+    size_bytes: int
+    shards: int
+    rounds: int
+    threads: int
+    small_files: int
+    small_model_bytes: int
+    workers: list[int]
+    seconds: float
+    peers: list[str]
+    only: list[str]
+    #: Subjects beside Longshore that load with eight processes at once.
+    concurrent_peers: list[str]
+
+
+@dataclass
+class Bench:
+    """The run."""
+
+    options: Options
+    work: Path
+    started: float = field(default_factory=time.monotonic)
+    #: Of all that said one.
+    versions: dict[str, str] = field(default_factory=dict)
+    numbers: int = 0
+
+    @property
+    def is_late(self) -> bool:
+        """Whether no further round may begin."""
+        return time.monotonic() - self.started > self.options.seconds
+
+    def folder(self, name: str) -> Path:
+        """A new folder."""
+        self.numbers += 1
+        made = self.work / f"{self.numbers}-{name}"
+        made.mkdir()
+        return made
+
+    def tool(self, *words: str | Path | int, seconds: float = 300) -> dict[str, Any]:
+        """A command of bench-tool, and its JSON."""
+        command = [str(word) for word in (self.options.bin_dir / "bench-tool", *words)]
+        done = subprocess.run(command, capture_output=True, text=True, env=clean_environment(), timeout=seconds)
+        if done.returncode != 0:
+            raise Failed(f"bench-tool {words[0]}: {done.stderr.strip()[-400:]}")
+        value: dict[str, Any] = json.loads(done.stdout)
+        return value
+
+    @functools.cached_property
+    def data(self) -> Path:
+        """What the origins serve; models are made in it when they are needed."""
+        folder = self.work / "data"
+        folder.mkdir()
+        return folder
+
+    @functools.cached_property
+    def model(self) -> Path:
+        """The model of most cases."""
+        options = self.options
+        self.tool("model", self.data / "model", "--size", options.size_bytes, "--shards", options.shards)
+        subprocess.run(["sync", "-f", str(self.data)], check=False, timeout=300)
+        return self.data / "model"
+
+    @functools.cached_property
+    def eight(self) -> Path:
+        """Eight small models, `0` to `7`."""
+        size = self.options.small_model_bytes
+        self.tool("model", self.data / "eight", "--size", size, "--shards", 1, "--models", 8)
+        return self.data / "eight"
+
+    @functools.cached_property
+    def thousand(self) -> Path:
+        """A model of 1,000 tensors."""
+        self.tool("model", self.data / "thousand", "--size", 64_000_000, "--shards", 1, "--tensors", 1000)
+        return self.data / "thousand"
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the model."""
+        return digest_of(self.model)
+
+    @functools.cached_property
+    def weights(self) -> list[str]:
+        """The model's files."""
+        return sorted(str(path) for path in self.model.glob("*.safetensors"))
+
+    @functools.cached_property
+    def model_bytes(self) -> int:
+        """Of these files."""
+        return sum(Path(path).stat().st_size for path in self.weights)
+
+    def origin(self, stack: ExitStack, *options: str) -> Origin:
+        """A store over all data that was made before."""
+        made = Origin(self.options.bin_dir, self.data, self.folder("origin") / "log", list(options))
+        stack.callback(made.end)
+        return made
+
+    def node(self, stack: ExitStack, name: str, environment: dict[str, str], size_bytes: int = 0) -> Node:
+        """A node that is not started."""
+        size = size_bytes or self.model_bytes
+        made = Node(self.options.bin_dir, self.folder(name) / "node", environment, size)
+        stack.callback(made.end)
+        return made
+
+    def limits(self, stack: ExitStack) -> Adapter:
+        """The plain limits."""
+        log = self.folder("limits") / "log"
+        made = Adapter("limits", [self.options.bin_dir / "bench-tool", "agent"], clean_environment(), log)
+        stack.callback(made.end)
+        return made.ready()
+
+    def peers(self, stack: ExitStack, kind: str, environment: dict[str, str]) -> list[Peer]:
+        """All peers, those that cannot do this kind of work too."""
+        folder = self.folder("peers")
+        found = [Peer(self, name, folder, environment, kind) for name in self.options.peers]
+        for peer in found:
+            stack.callback(peer.end)
+        return found
+
+
+class Peer:
+    """A peer's adapter, started when it is needed and again when it has ended."""
+
+    def __init__(self, bench: Bench, name: str, folder: Path, environment: dict[str, str], kind: str) -> None:
+        self.bench = bench
+        self.name = name
+        self.subject = PEERS[name]
+        self.environment = environment
+        self.why_not = ""
+        self._folder = folder / name
+        self._folder.mkdir()
+        self._agent: Adapter | None = None
+        self._prepared: set[str] = set()
+        #: Why it failed to start: a row with an error, not one of something that it cannot do.
+        self.error = ""
+        try:
+            told = self.agent().told
+            self.subject = told["subject"]
+            bench.versions.setdefault(self.subject, told["version"])
+            if kind not in told["can"]:
+                self.why_not = told["cannot"].get(kind) or f"has no {kind.replace('_', ' ')}"
+        except (Failed, OSError, KeyError) as error:
+            self.error = str(error)
+        if self.why_not or self.error:
+            self.end()
+
+    def agent(self) -> Adapter:
+        """The running program."""
+        if self._agent is None or not self._agent.is_alive:
+            self._agent = Adapter(self.name, peer_command(self.name), self.environment, self._folder / "log")
+            self._agent.ready()
+        return self._agent
+
+    def prepare(self, model: str) -> None:
+        """Once for each model: what its load needs."""
+        if model not in self._prepared:
+            work = self._folder / f"prepared-{len(self._prepared)}"
+            work.mkdir(exist_ok=True)
+            self.agent().call("prepare", 300, model=model, work=str(work))
+            self._prepared.add(model)
+
+    def load(self, model: str, verify: bool) -> dict[str, Any]:
+        """One load."""
+        self.prepare(model)
+        return self.agent().call("load", 180, model=model, verify=verify)
+
+    @property
+    def prepared_folders(self) -> list[Path]:
+        """What `prepare` wrote."""
+        return sorted(self._folder.glob("prepared-*"))
+
+    def end(self) -> None:
+        """It is started again when it is needed."""
+        if self._agent is not None:
+            with contextlib.suppress(OSError):
+                self._agent.end()
+            self._agent = None
+
+
+def sample_of(answer: dict[str, Any], amount: float = 0) -> Sample:
+    """What an adapter or a tool said."""
+    size = int(answer.get("bytes", 0))
+    cpu = answer.get("cpu_seconds")
+    return Sample(answer["seconds"], cpu, amount or size, size, answer.get("steps", []))

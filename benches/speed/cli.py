@@ -1,0 +1,165 @@
+"""The command line: what is measured, and where it goes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from daemons import Failed
+from machine import describe, versions
+
+from speed import groups, page
+from speed.agents import PEERS, ROOT, clean_environment, python_of
+from speed.bench import Bench, Options
+from speed.rounds import run_group
+from speed.rows import Row, Series
+
+RESULTS = ROOT / "benches" / "results"
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="benches/speed", description=__doc__)
+    parser.add_argument("--bin-dir", type=Path, default=ROOT / "target" / "release", help="folder of the binaries")
+    parser.add_argument("--size", type=float, default=1.0, help="GB of the model")
+    parser.add_argument("--shards", type=int, default=2, help="files of the model")
+    parser.add_argument("--rounds", type=int, default=3, help="measured rounds, behind one that warms up and verifies")
+    parser.add_argument("--threads", type=int, default=4, help="connections of the limits")
+    parser.add_argument("--small-files", type=int, default=10_000, help="files of 100 kB")
+    parser.add_argument("--small-model", type=float, default=0.128, help="GB of each of eight models loaded at once")
+    parser.add_argument("--workers", default="1,2,4,8", help="numbers of TCP workers")
+    parser.add_argument("--peers", default=",".join(PEERS), help="adapters of benches/peers; empty for none")
+    parser.add_argument("--concurrent-peers", default="runai,s3torchconnector", help="those with eight processes at once")
+    parser.add_argument("--seconds", type=float, default=3600, help="no further round begins after so long")
+    parser.add_argument("--only", action="append", default=[], metavar="CASE", help="a case, or the first part of one")
+    parser.add_argument("--folder", type=Path, default=ROOT / "target", help="a folder on the disk to measure")
+    parser.add_argument("--results", type=Path, help="the file to write [default: by date, in benches/results]")
+    parser.add_argument("--page", type=Path, metavar="RESULTS", help="only write docs/benchmarks.md from this file")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where benchmarks.md and its plots go")
+    parser.add_argument("--no-page", action="store_true", help="write no page")
+    return parser.parse_args(words)
+
+
+def main(words: list[str] | None = None) -> int:
+    given = arguments(words)
+    if given.page is not None:
+        page.write(given.page, given.docs)
+        return 0
+    # Ended from outside, it still ends what it started.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    options = options_of(given)
+    for program in ("longshore", "fake-origin", "bench-tool"):
+        if not (options.bin_dir / program).exists():
+            raise SystemExit(f"{options.bin_dir / program} is missing: run `make bench`, which builds it")
+    given.folder.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="longshore-speed-", dir=given.folder))
+    try:
+        bench = Bench(options, work)
+        started = time.monotonic()
+        rows = run(bench, command_of(given))
+        facts = facts_of(bench, given, time.monotonic() - started)
+        if not rows:
+            raise SystemExit(f"no case is called {', '.join(options.only)}")
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    path = given.results or RESULTS / f"{facts['date']}-{os.cpu_count()}-cores.json"
+    if options.only and given.results is None:
+        # Some rows alone are for who asked, not for the page.
+        print(json.dumps([row.as_dict() for row in rows], indent=1))
+        return 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
+    print(f"written: {path}")
+    if not given.no_page:
+        page.write(path, given.docs)
+    return 0
+
+
+def options_of(given: argparse.Namespace) -> Options:
+    return Options(
+        bin_dir=given.bin_dir.resolve(),
+        size_bytes=int(given.size * 1e9),
+        shards=given.shards,
+        rounds=max(given.rounds, 1),
+        threads=given.threads,
+        small_files=given.small_files,
+        small_model_bytes=int(given.small_model * 1e9),
+        workers=[int(count) for count in given.workers.split(",") if count],
+        seconds=given.seconds,
+        peers=[name for name in given.peers.split(",") if name],
+        only=given.only,
+        concurrent_peers=[name for name in given.concurrent_peers.split(",") if name],
+    )
+
+
+def command_of(given: argparse.Namespace) -> str:
+    """How the same run is started again; `--only` is added for each row."""
+    default = arguments([])
+    words = ["python3", "benches/speed"]
+    for name in ("size", "shards", "rounds", "threads", "small_files", "small_model", "workers", "peers", "bin_dir"):
+        value = getattr(given, name)
+        if value != getattr(default, name):
+            value = os.path.relpath(value, ROOT) if isinstance(value, Path) else value
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def run(bench: Bench, command: str) -> list[Row]:
+    """All groups, one after the other."""
+    only = bench.options.only
+
+    def is_wanted(case: str) -> bool:
+        return not only or any(case == name or case.startswith(f"{name}/") for name in only)
+
+    rows: list[Row] = []
+    for name, (cases, make) in groups.of(bench.options).items():
+        if not any(is_wanted(case) for case in cases):
+            continue
+        rows += group_rows(bench, name, cases, make, is_wanted, command)
+    return rows
+
+
+def group_rows(
+    bench: Bench, name: str, cases: list[str], make: groups.Make, is_wanted: Callable[[str], bool], command: str
+) -> list[Row]:
+    """The rows of a group; when it cannot be set up, rows that say why."""
+    try:
+        series = run_group(bench, name, make, is_wanted)
+    except (Failed, OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        print(f"{name}: {error}", file=sys.stderr, flush=True)
+        said = f"the case could not be set up: {type(error).__name__}: {error}"[:300]
+        series = [Series(case, "longshore", "", error=said) for case in cases if is_wanted(case)]
+    by_key = {each.key: each for each in series}
+    return [each.row(f"{command} --only {each.case}", by_key.get(each.limit) if each.limit else None) for each in series]
+
+
+def facts_of(bench: Bench, given: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    longshore = bench.options.bin_dir / "longshore"
+    found = versions(longshore, clean_environment(), str(python_of("longshore")))
+    found.pop("CUDA of torch", None)
+    return {
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "machine": describe(),
+        "disk": file_system(given.folder),
+        "versions": found | dict(sorted(bench.versions.items())),
+        "model": f"{bench.options.size_bytes / 1e9:g} GB of BF16 tensors in {bench.options.shards} safetensors files",
+        "rounds": bench.options.rounds,
+        "seconds": round(seconds),
+        "command": command_of(given),
+    }
+
+
+def file_system(folder: Path) -> str:
+    """Type and device of the file system of a folder."""
+    done = subprocess.run(["findmnt", "-no", "FSTYPE,SOURCE", "-T", folder], capture_output=True, text=True)
+    return " on ".join(done.stdout.split()) or "unknown"

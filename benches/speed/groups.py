@@ -1,0 +1,25 @@
+"""The groups of cases, in the order in which they run: what shares processes, or a limit, is one group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from speed import loads
+from speed.bench import Bench, Options
+from speed.rounds import Entry
+
+Make = Callable[[Bench, ExitStack], list[Entry]]
+
+
+def of(options: Options) -> dict[str, tuple[list[str], Make]]:
+    """Name to cases, and what makes their entries."""
+    found: dict[str, tuple[list[str], Make]] = {
+        "local": (["local/resident", "local/cold"], loads.local),
+        "worker": (["worker/same-host", "worker/tcp"], loads.worker),
+        "origin": (["origin/direct", "origin/empty-cache"], loads.origin(is_paced=False)),
+        "paced origin": (["origin/direct-paced", "origin/empty-cache-paced"], loads.origin(is_paced=True)),
+    }
+    for count in options.workers:
+        found[f"{count} workers"] = ([f"worker/tcp-{count}"], loads.scaling(count))
+    return found

@@ -1,0 +1,119 @@
+"""Rounds: each measures every row of a group once, in an order that differs from round to round."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+from daemons import Failed
+
+from speed.bench import Bench
+from speed.rows import Sample, Series
+
+#: After so many failed rounds a row is left alone.
+FAILURES_MAX = 2
+
+
+@dataclass
+class Round:
+    """Which one it is."""
+
+    number: int
+
+    @property
+    def is_counted(self) -> bool:
+        """The first one warms up, and verifies."""
+        return self.number > 0
+
+
+#: What one measurement gives: the sample of the row itself, and those of rows that were measured along with it.
+Measured = Sample | dict[str, Sample]
+
+
+@dataclass
+class Entry:
+    """A row to be measured."""
+
+    case: str
+    subject: str
+    unit: str
+    measure: Callable[[Round], Measured] | None
+    cache_state: str = ""
+    note: str = ""
+    #: Case and subject of its limit.
+    limit: tuple[str, str] | None = None
+    #: Measured in every so many rounds only, for what takes long; always in the last.
+    every: int = 1
+    #: Rows that are measured along with this one: subject to note.
+    along: dict[str, str] = field(default_factory=dict)
+    #: Why there is nothing to measure; the note says so.
+    why_not: str = ""
+    error: str = ""
+
+
+def open_series(entries: list[Entry]) -> dict[tuple[str, str], Series]:
+    """Empty series of all rows."""
+    found: dict[tuple[str, str], Series] = {}
+    for entry in entries:
+        note = entry.why_not or entry.note
+        made = Series(entry.case, entry.subject, entry.unit, entry.cache_state, note, entry.limit, error=entry.error)
+        found[made.key] = made
+        for subject, along in entry.along.items():
+            series = Series(entry.case, subject, entry.unit, entry.cache_state, along, entry.limit)
+            found[series.key] = series
+    return found
+
+
+def run_group(
+    bench: Bench, name: str, make: Callable[[Bench, ExitStack], list[Entry]], is_wanted: Callable[[str], bool]
+) -> list[Series]:
+    """All rounds of a group."""
+    with ExitStack() as stack:
+        begin = time.monotonic()
+        entries = wanted_of(make(bench, stack), is_wanted)
+        series = open_series(entries)
+        print(f"{name}: ready after {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
+        for number in range(bench.options.rounds + 1):
+            if bench.is_late and number > 1:
+                print(f"{name}: no time for round {number}", file=sys.stderr, flush=True)
+                break
+            begin = time.monotonic()
+            shift = number % max(len(entries), 1)
+            for entry in entries[shift:] + entries[:shift]:
+                left_out = number > 0 and (bench.options.rounds - number) % entry.every
+                if entry.measure is not None and not left_out:
+                    measure(entry, series, Round(number))
+            took = time.monotonic() - begin
+            print(f"{name}: round {number} of {bench.options.rounds}, {took:.0f} s", file=sys.stderr, flush=True)
+        return list(series.values())
+
+
+def wanted_of(entries: list[Entry], is_wanted: Callable[[str], bool]) -> list[Entry]:
+    """Those that were asked for, and their limits."""
+    chosen = [entry for entry in entries if is_wanted(entry.case)]
+    limits = {entry.limit for entry in chosen}
+    return [entry for entry in entries if entry in chosen or (entry.case, entry.subject) in limits]
+
+
+def measure(entry: Entry, series: dict[tuple[str, str], Series], number: Round) -> None:
+    """One row in one round; whatever fails is the row's, never the run's."""
+    own = series[entry.case, entry.subject]
+    if entry.measure is None or own.failures >= FAILURES_MAX:
+        return
+    try:
+        found = entry.measure(number)
+    except (Failed, OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
+        own.failures += 1
+        own.error = f"{type(error).__name__}: {error}".removeprefix("Failed: ")[:300]
+        print(f"  {entry.case}, {entry.subject}: {own.error}", file=sys.stderr, flush=True)
+        return
+    samples = found if isinstance(found, dict) else {entry.subject: found}
+    for subject, sample in samples.items():
+        value = f"{sample.value(entry.unit):10.3f} {entry.unit}"
+        print(f"  {entry.case:28} {subject:34} {value}", file=sys.stderr, flush=True)
+        if number.is_counted:
+            series[entry.case, subject].samples[number.number] = sample
