@@ -47,18 +47,23 @@ class Torch:
 
     def __init__(self, module: ModuleType) -> None:
         self._torch: Any = module
+        #: Torch's dtype, and how many elements one of it packs, for each dtype that this torch has.
+        self._types: dict[str, tuple[Any, int]] = {
+            name: (getattr(module, dtype.torch), dtype.torch_pack)
+            for name, dtype in DTYPES.items()
+            if dtype.torch is not None and hasattr(module, dtype.torch)
+        }
 
     def _type(self, dtype: str, shape: tuple[int, ...]) -> tuple[Any, tuple[int, ...]] | None:
         """The torch dtype and shape; None when the tensor is delivered raw."""
-        known = DTYPES.get(dtype)
-        found = getattr(self._torch, known.torch, None) if known is not None and known.torch is not None else None
-        if known is None or found is None:
+        found, pack = self._types.get(dtype, (None, 1))
+        if found is None:
             return None
-        if known.torch_pack == 1:
+        if pack == 1:
             return found, shape
-        if not shape or shape[-1] % known.torch_pack:
+        if not shape or shape[-1] % pack:
             return None
-        return found, (*shape[:-1], shape[-1] // known.torch_pack)
+        return found, (*shape[:-1], shape[-1] // pack)
 
     def is_raw(self, dtype: str, shape: tuple[int, ...]) -> bool:
         return self._type(dtype, shape) is None
@@ -81,6 +86,10 @@ class Torch:
         else:
             if length == 0:
                 return torch.empty(dims, dtype=kind)
+            if not offset % kind.itemsize:
+                # As few calls and objects as can be: a model may have a hundred thousand tensors.
+                flat = torch.frombuffer(data, dtype=kind, count=length // kind.itemsize, offset=offset)
+                return flat if len(dims) == 1 else flat.view(dims)
             flat = torch.frombuffer(data[offset : offset + length], dtype=torch.uint8)
         if offset % kind.itemsize:
             flat = flat.clone()

@@ -43,11 +43,10 @@ class TensorInfo:
 _NO_BYTES = memoryview(b"")
 
 
-@dataclass(frozen=True)
-class _Place:
-    region: int
-    offset: int
-    length: int
+#: Region, offset and length: plain tuples, of which a model has thousands.
+_Place = tuple[int, int, int]
+#: Dtype, shape and length, as stored.
+_Stored = tuple[str, tuple[int, ...], int]
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         self._regions: tuple[Region, ...] | None = attached.regions
         try:
             sizes = [region.nbytes for region in attached.regions]
-            self._stored, self._places = _check_tensors(model, sizes, framework)
+            self._stored, self._places = _check_tensors(model, sizes)
             self._parts = _check_parts(model, self._stored)
             self._file_places = _check_files(model, attached.regions)
         except BaseException:
@@ -122,9 +121,8 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         return cast(T_co, self._tensor(name))
 
     def _tensor(self, name: str) -> Any:
-        stored, place = self._stored[name], self._places[name]
-        data = self._region(place.region)
-        return self._framework.tensor(data, place.offset, place.length, stored.dtype_name, stored.shape)
+        (dtype, shape, _), (region, offset, length) = self._stored[name], self._places[name]
+        return self._framework.tensor(self._region(region), offset, length, dtype, shape)
 
     def __iter__(self) -> Iterator[str]:
         hidden = {stored for parted in self._parts.values() for stored, _ in parted.parts}
@@ -202,11 +200,15 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         name = self._alias_map.get(name, name)
         parted = self._parts.get(name)
         if parted is None:
-            return self._stored[name]
-        stored = [self._stored[each] for each, _ in parted.parts]
+            return self._stored_info(name)
+        stored = [self._stored_info(each) for each, _ in parted.parts]
         return TensorInfo(
             name, stored[0].dtype_name, parted.shape, sum(each.nbytes for each in stored), any(s.raw for s in stored)
         )
+
+    def _stored_info(self, name: str) -> TensorInfo:
+        dtype, shape, nbytes = self._stored[name]
+        return TensorInfo(name, dtype, shape, nbytes, raw=self._framework.is_raw(dtype, shape))
 
     def _describe(self, checkpoint: Checkpoint) -> None:
         """Takes what is known of the checkpoint that this is."""
@@ -218,7 +220,7 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         parted = self._parts.get(name)
         if parted is not None:
             return [(box, stored) for stored, box in parted.parts]
-        return [(whole(self._stored[name].shape), name)] if name in self._stored else []
+        return [(whole(self._stored[name][1]), name)] if name in self._stored else []
 
     @property
     def framework(self) -> str:
@@ -234,11 +236,11 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         They are in host memory, whatever device the tensors are on.
         """
         found = {}
-        for name, place in self._file_places.items():
-            data = self._region(place.region)
+        for name, (region, offset, length) in self._file_places.items():
+            data = self._region(region)
             if isinstance(data, GpuRegion):  # refused when the model was made
                 raise Internal(f"model {self.uri}: {name!r} is not in host memory")
-            found[name] = data[place.offset : place.offset + place.length].toreadonly()
+            found[name] = data[offset : offset + length].toreadonly()
         return MappingProxyType(found)
 
     # ---- lifetime
@@ -279,29 +281,28 @@ class Model(Mapping[str, T_co], Generic[T_co]):
         return regions[index] if index >= 0 else _NO_BYTES
 
 
-def _check_tensors(
-    model: loader_pb2.LoadedModel, sizes: list[int], framework: Framework
-) -> tuple[dict[str, TensorInfo], dict[str, _Place]]:
+def _check_tensors(model: loader_pb2.LoadedModel, sizes: list[int]) -> tuple[dict[str, _Stored], dict[str, _Place]]:
     """The tensors by name, each known to lie inside its region and to be as long as its dtype and shape say."""
-    infos: dict[str, TensorInfo] = {}
+    stored: dict[str, _Stored] = {}
     places: dict[str, _Place] = {}
     for tensor in model.tensors:
-        name, shape = tensor.name, tuple(tensor.shape)
-        if name in infos:
+        name, dtype, shape, length = tensor.name, tensor.dtype, tuple(tensor.shape), tensor.length_bytes
+        if name in stored:
             raise Corrupt(f"model {model.uri}: the loader names tensor {name!r} twice")
-        expected = expected_bytes(tensor.dtype, shape)
-        if expected is not None and expected != tensor.length_bytes:
-            raise Corrupt(
-                f"model {model.uri}: tensor {name!r} of {tensor.dtype} {list(shape)} has {tensor.length_bytes} bytes"
-            )
-        places[name] = _place(model.uri, tensor, sizes)
-        infos[name] = TensorInfo(
-            name, tensor.dtype, shape, tensor.length_bytes, raw=framework.is_raw(tensor.dtype, shape)
-        )
-    return infos, places
+        expected = expected_bytes(dtype, shape)
+        if expected is not None and expected != length:
+            raise Corrupt(f"model {model.uri}: tensor {name!r} of {dtype} {list(shape)} has {length} bytes")
+        region = tensor.region
+        if length:
+            places[name] = _place(model.uri, name, (region, tensor.offset_bytes, length), sizes)
+        else:
+            # What has no bytes may lie in no region; a tensor is on the device of the one that it names, all the same.
+            places[name] = (region if region < len(sizes) else -1, 0, 0)
+        stored[name] = (dtype, shape, length)
+    return stored, places
 
 
-def _check_parts(model: loader_pb2.LoadedModel, infos: Mapping[str, TensorInfo]) -> dict[str, _Parted]:
+def _check_parts(model: loader_pb2.LoadedModel, stored: Mapping[str, _Stored]) -> dict[str, _Parted]:
     """The tensors that are stored in parts, by the name of the whole. In a load of some files, parts may be absent."""
     shapes: dict[str, tuple[int, ...]] = {}
     parts: dict[str, list[tuple[str, Box]]] = {}
@@ -313,7 +314,7 @@ def _check_parts(model: loader_pb2.LoadedModel, infos: Mapping[str, TensorInfo])
         is_inside = len(box.start) == len(box.shape) == len(shape) and all(
             start + extent <= end for start, extent, end in zip(box.start, box.shape, shape, strict=True)
         )
-        if not mark or name in infos or box.shape != infos[tensor.name].shape or not is_inside:
+        if not mark or name in stored or box.shape != stored[tensor.name][1] or not is_inside:
             raise Corrupt(f"model {model.uri}: {tensor.name!r} is no part of a tensor")
         if shapes.setdefault(name, shape) != shape:
             raise Corrupt(f"model {model.uri}: the parts of tensor {name!r} disagree about its shape")
@@ -324,18 +325,18 @@ def _check_parts(model: loader_pb2.LoadedModel, infos: Mapping[str, TensorInfo])
 def _check_files(model: loader_pb2.LoadedModel, regions: tuple[Region, ...]) -> dict[str, _Place]:
     """The files by name, each known to lie inside its region, in host memory."""
     sizes = [region.nbytes for region in regions]
-    places = {file.name: _place(model.uri, file, sizes) for file in model.files}
-    for name, place in places.items():
-        if place.region >= 0 and isinstance(regions[place.region], GpuRegion):
+    places: dict[str, _Place] = {}
+    for file in model.files:
+        place = (file.region, file.offset_bytes, file.length_bytes)
+        places[file.name] = _place(model.uri, file.name, place, sizes) if file.length_bytes else (-1, 0, 0)
+    for name, (region, _, _) in places.items():
+        if region >= 0 and isinstance(regions[region], GpuRegion):
             raise Corrupt(f"model {model.uri}: the loader put the file {name!r} on a GPU")
     return places
 
 
-def _place(uri: str, placed: loader_pb2.PlacedTensor | loader_pb2.PlacedFile, sizes: list[int]) -> _Place:
-    # What has no bytes may lie in no region; a tensor is on the device of the one that it names, all the same.
-    if placed.length_bytes == 0:
-        is_tensor = isinstance(placed, loader_pb2.PlacedTensor)
-        return _Place(placed.region if is_tensor and placed.region < len(sizes) else -1, 0, 0)
-    if placed.region >= len(sizes) or placed.offset_bytes + placed.length_bytes > sizes[placed.region]:
-        raise Corrupt(f"model {uri}: {placed.name!r} lies outside of the memory that the loader handed over")
-    return _Place(placed.region, placed.offset_bytes, placed.length_bytes)
+def _place(uri: str, name: str, place: _Place, sizes: list[int]) -> _Place:
+    region, offset, length = place
+    if region >= len(sizes) or offset + length > sizes[region]:
+        raise Corrupt(f"model {uri}: {name!r} lies outside of the memory that the loader handed over")
+    return place
