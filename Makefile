@@ -8,7 +8,7 @@ PYTHON := $(PYTHON_ENV)/bin/python
 # With the tests, so that all of it is built with one set of features: that of `cargo nextest run`.
 BUILD_TESTED := cargo build --locked --workspace --bins --tests
 
-.PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench bench-checkpoint gpu-bundle gpu gpu-page wheel reference clean
+.PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench bench-micro bench-checkpoint gpu-bundle gpu gpu-page wheel reference clean
 
 help: ## Lists the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader,
 bench: ## The speed report: benches/results/ and docs/benchmarks.md (two minutes behind a release build)
 	cargo build --release --locked -p longshore-cli -p longshore-testkit -p longshore-benches --bins
 	target/release/speed-report
+
+bench-micro: ## Micro benchmarks: criterion's record in target/criterion, medians in benches/results/micro-*.json
+	$(PYTHON) benches/micro.py
 
 bench-checkpoint: ## The speed report of checkpoints, beside other savers: docs/benchmarks-checkpoint.md
 	scripts/bench-peers.sh

@@ -1,0 +1,113 @@
+"""Runs the micro benchmarks and writes the medians of criterion's record, in the form of the other results.
+
+    python3 benches/micro.py [--no-run] [FILTER]
+
+Criterion's own record is in target/criterion; what is measured once a process is in lines that begin with ``once:``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMAND = ["cargo", "bench", "--locked", "-p", "longshore-benches", "--bench", "micro"]
+ONCE = re.compile(r"^once: (\S+) ([0-9.]+) (\S+)$", re.MULTILINE)
+#: What the aims of the rows are, in the unit of the row.
+LIMITS = {"micro/plan-100000-cold": 50.0, "micro/index-10m-bytes-per-entry": 100.0}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--no-run", action="store_true", help="take what an earlier run left")
+    parser.add_argument("--binary", type=Path, help="a bench that was built already, instead of cargo")
+    parser.add_argument("filter", nargs="?", help="only benchmarks whose name holds this")
+    options = parser.parse_args()
+    criterion = Path(os.environ.get("CRITERION_HOME", ROOT / "target" / "criterion"))
+    log = criterion / "once.txt"
+    if not options.no_run:
+        command = [str(options.binary), "--bench"] if options.binary else [*COMMAND, "--"]
+        command += [options.filter] if options.filter else []
+        run = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
+        criterion.mkdir(parents=True, exist_ok=True)
+        log.write_text(run.stdout)
+    found = rows(criterion) + (once(log.read_text()) if log.exists() else [])
+    write(sorted(found, key=lambda row: row["case"]))
+
+
+def row(case: str, value: float, unit: str, samples: list[float]) -> dict[str, Any]:
+    """A row as all results have it."""
+    limit = LIMITS.get(case)
+    return {
+        "case": case,
+        "subject": "longshore",
+        "value": round(value, 3),
+        "unit": unit,
+        "limit": limit,
+        "ratio_to_limit": None if limit is None else round(value / limit, 3),
+        "cpu_s_per_gb": None,
+        "runs": len(samples),
+        "min": round(min(samples), 3),
+        "max": round(max(samples), 3),
+        "cache_state": "cold" if case.endswith("-cold") else "warm",
+        "command": "make bench-micro",
+    }
+
+
+def rows(criterion: Path) -> list[dict[str, Any]]:
+    """The median of each benchmark, and the fastest and the slowest sample."""
+    found = []
+    for path in criterion.glob("*/*/new/estimates.json"):
+        sample = json.loads((path.parent / "sample.json").read_text())
+        times = [time / count for time, count in zip(sample["times"], sample["iters"], strict=True)]
+        median = json.loads(path.read_text())["median"]["point_estimate"]
+        case = f"micro/{path.parent.parent.name}"
+        found.append(row(case, median, "ns", times))
+    return found
+
+
+def once(text: str) -> list[dict[str, Any]]:
+    """What was measured once."""
+    taken = [(f"micro/{case}", float(value), unit) for case, value, unit in ONCE.findall(text)]
+    return [row(case, value, unit, [value]) for case, value, unit in taken]
+
+
+def write(found: list[dict[str, Any]]) -> None:
+    cores = len(os.sched_getaffinity(0))
+    date = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
+    rustc = subprocess.run(["rustc", "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
+    record = {
+        "date": date,
+        "machine": f"{cpu()}, {cores} cores, Linux {platform.release()}",
+        "versions": {"longshore": revision(), "rustc": rustc},
+        "rows": found,
+    }
+    path = ROOT / "benches" / "results" / f"micro-{date}-{cores}-cores.json"
+    path.write_text(json.dumps(record, indent=1) + "\n")
+    for each in found:
+        print(f"{each['case']:<44} {each['value']:>16,.1f} {each['unit']}")
+    print(f"written: {path.relative_to(ROOT)}")
+
+
+def cpu() -> str:
+    """The name of the processor."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def revision() -> str:
+    """The commit that was measured."""
+    described = ["git", "describe", "--always", "--dirty"]
+    run = subprocess.run(described, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
+    return run.stdout.strip() or "unknown"
+
+
+if __name__ == "__main__":
+    main()
