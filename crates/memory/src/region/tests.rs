@@ -1,6 +1,5 @@
 //! Claims, seals and accounting of regions, as seen from this process; `tests/other_process.rs` has the other view.
 
-use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{FallocateFlags, MemfdFlags, fallocate, fcntl_get_seals};

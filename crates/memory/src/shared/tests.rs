@@ -61,7 +61,7 @@ fn filled(memory: &SharedMemory, len: usize) -> (File, RawMemory) {
     map.advise();
     for at in (0..len).step_by(4096) {
         // SAFETY: within the mapping, which nobody else knows of.
-        unsafe { map.start().as_ptr().add(at).write(7) };
+        unsafe { map.start().as_ptr().wrapping_add(at).write(7) };
     }
     (file, map)
 }
