@@ -19,6 +19,7 @@ use std::time::Instant;
 use futures::StreamExt;
 use longshore_origin::{OriginOptions, Origins};
 use longshore_types::Artifact;
+use tokio_util::sync::CancellationToken;
 
 const SIZE: u64 = 1 << 30;
 const CHUNK: u64 = 16 << 20;
@@ -126,8 +127,13 @@ fn main() {
     let plain = |connection: &mut Option<TcpStream>, start: u64, buffer: &mut [u8]| {
         plain_get(&origin.address, connection, start, buffer);
     };
+    let token = CancellationToken::new();
+    let straight = |_: &mut Option<TcpStream>, start: u64, mut buffer: &mut [u8]| {
+        let range = start..start + buffer.len() as u64;
+        origins.read_into(&artifact, range, &mut buffer, runtime.handle(), &token).unwrap();
+    };
     type Read<'a> = &'a (dyn Fn(&mut Option<TcpStream>, u64, &mut [u8]) + Sync);
-    let ways: [(&str, Read<'_>); 2] = [("plain GETs", &plain), ("read", &streamed)];
+    let ways: [(&str, Read<'_>); 3] = [("plain GETs", &plain), ("read", &streamed), ("read_into", &straight)];
     let mut best = vec![(f64::INFINITY, 0.0, 0.0); ways.len()];
     for _ in 0..5 {
         for (index, (_, read)) in ways.iter().enumerate() {

@@ -10,10 +10,19 @@ use longshore_types::Artifact;
 use crate::address::Address;
 use crate::fault::Attempt;
 use crate::lane::Lane;
+use crate::straight::StraightBody;
 use crate::write::Writes;
 
 /// The bytes of one range as they arrive.
 pub(crate) type Body = BoxStream<'static, Attempt<Bytes>>;
+
+/// The bytes of one range, in one of two ways.
+pub(crate) enum Opened {
+    /// Still on their connection, for a thread that may block.
+    Straight(StraightBody),
+    /// As pieces, from the runtime.
+    Streamed(Body),
+}
 
 /// One page of a listing.
 pub(crate) struct Page {
@@ -39,6 +48,11 @@ pub(crate) trait Backend: Send + Sync {
     /// Fails with `FailedPrecondition` when the object has another version now. The body may end early or fail, and
     /// the caller then opens the rest.
     async fn open(&self, artifact: &Artifact, range: Range<u64>) -> Attempt<Body>;
+
+    /// As [`Backend::open`], with the bytes still on the connection where that can be.
+    async fn open_straight(&self, artifact: &Artifact, range: Range<u64>) -> Attempt<Opened> {
+        self.open(artifact, range).await.map(Opened::Streamed)
+    }
 
     /// Bounds and counters shared by all calls.
     fn lane(&self) -> &Lane;

@@ -20,10 +20,10 @@ use futures::{StreamExt, TryStreamExt, stream};
 use longshore_types::{Artifact, Code};
 use object_store::list::{PaginatedListOptions, PaginatedListStore};
 use object_store::path::Path;
-use object_store::{GetOptions, GetRange, ObjectMeta, ObjectStore};
+use object_store::{GetOptions, GetRange, GetResult, ObjectMeta, ObjectStore};
 
 use crate::address::{Address, Cloud};
-use crate::backend::{Backend, Body, Page};
+use crate::backend::{Backend, Body, Opened, Page};
 use crate::fault::{Attempt, Fault};
 use crate::lane::Lane;
 use crate::options::OriginOptions;
@@ -158,6 +158,36 @@ impl Backend for Bucket {
     }
 
     async fn open(&self, artifact: &Artifact, range: Range<u64>) -> Attempt<Body> {
+        let result = self.get(artifact, range, &Exchange::default()).await?;
+        Ok(streamed(artifact, result))
+    }
+
+    async fn open_straight(&self, artifact: &Artifact, range: Range<u64>) -> Attempt<Opened> {
+        let exchange = Exchange::straight();
+        let result = self.get(artifact, range, &exchange).await?;
+        Ok(match exchange.take_body() {
+            Some(body) => Opened::Straight(body),
+            None => Opened::Streamed(streamed(artifact, result)),
+        })
+    }
+
+    fn lane(&self) -> &Lane {
+        &self.lane
+    }
+
+    fn writer(&self) -> Option<&dyn Writes> {
+        self.cloud.is_some().then_some(self as &dyn Writes)
+    }
+}
+
+fn streamed(artifact: &Artifact, result: GetResult) -> Body {
+    let url: Arc<str> = artifact.url().into();
+    result.into_stream().map_err(move |error| explain_body(&url, &error)).boxed()
+}
+
+impl Bucket {
+    /// The head of the answer to a ranged read, compared with the version that is wanted.
+    async fn get(&self, artifact: &Artifact, range: Range<u64>, exchange: &Exchange) -> Attempt<GetResult> {
         let url = artifact.url();
         let address = Address::parse(url)?;
         let path = parse_path(&key_of(&address)?, url)?;
@@ -171,12 +201,11 @@ impl Backend for Bucket {
             ..GetOptions::default()
         };
         options.extensions.insert(Main);
-        let exchange = Exchange::default();
         let result = match exchange.watch(self.store.get_opts(&path, options)).await {
             Ok(result) => result,
             Err(_) if matches!(exchange.status(), Some(412 | 416)) => return Err(self.changed(artifact).await),
             Err(error) => {
-                let fault = explain(&self.call("read", url), error, &exchange);
+                let fault = explain(&self.call("read", url), error, exchange);
                 let is_gone = fault.code() == Code::NotFound && !exchange.seen().names_no_bucket();
                 return Err(if is_gone { self.gone(artifact).await } else { fault });
             }
@@ -187,21 +216,9 @@ impl Backend for Bucket {
             let now = now.unwrap_or_else(|_| "without a version".to_owned());
             return Err(version::changed(artifact, &format!("{now} of {} bytes", result.meta.size)));
         }
-        let url: Arc<str> = url.into();
-        let body = result.into_stream().map_err(move |error| explain_body(&url, &error));
-        Ok(body.boxed())
+        Ok(result)
     }
 
-    fn lane(&self) -> &Lane {
-        &self.lane
-    }
-
-    fn writer(&self) -> Option<&dyn Writes> {
-        self.cloud.is_some().then_some(self as &dyn Writes)
-    }
-}
-
-impl Bucket {
     /// The object is not what it was: asks for what it is now, so that the message can name both.
     async fn changed(&self, artifact: &Artifact) -> Fault {
         let now = match Address::parse(artifact.url()) {

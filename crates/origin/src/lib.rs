@@ -10,6 +10,8 @@
 //! when the server ignores `If-Match`); retries are ours alone, bounded per call and shared per origin, and resume at
 //! the byte reached; nothing is allocated from a size that the network names; no message holds a secret.
 //!
+//! Bytes come as a stream, or straight from the connection into memory of the caller's ([`Origins::read_into`]).
+//!
 //! Start reading at [`Origins`], then `backend.rs` (what each kind of origin does), `read.rs` (how a read resumes) and
 //! `write.rs` (what a lost answer of a write means).
 
@@ -27,7 +29,9 @@ mod origins;
 mod probe;
 mod read;
 mod resolve;
+mod sink;
 mod stats;
+mod straight;
 mod verify;
 mod version;
 mod write;
@@ -36,5 +40,6 @@ pub use body::Body;
 pub use cover::covers;
 pub use options::{OriginOptions, Secret, StoreOption};
 pub use origins::Origins;
+pub use sink::Sink;
 pub use stats::OriginStats;
 pub use write::{Listed, OpenUpload, PartId, PutHow, PutOutcome, UploadId, UploadLimits, Verified};

@@ -12,6 +12,8 @@ use futures::StreamExt;
 use futures::stream::{self, BoxStream};
 use longshore_types::{Artifact, Resolved, Result};
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 
 use crate::address::{Address, Cloud};
 use crate::backend::Backend;
@@ -19,6 +21,7 @@ use crate::bucket::{Bucket, check_options};
 use crate::hub::Hub;
 use crate::local::Local;
 use crate::options::OriginOptions;
+use crate::sink::Sink;
 use crate::stats::{Counters, OriginStats};
 use crate::{read, resolve};
 
@@ -131,6 +134,27 @@ impl Origins {
             Ok(backend) => read::read(backend, artifact.clone(), range),
             Err(error) => stream::once(async { Err(error) }).boxed(),
         }
+    }
+
+    /// Reads exactly `range` of that version of the object into the memory of `sink`, on this thread: the cheapest way
+    /// there is. Bytes come straight from the connection where its server is spoken to in plain HTTP/1.1 (with TLS or
+    /// without), else through the HTTP library; [`OriginStats::straight_reads`] and [`OriginStats::streamed_reads`] tell
+    /// which. `runtime` is for what is not bulk: connecting, heads, pauses. Ends soon after `token` is cancelled.
+    ///
+    /// Blocks, so it must not be called on a thread of the runtime: use a thread of your own, or `spawn_blocking`.
+    ///
+    /// # Errors
+    /// As [`Origins::read`], those of the sink, and `Cancelled`. What the sink was told of by then is there.
+    pub fn read_into(
+        &self,
+        artifact: &Arc<Artifact>,
+        range: Range<u64>,
+        sink: &mut dyn Sink,
+        runtime: &Handle,
+        token: &CancellationToken,
+    ) -> Result<()> {
+        let backend = self.backend(&Address::parse(artifact.url())?)?;
+        read::read_into(&backend, artifact, range, sink, runtime, token)
     }
 
     /// What has been asked of origins so far.

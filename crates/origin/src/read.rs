@@ -1,7 +1,10 @@
 //! A range read that goes on where it was cut off: the loop around [`Backend::open`].
 
+mod into;
+
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
@@ -14,21 +17,16 @@ use crate::fault::{Attempt, Fault};
 use crate::lane::Budget;
 use crate::stats::count;
 
+pub(crate) use into::read_into;
+
 /// Streams exactly `range` of that version of the object, or ends with an error.
 pub(crate) fn read(
     backend: Arc<dyn Backend>,
     artifact: Arc<Artifact>,
     range: Range<u64>,
 ) -> BoxStream<'static, Result<Bytes>> {
-    if range.start > range.end || range.end > artifact.size_bytes() {
-        let text = format!(
-            "bytes {}..{} are not within {}, which has {} bytes",
-            range.start,
-            range.end,
-            artifact.url(),
-            artifact.size_bytes()
-        );
-        return stream::once(async { Err(Error::new(Code::InvalidArgument, text)) }).boxed();
+    if let Err(error) = check_range(&artifact, &range) {
+        return stream::once(async { Err(error) }).boxed();
     }
     let budget = backend.lane().budget();
     let reader = Reader { backend, artifact, next: range.start, end: range.end, budget, open: None };
@@ -37,6 +35,31 @@ pub(crate) fn read(
         Ok(piece.map(|piece| (piece, reader)))
     })
     .boxed()
+}
+
+fn check_range(artifact: &Artifact, range: &Range<u64>) -> Result<()> {
+    if range.start <= range.end && range.end <= artifact.size_bytes() {
+        return Ok(());
+    }
+    let (start, end, url, size) = (range.start, range.end, artifact.url(), artifact.size_bytes());
+    let text = format!("bytes {start}..{end} are not within {url}, which has {size} bytes");
+    Err(Error::new(Code::InvalidArgument, text))
+}
+
+fn cut_off(artifact: &Artifact, next: u64, end: u64) -> Fault {
+    let text = format!("{} was cut off at byte {next} of a read up to byte {end}", artifact.url());
+    Fault::passing(Code::Unavailable, text)
+}
+
+fn stalled(artifact: &Artifact, next: u64, stall: Duration) -> Fault {
+    let (url, seconds) = (artifact.url(), stall.as_secs_f64());
+    Fault::passing(Code::Timeout, format!("{url} stalled at byte {next}: no byte came for {seconds:.1} s"))
+}
+
+fn too_much(artifact: &Artifact, next: u64, end: u64) -> Fault {
+    let url = artifact.url();
+    let text = format!("{url}: the origin sent more than the bytes {next}..{end} that were asked for");
+    Fault::fatal(Code::Corrupt, text)
 }
 
 struct Reader {
@@ -88,21 +111,14 @@ impl Reader {
             }
         };
         let stall = self.backend.lane().limits.stall;
-        let (url, next, end) = (self.artifact.url(), self.next, self.end);
+        let (next, end) = (self.next, self.end);
         let piece = match tokio::time::timeout(stall, open.body.next()).await {
             Ok(Some(piece)) => piece?,
-            Ok(None) => {
-                let text = format!("{url} was cut off at byte {next} of a read up to byte {end}");
-                return Err(Fault::passing(Code::Unavailable, text));
-            }
-            Err(_) => {
-                let text = format!("{url} stalled at byte {next}: no byte came for {:.1} s", stall.as_secs_f64());
-                return Err(Fault::passing(Code::Timeout, text));
-            }
+            Ok(None) => return Err(cut_off(&self.artifact, next, end)),
+            Err(_) => return Err(stalled(&self.artifact, next, stall)),
         };
         if piece.len() as u64 > end - next {
-            let text = format!("{url}: the origin sent more than the bytes {next}..{end} that were asked for");
-            return Err(Fault::fatal(Code::Corrupt, text));
+            return Err(too_much(&self.artifact, next, end));
         }
         Ok(piece)
     }

@@ -23,6 +23,11 @@ pub struct OriginStats {
     pub delete_requests: u64,
     /// Bytes of objects received.
     pub bytes: u64,
+    /// Bodies that came straight from the connection into the reader's memory.
+    pub straight_reads: u64,
+    /// Bodies that were to come so and came as pieces through the HTTP library: it is spoken over a proxy, HTTP/2 or
+    /// redirects, or no connection is needed.
+    pub streamed_reads: u64,
     /// Bytes of objects and parts that were written.
     pub bytes_written: u64,
     /// Conditional puts that found another object or version.
@@ -49,6 +54,8 @@ pub(crate) struct Counters {
     pub delete_requests: AtomicU64,
     pub retries: AtomicU64,
     pub bytes: AtomicU64,
+    pub straight_reads: AtomicU64,
+    pub streamed_reads: AtomicU64,
     pub bytes_written: AtomicU64,
     pub conflicts: AtomicU64,
     pub verified_by_store: AtomicU64,
@@ -77,6 +84,8 @@ impl Counters {
             upload_requests: upload,
             delete_requests: delete,
             bytes: get(&self.bytes),
+            straight_reads: get(&self.straight_reads),
+            streamed_reads: get(&self.streamed_reads),
             bytes_written: get(&self.bytes_written),
             conflicts: get(&self.conflicts),
             verified_by_store: get(&self.verified_by_store),

@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use crate::fault::Retry;
 use crate::lane::Lane;
 use crate::options::Limits;
+use crate::straight::{Answer, Straight, StraightBody, Trouble};
 
 /// Most bytes of one page of a listing.
 pub(super) const LISTING_BYTES_MAX: usize = 32 << 20;
@@ -31,13 +32,20 @@ const COMPLETION_PATIENCE: u32 = 8;
 /// Longest error code of a store, in bytes.
 const STORE_CODE_BYTES_MAX: usize = 64;
 
+/// How long the reader of a body sleeps before it looks whether it is still wanted.
+const TICK: Duration = Duration::from_millis(200);
+
 /// Marks the requests that are the call itself, as against those that fetch credentials for it.
 #[derive(Clone)]
 pub(super) struct Main;
 
 /// What happened during one call, noted by the HTTP layer.
 #[derive(Clone, Default)]
-pub(super) struct Exchange(Arc<Mutex<Seen>>);
+pub(super) struct Exchange {
+    seen: Arc<Mutex<Seen>>,
+    /// The body that was left on its connection, when the call asks for that.
+    straight: Option<Arc<Mutex<Option<StraightBody>>>>,
+}
 
 /// The facts of the last request of a call.
 #[derive(Default, Clone)]
@@ -73,21 +81,31 @@ tokio::task_local! {
 }
 
 impl Exchange {
+    /// Of a call that wants the body of its response left on the connection.
+    pub(super) fn straight() -> Exchange {
+        Exchange { straight: Some(Arc::default()), ..Exchange::default() }
+    }
+
+    /// The body that was left on the connection. `None` when it came in the library's way.
+    pub(super) fn take_body(&self) -> Option<StraightBody> {
+        self.straight.as_ref()?.lock().take()
+    }
+
     /// Runs a call of `object_store` and notes what its requests do.
     pub(super) async fn watch<T>(&self, call: impl Future<Output = T>) -> T {
         EXCHANGE.scope(self.clone(), call).await
     }
 
     pub(super) fn status(&self) -> Option<u16> {
-        self.0.lock().status
+        self.seen.lock().status
     }
 
     pub(super) fn take_listing(&self) -> Option<Bytes> {
-        self.0.lock().listing.take()
+        self.seen.lock().listing.take()
     }
 
     pub(super) fn seen(&self) -> Seen {
-        self.0.lock().clone()
+        self.seen.lock().clone()
     }
 
     /// Takes the error that came within a successful answer as its status. What the store cannot name is its own failure.
@@ -99,7 +117,7 @@ impl Exchange {
     }
 
     fn note(&self, note: impl FnOnce(&mut Seen)) {
-        note(&mut self.0.lock());
+        note(&mut self.seen.lock());
     }
 }
 
@@ -125,7 +143,9 @@ impl HttpConnector for Watcher {
         // No limit on a whole request: a large range may take long. Its parts are limited here and by the reader.
         let options = options.clone().with_timeout_disabled().with_pool_max_idle_per_host(self.connections_max);
         let inner = ReqwestConnector::default().connect(&options)?;
-        let client = HttpClient::new(Watched { inner, watcher: self.clone() });
+        let limits = self.lane.limits;
+        let straight = Straight::new(&options, limits.connect, self.connections_max, limits.stall.min(TICK));
+        let client = HttpClient::new(Watched { inner, straight, watcher: self.clone() });
         *self.made.lock() = Some(client.clone());
         Ok(client)
     }
@@ -134,7 +154,49 @@ impl HttpConnector for Watcher {
 #[derive(Debug)]
 struct Watched {
     inner: HttpClient,
+    straight: Straight,
     watcher: Watcher,
+}
+
+impl Watched {
+    /// Sends a request in the way that its call asks for.
+    async fn send(
+        &self,
+        request: HttpRequest,
+        straight: Option<&Mutex<Option<StraightBody>>>,
+    ) -> Result<HttpResponse, Failed> {
+        if let Some(slot) = straight {
+            match self.straight.get(&request).await {
+                Ok(Answer::Body(response, body)) => {
+                    *slot.lock() = Some(body);
+                    return Ok(response);
+                }
+                Ok(Answer::Whole(response)) => return Ok(response),
+                Ok(Answer::Declined(reason)) => tracing::debug!(reason, "a body comes through the HTTP library"),
+                Err(trouble) => return Err(Failed::of(trouble)),
+            }
+        }
+        self.inner.execute(request).await.map_err(|error| Failed { transport: transport_of(&error), error })
+    }
+}
+
+/// Why there is no response, for messages and for the library.
+struct Failed {
+    transport: Transport,
+    error: HttpError,
+}
+
+impl Failed {
+    fn of(trouble: Trouble) -> Failed {
+        let (transport, kind, error) = match trouble {
+            Trouble::ConnectTimeout => {
+                (Transport::ConnectTimeout, HttpErrorKind::Timeout, std::io::ErrorKind::TimedOut.into())
+            }
+            Trouble::Connect(error) => (Transport::Connect(root_cause(&error)), HttpErrorKind::Connect, error),
+            Trouble::Other(error) => (Transport::Other(root_cause(&error)), HttpErrorKind::Request, error),
+        };
+        Failed { transport, error: HttpError::new(kind, error) }
+    }
 }
 
 #[async_trait]
@@ -149,10 +211,12 @@ impl HttpService for Watched {
 
         let limits = self.watcher.lane.limits;
         let patience = patience(&request, limits);
-        let response = match tokio::time::timeout(patience, self.inner.execute(request)).await {
+        let is_read = is_main && request.method().as_str() == "GET" && !is_listing;
+        let straight = exchange.straight.as_deref().filter(|_| is_read);
+        let response = match tokio::time::timeout(patience, self.send(request, straight)).await {
             Ok(Ok(response)) => response,
-            Ok(Err(error)) => {
-                exchange.note(|seen| seen.transport = Some(transport_of(&error)));
+            Ok(Err(Failed { transport, error })) => {
+                exchange.note(|seen| seen.transport = Some(transport));
                 return Err(error);
             }
             Err(elapsed) => {

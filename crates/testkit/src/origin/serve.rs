@@ -59,6 +59,8 @@ pub(super) struct Call {
 
 pub(super) fn spawn(listener: TcpListener, state: Arc<State>, side: Side) -> io::Result<()> {
     listener.set_nonblocking(true)?;
+    // Some systems have BBR as their default, which paces by timers: over loopback, connections then mostly wait.
+    let _ = rustix::net::sockopt::set_tcp_congestion(&listener, "reno");
     let listener = tokio::net::TcpListener::from_std(listener)?;
     tokio::spawn(async move {
         loop {

@@ -1,14 +1,11 @@
-//! Origins that misbehave: what is repeated, what is resumed, what is refused, and what the user is told.
-
-// A helper of a test may fail it as the test itself may.
-#![allow(clippy::unwrap_used)]
+// The cases, included once for each way in which bytes are read: `read` is what differs.
 
 use std::net::TcpStream;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use longshore_origin::{OriginOptions, Origins};
 use longshore_testkit::origin::{FaultKind, Quirks, Verb};
 use longshore_testkit::{Dialect, FakeOrigin, Fault, OriginConfig};
@@ -53,11 +50,6 @@ async fn setup_with(config: OriginConfig) -> (FakeOrigin, Origins, Arc<Artifact>
     let artifact = Arc::new(origins.stat(URL).await.unwrap());
     fake.reset_counters();
     (fake, origins, artifact)
-}
-
-async fn read(origins: &Origins, artifact: &Arc<Artifact>, range: Range<u64>) -> Result<Vec<u8>> {
-    let pieces: Vec<_> = origins.read(artifact, range).try_collect().await?;
-    Ok(pieces.concat())
 }
 
 fn assert_says(error: &Error, code: Code, words: &[&str]) {
