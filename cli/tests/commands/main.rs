@@ -7,6 +7,7 @@ mod daemons;
 mod embedded;
 mod environment;
 mod holder;
+mod huge_pages;
 mod origin;
 mod private;
 mod support;

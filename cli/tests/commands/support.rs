@@ -28,7 +28,12 @@ impl Bench {
 
     /// The binary, told apart from everything else on this machine.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_longshore"));
+        self.command_of(Path::new(env!("CARGO_BIN_EXE_longshore")), args)
+    }
+
+    /// As [`Bench::command`], of a copy of the binary.
+    pub fn command_of(&self, binary: &Path, args: &[&str]) -> Command {
+        let mut command = Command::new(binary);
         command.args(args).current_dir(self.root.path()).stdin(Stdio::null());
         for (name, _) in std::env::vars_os() {
             if name.to_string_lossy().starts_with("LONGSHORE_") {
