@@ -7,6 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use rustix::io::Errno;
+use rustix::net::{RecvAncillaryBuffer, RecvFlags, recvmsg};
 
 /// A blocking stream socket. Its timeouts are the socket's own, so that every call on it is bounded.
 pub(crate) enum Stream {
@@ -47,6 +48,15 @@ impl Stream {
     /// Reads what is there into `slices`; 0 at the end of the stream.
     pub(crate) fn read(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         restart(|| rustix::io::readv(self, slices))
+    }
+
+    /// Fills `slices`, as far as bytes come before the read timeout or the end of the stream; 0 at that end. Waiting inside
+    /// the kernel costs less than coming back for each packet. Descriptors that come along are closed.
+    pub(crate) fn read_full(&self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        restart(|| {
+            let mut control = RecvAncillaryBuffer::default();
+            recvmsg(self, slices, &mut control, RecvFlags::WAITALL).map(|message| message.bytes)
+        })
     }
 
     /// Writes all of `parts`. A peer that closed is an error, never a signal.

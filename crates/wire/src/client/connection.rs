@@ -99,7 +99,7 @@ impl Connection {
             self.start += count;
             return Ok(count);
         }
-        match self.patience.read(|| self.stream.read(slices)) {
+        match self.patience.read(|| self.stream.read_full(slices)) {
             Ok(0) => Err(broken_off()),
             Ok(count) => Ok(count),
             Err(e) => Err(self.failed("reading the body", e)),
