@@ -8,7 +8,7 @@ PYTHON := $(PYTHON_ENV)/bin/python
 # With the tests, so that all of it is built with one set of features: that of `cargo nextest run`.
 BUILD_TESTED := cargo build --locked --workspace --bins --tests
 
-.PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench bench-micro bench-checkpoint gpu-bundle gpu gpu-page wheel reference clean
+.PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench bench-full bench-page bench-setup bench-micro bench-checkpoint gpu-bundle gpu gpu-page wheel reference clean
 
 help: ## Lists the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -45,9 +45,9 @@ test-rust: ## Unit, property and end-to-end tests of the Rust side
 	cargo nextest run --locked --workspace --no-fail-fast
 	cargo test --locked --workspace --doc
 
-test-python: ## Tests of the Python client, of deploy/ and of the GPU report
+test-python: ## Tests of the Python client, of deploy/ and of the reports
 	$(BUILD_TESTED)
-	$(PYTHON) -m pytest -q deploy scripts
+	$(PYTHON) -m pytest -q deploy scripts benches/speed
 	cd python-client && ../$(PYTHON) -m pytest -q -n 3 --dist loadfile
 
 demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader, sentence embeddings
@@ -56,9 +56,21 @@ demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader,
 	cargo build --release --locked -p longshore-cli -p longshore-testkit --bins
 	$(PYTHON) scripts/demo.py
 
-bench: ## The speed report: benches/results/ and docs/benchmarks.md (two minutes behind a release build)
+bench: bench-setup ## The speed report beside other loaders: benches/results/ and docs/benchmarks.md (about ten minutes behind a release build)
+	.venv/bin/python benches/speed --seconds 780
+
+bench-full: bench-setup bench-checkpoint ## The same with 4 GB models, more rounds, and checkpoints (may take an hour)
+	.venv/bin/python benches/speed --size 4 --shards 4 --rounds 5 --small-model 0.5 \
+	  --concurrent-peers runai,tensorizer,boto3,s3torchconnector,s3fs --seconds 5400
+
+bench-page: ## Writes docs/benchmarks.md and its plots from RESULTS=benches/results/FILE.json
+	scripts/bench-plots.sh
+	.cache/bench-plots/bin/python benches/speed --page $(RESULTS)
+
+bench-setup:
+	scripts/bench-peers.sh
+	scripts/bench-plots.sh
 	cargo build --release --locked -p longshore-cli -p longshore-testkit -p longshore-benches --bins
-	target/release/speed-report
 
 bench-micro: ## Micro benchmarks: criterion's record in target/criterion, medians in benches/results/micro-*.json
 	$(PYTHON) benches/micro.py

@@ -1,7 +1,7 @@
 """Longshore's Python client as a program that keeps running, in the protocol of `agent.py`.
 
-A load is timed as every peer's is: from the call until all tensors are torch CPU tensors with their bytes in memory. They
-lie in memory that the loader shares, so one byte of each page is read, as for those that map files. CPU seconds are
+A load is timed as every peer's is: from the call until all tensors are torch CPU tensors with their bytes in memory.
+They lie in memory that the loader shares, so one byte of each page is read, as for those that map files. CPU seconds are
 those of this process and of the daemons that LONGSHORE_BENCH_PIDS names.
 
 Beside `load`: {"op": "load", "keep": true} leaves the model in the loader's memory, {"op": "unload", "model"},
@@ -21,10 +21,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import agent  # noqa: E402 # behind the path
-import common  # noqa: E402
-import longshore  # noqa: E402
-import torch  # noqa: E402, F401 # before the first load, as every peer's adapter has it
+import agent  # behind the path
+import common
+import longshore
+import torch  # noqa: F401 # before the first load, as every peer's adapter has it
 
 #: A load that takes longer has failed.
 SECONDS = 300.0

@@ -17,17 +17,20 @@ PEERS_FOLDER = ROOT / "benches" / "peers"
 #: Names of the adapters, with what the tables call them when they cannot be started.
 PEERS = {
     "safetensors": "safetensors, mapped",
-    "safetensors-pread": "safetensors, pread",
+    "safetensors-pread": "safetensors, read",
     "safetensors-next": "safetensors 0.9 pre-release, mapped",
     "runai": "run:ai model streamer",
     "fastsafetensors": "fastsafetensors, host mode",
     "tensorizer": "tensorizer",
-    "boto3": "boto3",
+    "boto3": "boto3, safetensors",
     "s3torchconnector": "s3torchconnector",
-    "s3fs": "s3fs",
+    "s3fs": "s3fs, safetensors",
 }
 #: Those that only a machine with a GPU can run; `make gpu` has them.
-GPU_ONLY = {"InstantTensor": "needs a GPU: see docs/benchmarks-gpu.md", "thaw": "needs a GPU: see docs/benchmarks-gpu.md"}
+GPU_ONLY = {
+    "InstantTensor": "needs a GPU: see docs/benchmarks-gpu.md",
+    "thaw": "needs a GPU: see docs/benchmarks-gpu.md",
+}
 
 
 class Adapter(agent.Agent):

@@ -30,6 +30,8 @@ class Options:
     threads: int
     small_files: int
     small_model_bytes: int
+    #: Calls of the cases that make many short ones; some make a part of it.
+    calls: int
     workers: list[int]
     seconds: float
     peers: list[str]
@@ -48,6 +50,13 @@ class Bench:
     #: Of all that said one.
     versions: dict[str, str] = field(default_factory=dict)
     numbers: int = 0
+    #: First lines of the peers' adapters, by name: those that cannot do a kind of work are not started for it again.
+    told: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def wants(self, case: str) -> bool:
+        """Whether it was asked for."""
+        only = self.options.only
+        return not only or any(case == name or case.startswith(f"{name}/") for name in only)
 
     @property
     def is_late(self) -> bool:
@@ -158,7 +167,9 @@ class Peer:
         #: Why it failed to start: a row with an error, not one of something that it cannot do.
         self.error = ""
         try:
-            told = self.agent().told
+            if name not in bench.told:
+                bench.told[name] = self.agent().told
+            told = bench.told[name]
             self.subject = told["subject"]
             bench.versions.setdefault(self.subject, told["version"])
             if kind not in told["can"]:

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +36,12 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=4, help="connections of the limits")
     parser.add_argument("--small-files", type=int, default=10_000, help="files of 100 kB")
     parser.add_argument("--small-model", type=float, default=0.128, help="GB of each of eight models loaded at once")
+    parser.add_argument("--calls", type=int, default=20_000, help="calls of metadata, and small reads")
     parser.add_argument("--workers", default="1,2,4,8", help="numbers of TCP workers")
     parser.add_argument("--peers", default=",".join(PEERS), help="adapters of benches/peers; empty for none")
-    parser.add_argument("--concurrent-peers", default="runai,s3torchconnector", help="those with eight processes at once")
+    parser.add_argument(
+        "--concurrent-peers", default="runai,s3torchconnector", help="those with eight processes at once"
+    )
     parser.add_argument("--seconds", type=float, default=3600, help="no further round begins after so long")
     parser.add_argument("--only", action="append", default=[], metavar="CASE", help="a case, or the first part of one")
     parser.add_argument("--folder", type=Path, default=ROOT / "target", help="a folder on the disk to measure")
@@ -58,6 +60,9 @@ def main(words: list[str] | None = None) -> int:
     # Ended from outside, it still ends what it started.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = options_of(given)
+    unknown = {*options.peers, *options.concurrent_peers} - PEERS.keys()
+    if unknown:
+        raise SystemExit(f"--peers: there is no {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
     for program in ("longshore", "fake-origin", "bench-tool"):
         if not (options.bin_dir / program).exists():
             raise SystemExit(f"{options.bin_dir / program} is missing: run `make bench`, which builds it")
@@ -94,6 +99,7 @@ def options_of(given: argparse.Namespace) -> Options:
         threads=given.threads,
         small_files=given.small_files,
         small_model_bytes=int(given.small_model * 1e9),
+        calls=max(given.calls, 100),
         workers=[int(count) for count in given.workers.split(",") if count],
         seconds=given.seconds,
         peers=[name for name in given.peers.split(",") if name],
@@ -106,7 +112,18 @@ def command_of(given: argparse.Namespace) -> str:
     """How the same run is started again; `--only` is added for each row."""
     default = arguments([])
     words = ["python3", "benches/speed"]
-    for name in ("size", "shards", "rounds", "threads", "small_files", "small_model", "workers", "peers", "bin_dir"):
+    for name in (
+        "size",
+        "shards",
+        "rounds",
+        "threads",
+        "small_files",
+        "small_model",
+        "calls",
+        "workers",
+        "peers",
+        "bin_dir",
+    ):
         value = getattr(given, name)
         if value != getattr(default, name):
             value = os.path.relpath(value, ROOT) if isinstance(value, Path) else value
@@ -116,31 +133,29 @@ def command_of(given: argparse.Namespace) -> str:
 
 def run(bench: Bench, command: str) -> list[Row]:
     """All groups, one after the other."""
-    only = bench.options.only
-
-    def is_wanted(case: str) -> bool:
-        return not only or any(case == name or case.startswith(f"{name}/") for name in only)
-
     rows: list[Row] = []
     for name, (cases, make) in groups.of(bench.options).items():
-        if not any(is_wanted(case) for case in cases):
+        if not any(bench.wants(case) for case in cases):
             continue
-        rows += group_rows(bench, name, cases, make, is_wanted, command)
+        rows += group_rows(bench, name, cases, make, command)
     return rows
 
 
-def group_rows(
-    bench: Bench, name: str, cases: list[str], make: groups.Make, is_wanted: Callable[[str], bool], command: str
-) -> list[Row]:
+def group_rows(bench: Bench, name: str, cases: list[str], make: groups.Make, command: str) -> list[Row]:
     """The rows of a group; when it cannot be set up, rows that say why."""
     try:
-        series = run_group(bench, name, make, is_wanted)
+        series = run_group(bench, name, make)
     except (Failed, OSError, subprocess.SubprocessError, ValueError, KeyError) as error:
         print(f"{name}: {error}", file=sys.stderr, flush=True)
         said = f"the case could not be set up: {type(error).__name__}: {error}"[:300]
-        series = [Series(case, "longshore", "", error=said) for case in cases if is_wanted(case)]
+        series = [Series(case, "longshore", "", error=said) for case in cases if bench.wants(case)]
     by_key = {each.key: each for each in series}
-    return [each.row(f"{command} --only {each.case}", by_key.get(each.limit) if each.limit else None) for each in series]
+    rows = []
+    for each in series:
+        # A limit is measured with the cases that it limits.
+        only = cases[0] if each.case.startswith("limit/") else each.case
+        rows.append(each.row(f"{command} --only {only}", by_key.get(each.limit) if each.limit else None))
+    return rows
 
 
 def facts_of(bench: Bench, given: argparse.Namespace, seconds: float) -> dict[str, Any]:

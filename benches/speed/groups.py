@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from speed import loads
+from speed import files, loads, sharing
 from speed.bench import Bench, Options
 from speed.rounds import Entry
 
@@ -22,4 +22,12 @@ def of(options: Options) -> dict[str, tuple[list[str], Make]]:
     }
     for count in options.workers:
         found[f"{count} workers"] = ([f"worker/tcp-{count}"], loads.scaling(count))
-    return found
+    return found | {
+        "second load": (["second-load"], sharing.second_load),
+        "attach": (["attach/host"], sharing.attach),
+        "concurrent": (["concurrent/one-model", "concurrent/eight-models"], sharing.concurrent),
+        "startup": (["startup/first-tensor"], sharing.startup),
+        "small files": (["files/small", "files/small-cached", "files/warm"], files.small_files),
+        "random reads": (["files/random-4k"], files.random_reads),
+        "metadata": (["metadata/ops"], files.metadata),
+    }

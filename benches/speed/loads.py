@@ -15,8 +15,8 @@ from daemons import Failed
 from speed.agents import GPU_ONLY
 from speed.bench import Bench, Peer, sample_of
 from speed.nodes import BUCKET, PACE, Node
-from speed.rows import Sample
 from speed.rounds import Entry, Measured, Round
+from speed.rows import Sample
 
 MODEL = f"s3://{BUCKET}/model"
 #: The same load up to the end of the loader's work: what the limits are limits of.
@@ -240,9 +240,8 @@ def scaling(count: int) -> Callable[[Bench, ExitStack], list[Entry]]:
         note = f"{count} workers share the model; they, the loader and the client share the cores of this machine"
         limit, along = ("limit/tcp", "sendfile to recv"), {REGION: REGION_NOTE}
         state, load = "on the workers' disks, resident", longshore_load(bench, node, MODEL)
-        limits["limit/tcp"].case = f"limit/tcp beside {count}"
-        limit = (limits["limit/tcp"].case, "sendfile to recv")
-        return [*limits.values(), Entry(f"worker/tcp-{count}", "longshore", "GB/s", load, state, note, limit, along=along)]
+        case = f"worker/tcp-{count}"
+        return [*limits.values(), Entry(case, "longshore", "GB/s", load, state, note, limit, along=along)]
 
     return make
 
@@ -255,7 +254,9 @@ def origin(is_paced: bool) -> Callable[[Bench, ExitStack], list[Entry]]:
         store = bench.origin(stack, *(PACE if is_paced else []))
         suffix, threads = ("-paced", 16) if is_paced else ("", bench.options.threads)
         agent = bench.limits(stack)
-        objects = [{"path": f"/{BUCKET}/model/{Path(path).name}", "bytes": Path(path).stat().st_size} for path in bench.weights]
+        objects = [
+            {"path": f"/{BUCKET}/model/{Path(path).name}", "bytes": Path(path).stat().st_size} for path in bench.weights
+        ]
         get = functools.partial(agent.call, "get", 180, address=store.address, objects=objects, threads=threads)
         limit = (f"limit/get{suffix}", "raw GET")
         note = f"{threads} connections, ranges of 16 MiB, each into one warm buffer over and over"

@@ -1,3 +1,166 @@
+"""The page and its plots, made of the results alone."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
+
+from speed import aims, words
+from speed.agents import ROOT
+from speed.rows import RATES
+
+PLOTS_PYTHON = ROOT / ".cache" / "bench-plots" / "bin" / "python"
+
+
 def write(results: Path, docs: Path) -> None:
-    pass
+    """`docs/benchmarks.md` and `docs/benchmarks/*.svg`."""
+    if importlib.util.find_spec("matplotlib") is None:
+        if not PLOTS_PYTHON.exists():
+            raise SystemExit(f"the plots need matplotlib: run scripts/bench-plots.sh, then {again(results)}")
+        command = [str(PLOTS_PYTHON), str(ROOT / "benches" / "speed"), "--page", str(results), "--docs", str(docs)]
+        subprocess.run(command, check=True, timeout=300)
+        return
+    from speed import plots
+
+    value = json.loads(results.read_text())
+    made = plots.write(value["rows"], docs / "benchmarks")
+    text = page(value, results.name, checkpoints(results.parent), made)
+    (docs / "benchmarks.md").write_text(text)
+    print(f"written: {docs / 'benchmarks.md'}", file=sys.stderr)
+
+
+def again(results: Path) -> str:
+    return f"`python3 benches/speed --page {results}`"
+
+
+def checkpoints(folder: Path) -> dict[str, Any] | None:
+    """The newest results of `make bench-checkpoint`, which are shown, not measured again."""
+    found = sorted(folder.glob("checkpoint-*.json"))
+    if not found:
+        return None
+    value: dict[str, Any] = json.loads(found[-1].read_text())
+    return value | {"name": found[-1].name}
+
+
+def page(value: dict[str, Any], name: str, saves: dict[str, Any] | None, plots: dict[str, str]) -> str:
+    """All of it."""
+    rows = value["rows"]
+    versions = ", ".join(f"{what} {version}" for what, version in value["versions"].items())
+    minutes = value["seconds"] / 60
+    lines = [
+        words.INTRODUCTION.format(name=name),
+        f"{value['date']}. {value['machine']}. Disk: {value['disk']}. {versions}. Model: {value['model']}. "
+        f"{value['rounds']} rounds behind one that warms up and verifies; {minutes:.0f} minutes in all. "
+        f"Command: `{value['command']}`.",
+        words.METHOD,
+        "## Aims\n",
+        *aims.table(rows),
+        words.AIMS_NOTE,
+    ]
+    for title, prefix, text, figure in words.SECTIONS:
+        of_section = [row for row in rows if row["case"].startswith(prefix)]
+        if not of_section:
+            continue
+        lines += [f"## {title}\n", text, ""]
+        if figure and figure in plots:
+            lines += [f"![{plots[figure]}](benchmarks/{figure}.svg)\n"]
+        lines += table(of_section)
+    if "cpu" in plots:
+        lines += ["## CPU\n", words.CPU, "", f"![{plots['cpu']}](benchmarks/cpu.svg)\n"]
+    if saves is not None:
+        lines += checkpoint_section(saves)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(rows: list[dict[str, Any]], with_notes: bool = True) -> list[str]:
+    """What was measured; below it what was not, with the reasons, and how the work is done."""
+    lines = [
+        "| case | subject | median | min to max | of limit | CPU s per GB | CPU of limit's | runs | state |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    order = list(dict.fromkeys(row["case"] for row in rows))
+    for row in sorted((row for row in rows if row["value"] is not None), key=lambda row: rank(row, order)):
+        lines.append(line(row))
+    lines.append("")
+    for case in order:
+        of_case = [row for row in rows if row["case"] == case]
+        for reason, subjects in reasons(of_case).items():
+            lines.append(f"* No figure in `{case}` for {', '.join(subjects)}: {reason}.")
+    if with_notes:
+        lines += notes(rows, order)
+    return [*lines, ""]
+
+
+def rank(row: dict[str, Any], order: list[str]) -> tuple[int, int, float]:
+    """By case; limits first, then Longshore, then the peers by speed."""
+    subject = row["subject"]
+    kind = 0 if is_limit(row) else 1 if subject.startswith("longshore") else 2
+    sign = -1 if row["unit"] in RATES else 1
+    return (order.index(row["case"]), kind, sign * row["value"] if kind == 2 else 0)
+
+
+def is_limit(row: dict[str, Any]) -> bool:
+    return str(row["case"]).startswith("limit/") or str(row["subject"]).startswith("limit")
+
+
+def line(row: dict[str, Any]) -> str:
+    unit = row["unit"]
+    share = "limit" if is_limit(row) else ""
+    if row["ratio_to_limit"] is not None:
+        share = f"{row['ratio_to_limit']:.0%} of `{row.get('limit_name') or row['case']}`"
+    cpu = "" if row["cpu_s_per_gb"] is None else f"{row['cpu_s_per_gb']:.2f}"
+    ratio = row.get("cpu_ratio_to_limit")
+    of_limit = "" if ratio is None else f"{ratio:.2f} x"
+    ours = row["subject"].startswith("longshore")
+    subject = f"**{row['subject']}**" if ours else row["subject"]
+    return (
+        f"| `{row['case']}` | {subject} | {number(row['value'])} {unit} | "
+        f"{number(row['min'])} to {number(row['max'])} | {share} | {cpu} | {of_limit} | {row['runs']} | "
+        f"{row['cache_state']} |"
+    )
+
+
+def number(value: float) -> str:
+    """With as many digits as mean something."""
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value >= 100 else f"{value:.2f}"
+
+
+def reasons(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Why rows have no value: the subjects of each reason."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        error = row.get("error", "")
+        if row["value"] is None or error:
+            said = f"failed: {error}" if error else row.get("note", "")
+            found.setdefault(" ".join(said.split()).rstrip("."), []).append(row["subject"])
+    return found
+
+
+def notes(rows: list[dict[str, Any]], order: list[str]) -> list[str]:
+    """How the work of each row is done, those that do it alike together."""
+    found: dict[str, list[str]] = {}
+    for case in order:
+        for row in rows:
+            if row["case"] == case and row["value"] is not None and row.get("note"):
+                found.setdefault(row["note"], []).append(f"`{case}`, {row['subject']}")
+    lines = [f"* {' and '.join(dict.fromkeys(who))}: {note}." for note, who in found.items()]
+    commands = sorted({row["command"] for row in rows if not row["case"].startswith("limit/")})
+    return [*lines, f"* Alone: `{'`, `'.join(commands)}`."]
+
+
+def checkpoint_section(saves: dict[str, Any]) -> list[str]:
+    rows = [{"limit_name": "", **row} for row in saves["rows"]]
+    for row in rows:
+        row["limit_name"] = "best plain write" if row["ratio_to_limit"] is not None else ""
+    text = words.CHECKPOINTS.format(
+        name=saves["name"],
+        date=saves["date"],
+        machine=saves["machine"],
+        size=saves["checkpoint_bytes"] / 1e9,
+        command=saves["command"],
+    )
+    return ["## Checkpoints\n", text, "", *table(rows, with_notes=False)]

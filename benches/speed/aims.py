@@ -1,0 +1,149 @@
+"""What the project aims at, beside what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Found = dict[tuple[str, str], dict[str, Any]]
+REGION = "longshore, host region"
+
+
+@dataclass
+class Part:
+    """One condition: what is said of it, and whether it holds; None when it was not measured."""
+
+    said: str
+    holds: bool | None
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """A line for each aim."""
+    found = {(row["case"], row["subject"]): row for row in rows}
+    lines = ["| case | aim | measured | reached |", "|---|---|---|---|"]
+    for case, aim, parts_of in AIMS:
+        parts = parts_of(found)
+        holds = [part.holds for part in parts]
+        reached = "no" if False in holds else "not measured" if None in holds else "yes"
+        lines.append(f"| {case} | {aim} | {'; '.join(part.said for part in parts)} | {reached} |")
+    return lines
+
+
+def _value(found: Found, case: str, subject: str, field: str = "value") -> float | None:
+    value: float | None = found.get((case, subject), {}).get(field)
+    return value
+
+
+def _at_least(value: float | None, least: float, words: str, form: str = "{:.2f} x") -> Part:
+    """A ratio that must be large enough."""
+    if value is None:
+        return Part(f"{words}: not measured", None)
+    return Part(f"{form.format(value)} {words}", value >= least)
+
+
+def _at_most(value: float | None, most: float, words: str, form: str = "{:.2f}") -> Part:
+    """Something that must be small enough."""
+    if value is None:
+        return Part(f"{words}: not measured", None)
+    return Part(f"{form.format(value)} {words}", value <= most)
+
+
+def _over(found: Found, case: str, peers: list[str], subject: str = "longshore") -> float | None:
+    ours, theirs = _value(found, case, subject), [_value(found, case, peer) for peer in peers]
+    fastest = max((value for value in theirs if value is not None), default=None)
+    return ours / fastest if ours is not None and fastest else None
+
+
+def _peers(found: Found, case: str) -> list[str]:
+    return [
+        subject
+        for (of, subject), row in found.items()
+        if of == case and not subject.startswith(("longshore", "limit")) and row["value"] is not None
+    ]
+
+
+def _fastest(found: Found, case: str, ours: str, least: float) -> Part:
+    peers = _peers(found, case)
+    if not peers:
+        return Part("no peer was measured", None)
+    best = max(peers, key=lambda peer: found[case, peer]["value"])
+    return _at_least(_over(found, case, [best], ours), least, best)
+
+
+def _of_limit(found: Found, case: str, least: float, words: str) -> Part:
+    return _at_least(_value(found, case, REGION, "ratio_to_limit"), least, words, "{:.0%}")
+
+
+def _resident(found: Found) -> list[Part]:
+    case = "local/resident"
+    reading = [peer for peer in _peers(found, case) if "mapped" not in peer]
+    best = max(reading, key=lambda peer: found[case, peer]["value"], default="")
+    apart = _at_least(_over(found, case, [best]), 0, f"{best}, the fastest that does not map the page cache")
+    return [
+        _fastest(found, case, "longshore", 1.5),
+        Part(apart.said, True) if best else apart,
+        _of_limit(found, case, 0.9, "of the read"),
+    ]
+
+
+def _cold(found: Found) -> list[Part]:
+    return [_of_limit(found, "local/cold", 0.97, "of fio"), _fastest(found, "local/cold", "longshore", 1.0)]
+
+
+def _direct(found: Found) -> list[Part]:
+    case = "origin/direct"
+    return [
+        _at_least(_over(found, case, ["run:ai model streamer"]), 3, "run:ai"),
+        _at_least(_over(found, case, ["tensorizer"]), 1.5, "tensorizer"),
+        _of_limit(found, case, 0.9, "of raw GETs"),
+    ]
+
+
+def _tcp(found: Found) -> list[Part]:
+    cpu = _value(found, "worker/tcp", REGION, "cpu_ratio_to_limit")
+    return [_of_limit(found, "worker/tcp", 0.9, "of raw TCP"), _at_most(cpu, 1.15, "x its CPU")]
+
+
+def _same_host(found: Found) -> list[Part]:
+    cpu = _value(found, "worker/same-host", REGION, "cpu_s_per_gb")
+    return [_of_limit(found, "worker/same-host", 0.95, "of the read"), _at_most(cpu, 0.3, "CPU s per GB")]
+
+
+def _empty(found: Found) -> list[Part]:
+    parts = []
+    for suffix, words in [("", "x the time"), ("-paced", "x with the paced origin")]:
+        direct = _value(found, f"origin/direct{suffix}", REGION)
+        through = _value(found, f"origin/empty-cache{suffix}", REGION)
+        parts.append(_at_most(direct / through if direct and through else None, 1.10, words))
+    return parts
+
+
+def _attach(found: Found) -> list[Part]:
+    return [_at_most(_value(found, "attach/host", "longshore"), 20, "ms", "{:.1f}")]
+
+
+def _plan(found: Found) -> list[Part]:
+    return [_at_most(_value(found, "plan/100000-tensors", "longshore"), 50, "ms", "{:.1f}")]
+
+
+def _random(found: Found) -> list[Part]:
+    case = "files/random-4k"
+    s3fs = [peer for peer in _peers(found, case) if peer.startswith("s3fs")]
+    return [
+        _at_least(_over(found, case, s3fs), 5, "s3fs in its fastest way"),
+        _at_least(_value(found, case, "longshore", "ratio_to_limit"), 0.5, "of pread", "{:.0%}"),
+    ]
+
+
+AIMS: list[tuple[str, str, Callable[[Found], list[Part]]]] = [
+    ("resident local file", "1.5 x the fastest peer; 90 % of a two-thread read", _resident),
+    ("cold local file", "97 % of fio's sequential O_DIRECT rate; ahead of all peers", _cold),
+    ("S3-compatible origin, direct", "3 x run:ai; 1.5 x tensorizer; 90 % of parallel raw GETs", _direct),
+    ("TCP worker", "90 % of raw TCP; at most 1.15 x its CPU", _tcp),
+    ("same-host worker", "95 % of a plain read; at most 0.3 CPU s per GB", _same_host),
+    ("through an empty cache", "at most 1.10 x the time of the direct read", _empty),
+    ("attach to 1,000 tensors", "at most 20 ms at p99", _attach),
+    ("plan of 100,000 tensors", "at most 50 ms", _plan),
+    ("random 4 kB reads, local hit", "5 x the same through s3fs; at least half of pread's rate", _random),
+]

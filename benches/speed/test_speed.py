@@ -1,0 +1,154 @@
+"""The speed report's own tests: its arithmetic, its page, and a whole run of tiny sizes over the real processes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+BIN = Path(os.environ.get("LONGSHORE_TEST_BIN", ROOT / "target" / "debug"))
+sys.path[0:0] = [str(HERE.parent), str(ROOT / "scripts" / "gpu")]
+
+from speed import aims, groups, page  # noqa: E402 # behind the path
+from speed.bench import Options  # noqa: E402
+from speed.cli import arguments, command_of, options_of  # noqa: E402
+from speed.rounds import Entry, Round, measure, open_series, wanted_of  # noqa: E402
+from speed.rows import Row, Sample, Series  # noqa: E402
+
+#: What every row has, whatever became of it.
+FIELDS = {
+    "case", "subject", "value", "unit", "limit", "ratio_to_limit", "cpu_s_per_gb", "runs", "min", "max", "cache_state",
+    "command",
+}  # fmt: skip
+
+
+def options(*words: str) -> Options:
+    return options_of(arguments(list(words)))
+
+
+def series(case: str, unit: str, *seconds: float, cpu: float = 1.0) -> Series:
+    samples = {at: Sample(each, cpu, 2e9, 2_000_000_000) for at, each in enumerate(seconds, 1)}
+    return Series(case, "longshore", unit, samples=samples)
+
+
+def test_ratios_are_those_within_rounds() -> None:
+    ours, limit = series("worker/tcp", "GB/s", 1.0, 4.0, 2.0), series("limit/tcp", "GB/s", 0.5, 1.0, 2.0, cpu=0.5)
+    row = ours.row("command", limit)
+    assert (row.value, row.min, row.max, row.runs) == (1.0, 0.5, 2.0, 3)
+    assert (row.limit, row.ratio_to_limit, row.limit_name) == (2.0, 0.5, "limit/tcp")
+    assert (row.cpu_s_per_gb, row.cpu_ratio_to_limit) == (0.5, 2.0)
+    # A round that one of them missed is in no ratio.
+    del limit.samples[1]
+    assert ours.row("command", limit).ratio_to_limit == pytest.approx((0.25 + 1.0) / 2)
+
+
+def test_less_is_better_where_times_are_measured() -> None:
+    ours, limit = series("second-load", "ms", 0.2), series("limit", "ms", 0.1)
+    row = ours.row("command", limit)
+    assert (row.value, row.ratio_to_limit) == (200.0, 0.5)
+
+
+def test_a_row_that_fails_says_so_and_ends_nothing() -> None:
+    def fails(number: Round) -> Sample:
+        raise OSError(f"broken in {number.number}")
+
+    entry = Entry("local/cold", "peer", "GB/s", fails)
+    made = open_series([entry])
+    for number in range(4):
+        measure(entry, made, Round(number))
+    row = made[entry.case, entry.subject].row("command", None)
+    assert row.value is None
+    # It is left alone after two failures.
+    assert row.error == "OSError: broken in 1"
+    assert row.as_dict().keys() >= FIELDS
+
+
+def test_the_first_round_is_not_counted() -> None:
+    entry = Entry("local/cold", "peer", "GB/s", lambda _: Sample(1.0, 1.0, 1e9, 10**9))
+    made = open_series([entry])
+    measure(entry, made, Round(0))
+    assert not made[entry.case, entry.subject].samples
+
+
+def test_one_case_brings_its_limits() -> None:
+    limit = Entry("limit/fio", "fio", "GB/s", None)
+    entries = [
+        limit,
+        Entry("limit/tcp", "tcp", "GB/s", None),
+        Entry("local/cold", "longshore", "GB/s", None, limit=("limit/fio", "fio")),
+        Entry("local/resident", "longshore", "GB/s", None),
+    ]
+    chosen = wanted_of(entries, lambda case: case == "local/cold")
+    assert [entry.case for entry in chosen] == ["limit/fio", "local/cold"]
+
+
+def test_a_command_gives_the_same_run_again() -> None:
+    given = arguments(["--size", "0.5", "--rounds", "7"])
+    assert command_of(given) == "python3 benches/speed --size 0.5 --rounds 7"
+
+
+def test_no_case_is_in_two_groups() -> None:
+    cases = [case for of_group, _ in groups.of(options()).values() for case in of_group]
+    assert len(cases) == len(set(cases))
+
+
+def a_row(case: str, subject: str, value: float | None, **more: object) -> dict[str, object]:
+    row = Row(case, subject, value, "GB/s", runs=3, min=value, max=value, command="c")
+    return row.as_dict() | {"limit": None} | more
+
+
+def test_aims_are_judged_by_the_rows() -> None:
+    region = "longshore, host region"
+    rows = [
+        a_row("local/cold", "longshore", 2.0),
+        a_row("local/cold", region, 2.1, ratio_to_limit=0.98),
+        a_row("local/cold", "slow", 1.0),
+        a_row("local/cold", "missing", None),
+    ]
+    cold = next(line for line in aims.table(rows) if line.startswith("| cold local file"))
+    assert cold.endswith("| 98% of fio; 2.00 x slow | yes |")
+    rows[2]["value"] = 2.5
+    cold = next(line for line in aims.table(rows) if line.startswith("| cold local file"))
+    assert cold.endswith("0.80 x slow | no |")
+    assert all(line.endswith("| not measured |") for line in aims.table([])[2:])
+
+
+def test_the_page_tells_what_was_not_measured() -> None:
+    rows = [
+        a_row("worker/tcp", "longshore", 2.0, note="how"),
+        a_row("worker/tcp", "some", None, note="has no workers"),
+        a_row("worker/tcp", "broken", None, error="it fell over"),
+    ]
+    text = "\n".join(page.table(rows))
+    assert "| `worker/tcp` | **longshore** | 2.00 GB/s |" in text
+    assert "* No figure in `worker/tcp` for some: has no workers." in text
+    assert "* No figure in `worker/tcp` for broken: failed: it fell over." in text
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    results = tmp_path / "results.json"
+    command = [
+        sys.executable, HERE, "--bin-dir", BIN, "--size", "0.02", "--small-model", "0.002", "--small-files", "20",
+        "--rounds", "1", "--workers", "2", "--peers", "s3fs", "--concurrent-peers", "", "--folder", tmp_path,
+        "--results", results, "--no-page", "--calls", "400",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-4000:]
+    value = json.loads(results.read_text())
+    assert {"date", "machine", "versions", "rows"} <= value.keys()
+    rows = value["rows"]
+    assert all(row.keys() >= FIELDS for row in rows)
+    ours = {row["case"]: row for row in rows if row["subject"] == "longshore"}
+    wanted = {case for cases, _ in groups.of(options("--workers", "2")).values() for case in cases}
+    assert ours.keys() == wanted
+    failed = [row for row in rows if row.get("error") and not row["subject"].startswith("s3fs")]
+    assert not failed, done.stderr[-4000:]
+    assert all(row["value"] > 0 and "--only" in row["command"] for row in ours.values())
+    # Nothing is left behind.
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]

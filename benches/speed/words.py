@@ -1,0 +1,83 @@
+"""The words of the page."""
+
+from __future__ import annotations
+
+INTRODUCTION = """# Benchmarks
+
+Written by `make bench` from `benches/results/{name}`; no number and no plot here is edited by
+hand. Loads onto GPUs are in [benchmarks-gpu.md](benchmarks-gpu.md), saves in
+[benchmarks-checkpoint.md](benchmarks-checkpoint.md).
+"""
+
+METHOD = """
+Longshore and every peer do the same work in the same run, on the same machine, next to the plain limit of that work.
+The cases of a section are measured in rounds: each round measures every row once, in an order that differs from round
+to round, so that a noisy machine hits all alike. The first round warms up, compares the SHA-256 of all tensors with
+that of the files, and is not counted. Values are medians over the rounds with their extremes, *of limit* is the
+median of the ratios within each round. Peers run with their best documented settings, each in its own environment
+(`scripts/bench-peers.sh`); what a peer cannot do is said below the table.
+
+A load counts from the call in a Python process until all of the model's tensors are torch CPU tensors with every page
+in memory; loaders that map memory, Longshore among them, read one byte of each page. `longshore, host region` is the
+same load up to the end of the loader's own work, which is what the limits limit. CPU seconds are those of all
+processes on both ends (client, loader, workers), without the origin, which is a process of its own beside them.
+Memory that is touched for the first time is slow on virtual machines: limits into warm buffers do not pay for it,
+loads do.
+"""
+
+AIMS_NOTE = """
+Ratios to limits are those of `longshore, host region`, ratios to peers those of `longshore`. A peer that maps the
+page cache does not copy: nothing else can map what it maps, and the bytes go when the page cache needs the room. The
+plan of 100,000 tensors and the other micro benchmarks are measured by `cargo bench -p longshore-benches`.
+"""
+
+CPU = """CPU seconds a GB, of all processes of a subject on both ends, without the origin. Cores that loading does not
+take are free for what else starts up."""
+
+CHECKPOINTS = """From `benches/results/{name}` ({date}. {machine}. {size:.2f} GB; command: `{command}`), which
+`make bench-checkpoint` measures; more of it in [benchmarks-checkpoint.md](benchmarks-checkpoint.md)."""
+
+#: Title, first part of the cases' names, what is said, and the plot.
+SECTIONS = [
+    (
+        "Local files",
+        "local/",
+        "The model's files on this machine's disk: in the page cache, and dropped from it before each load.",
+        "load-time",
+    ),
+    (
+        "Workers",
+        "worker/",
+        "The model is in the cache of workers: one on this host that hands over descriptors, and 1 to 8 over loopback "
+        "TCP. All of them share the machine's cores with the loader and the client.",
+        "workers",
+    ),
+    (
+        "Origin",
+        "origin/",
+        "An S3-compatible origin in a process on this machine: as fast as it can be, and paced like a cloud store (5 ms "
+        "to the first byte, 90 MB/s a connection, 600 MB/s in all).",
+        "waterfall",
+    ),
+    (
+        "Second load and attach",
+        ("second-load", "attach/"),
+        "The model is in the loader's memory, and another process wants it.",
+        "",
+    ),
+    (
+        "Eight processes at once",
+        "concurrent/",
+        "Eight Python processes load from the fast origin at the same time: all the same small model, or each its own.",
+        "",
+    ),
+    ("Start-up", "startup/", "A bare interpreter until its first model is there.", ""),
+    (
+        "Small files, random reads, metadata",
+        ("files/", "metadata/"),
+        "10,000 objects of 100 kB in the origin; reads of 4 kB at random places of one file of the model; calls for "
+        "size and version.",
+        "",
+    ),
+    ("Limits", "limit/", "What the machine does when a few threads do the plain work and nothing else.", ""),
+]
