@@ -79,7 +79,11 @@ impl Store {
             // In memory twice, here and in the page cache: a file is sent, or handed over, without a copy.
             (Some(_), Some(file)) if file.is_resident(key.len_bytes()) => Some(file_reply(Tier::Memory, file)),
             (Some(chunk), _) => Some(ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) }),
-            (None, Some(file)) => Some(file_reply(Tier::Disk, file)),
+            (None, Some(file)) => {
+                // It was written past the page cache. Whoever reads it gets it from there, and so do all who follow.
+                file.prefetch(&request.range);
+                Some(file_reply(Tier::Disk, file))
+            }
             (None, None) => {
                 let held = self.holds.as_ref()?.get(key, id)?;
                 is_expected(request, &held.checksums).then(|| file_reply(Tier::Disk, held))
