@@ -3,8 +3,8 @@
 From boto3's guide and `TransferConfig` (1.44.5). Tried on two cores with 1 GB: the defaults (10 threads, parts of
 8 MiB, 256 KiB to a write) 2.2 s; four threads, parts of 64 MiB and 1 MiB to a write 1.3 s, which is what it has, with
 two threads a core from four to ten. The CRT client of s3transfer (awscrt, parts of 8 and 32 MiB) took 1.8-4 s and as
-much CPU; boto3 itself cannot point it at an endpoint without TLS. Many objects and random reads: `get_object` on a pool of
-threads as large as the connection pool, or one after another.
+much CPU; boto3 itself cannot point it at an endpoint without TLS. Many objects and random reads: `get_object` on
+16 threads with a connection each, or one after another.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Peer(Adapter):
     random_modes = ("each", "bulk")
 
     def __init__(self) -> None:
-        config = Config(max_pool_connections=2 * SMALL_OBJECT_THREADS, s3={"addressing_style": "path"})
+        config = Config(max_pool_connections=SMALL_OBJECT_THREADS, s3={"addressing_style": "path"})
         self.client = boto3.client("s3", config=config)
         self.transfer = TransferConfig(
             multipart_chunksize=64 << 20, io_chunksize=1 << 20, max_concurrency=min(10, max(4, 2 * cores()))
