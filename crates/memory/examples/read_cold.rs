@@ -1,9 +1,9 @@
 //! How fast one cold file comes into memory, by each of our ways and by `fio` at the same queue depth.
 //!
-//! `cargo run --release -p longshore-memory --example read_cold -- FILE [THREADS]`
+//! `cargo run --release -p longshore-memory --example read_cold -- FILE [THREADS] [ROUNDS]`
 //!
-//! FILE is made when it is not there (2 GiB). Before each run its pages are dropped from the cache, and the disk rests:
-//! rented ones are fast for a moment after a pause. The ways take turns, five rounds, another one first each time; medians
+//! FILE is made when it is not there (2 GiB); of a longer one that is what is read. Before each run its pages are dropped from the cache, and the disk rests:
+//! rented ones are fast for a moment after a pause. The ways take turns, five rounds if nothing else is said, another one first each time; medians
 //! are printed, with the CPU time each took.
 
 use std::fs::File;
@@ -32,7 +32,7 @@ enum Way {
     Fio,
     /// Straight into aligned slots: of the kind of pages that this machine gives, which is printed.
     Direct,
-    /// Into aligned memory of each thread, and from there to places that are not.
+    /// Into aligned memory of each thread, and from there to places in a region that are not.
     Bounced,
     /// Through the page cache, into slots.
     Cached,
@@ -46,6 +46,7 @@ fn main() -> Result<()> {
     let mut arguments = std::env::args().skip(1);
     let path = arguments.next().unwrap_or_else(|| "target/tmp/read_cold.bin".into());
     let threads = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(1usize).clamp(1, THREADS_MAX);
+    let rounds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS).max(1);
     let path = Path::new(&path);
     if !path.exists() {
         make(path).map_err(|error| failed(&error))?;
@@ -55,10 +56,10 @@ fn main() -> Result<()> {
     let region = RegionWriter::create("region", FILE_BYTES + 4096, reserve(&arena, FILE_BYTES + 4096)?)?;
     // Touched before: what a fresh page costs is no matter of how its bytes are read.
     region.claim(0..region.len())?.fill(1);
-    println!("slots of {} pages", pinned.stats().pages);
+    println!("slots of {} pages; region of {}", pinned.stats().pages, longshore_memory::shared_memory().pages());
     let memory = Memory { pinned, region };
     let mut seconds = vec![Vec::new(); WAYS.len()];
-    for round in 0..ROUNDS {
+    for round in 0..rounds {
         for index in (0..WAYS.len()).map(|at| (at + round) % WAYS.len()) {
             drop_from_cache(path).map_err(|error| failed(&error))?;
             std::thread::sleep(REST);

@@ -23,11 +23,13 @@ use rustix::io::{Errno, pread, retry_on_intr};
 use self::cut::{Cut, cut};
 pub use self::residency::residency;
 use self::ring::Used;
+use self::ring::stream::PIECE_BYTES;
 
 /// What [`DirectFile::read_through`] reads at once. A thread that calls it keeps this much, two huge pages, not charged
 /// to an arena.
 const BOUNCE_BYTES: usize = 4 << 20;
-const _: () = assert!(BOUNCE_BYTES >= 2 * Alignment::MAX.offset_bytes);
+const _: () =
+    assert!(BOUNCE_BYTES.is_multiple_of(PIECE_BYTES) && PIECE_BYTES.is_multiple_of(Alignment::MAX.offset_bytes));
 
 /// How bytes of a file were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -137,29 +139,45 @@ impl DirectFile {
     }
 
     /// Hands the bytes of `range` to `sink`, in order, by way of memory that the thread keeps. `sink` must not read
-    /// directly itself.
+    /// directly itself. With io_uring the disk goes on reading meanwhile.
     ///
     /// # Errors
     /// As [`DirectFile::read`]; what came before an error was handed over.
-    pub fn read_through(&self, range: Range<u64>, mut sink: impl FnMut(&[u8])) -> io::Result<ReadWay> {
-        let block = self.align.offset_bytes as u64;
+    pub fn read_through(&self, range: Range<u64>, sink: impl FnMut(&[u8])) -> io::Result<ReadWay> {
+        let block = self.align.offset_bytes;
         ring::with_thread(|thread| {
             let mut bounce = thread.take_bounce()?;
-            let mut way = ReadWay::DirectUring;
-            let mut at = range.start;
-            while at < range.end {
-                // The memory before the first byte wanted stands for the part of its block that is not, so that all fits.
-                let skip = at % block;
-                let reach = at.saturating_add(BOUNCE_BYTES as u64 - skip);
-                let stop = if reach >= range.end { range.end } else { reach - reach % block };
-                let part = &mut bounce.bytes()[skip as usize..(skip + stop - at) as usize];
-                way = way.max(self.read_on(thread, at, part)?);
-                sink(part);
-                at = stop;
-            }
+            let memory = bounce.bytes();
+            let (_, ring) = thread.parts(2 * block)?;
+            let way = match ring {
+                Used::Uring(ring) => {
+                    ring.stream(self.file.as_fd(), range, memory, block, sink)?;
+                    ReadWay::DirectUring
+                }
+                Used::None => {
+                    self.read_in_turn(range, memory, sink)?;
+                    ReadWay::Direct
+                }
+            };
             thread.keep_bounce(bounce);
             Ok(way)
         })
+    }
+
+    /// Without io_uring: reads and uses the bytes of `range` by turns.
+    fn read_in_turn(&self, range: Range<u64>, memory: &mut [u8], mut sink: impl FnMut(&[u8])) -> io::Result<()> {
+        let block = self.align.offset_bytes as u64;
+        let mut at = range.start;
+        while at < range.end {
+            let offset = at / block * block;
+            let stop = range.end.min(offset + memory.len() as u64);
+            let needed = (stop - offset) as usize;
+            let into = &mut memory[..needed.next_multiple_of(block as usize)];
+            read_one(self.file.as_fd(), Request { offset, into, needed })?;
+            sink(&memory[(at - offset) as usize..needed]);
+            at = stop;
+        }
+        Ok(())
     }
 
     fn read_on(&self, thread: &mut ring::Thread, offset: u64, into: &mut [u8]) -> io::Result<ReadWay> {

@@ -3,6 +3,8 @@
 //! Invariant: when [`Ring::read_all`] ends, whichever way, the kernel writes to none of the memory it was given: every
 //! entry that was queued has been completed by then ([`InFlight`]).
 
+pub(super) mod stream;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
@@ -232,6 +234,14 @@ impl InFlight<'_> {
         self.parts[place] = Some(part);
         self.count += 1;
         Ok(())
+    }
+
+    /// Gives what was queued to the kernel. What it does not take now, because it is busy, it takes the next time.
+    fn submit(&mut self) -> io::Result<()> {
+        match self.uring.submit() {
+            Err(error) if !is_passing(&error) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Gives what was queued to the kernel, and waits until something is completed. False when the kernel was
