@@ -74,7 +74,14 @@ impl Store {
             self.drop_bad_copies(request, id);
         }
         let in_memory = self.memory.get(key, id);
-        let on_disk = self.disk.as_ref().and_then(|disk| disk.get(key, id));
+        let on_disk = self.disk.as_ref().and_then(|disk| match &in_memory {
+            // What is in memory was not read from the disk since it was written, and so not into the page cache either.
+            Some(_) if disk.writes_directly(key.len_bytes()) => {
+                disk.touch(id);
+                None
+            }
+            _ => disk.get(key, id),
+        });
         match (in_memory, on_disk) {
             // In memory twice, here and in the page cache: a file is sent, or handed over, without a copy.
             (Some(_), Some(file)) if file.is_resident(key.len_bytes()) => Some(file_reply(Tier::Memory, file)),

@@ -21,7 +21,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use longshore_memory::direct::residency;
@@ -169,6 +169,16 @@ impl DiskTier {
         self.metrics.disk_dropped.with_label_values(&[reason]).inc();
         self.remove(id);
         None
+    }
+
+    /// Counts a use of a chunk that was found elsewhere, so that it is not the first to go.
+    pub fn touch(&self, id: &ChunkId) {
+        self.index.lock().touch(id);
+    }
+
+    /// Whether files of chunks of this length are written past the page cache.
+    pub fn writes_directly(&self, len_bytes: u64) -> bool {
+        len_bytes >= writer::DIRECT_FROM_BYTES as u64 && self.takes_direct.load(Ordering::Relaxed)
     }
 
     /// Whether the chunk is in the index.

@@ -34,7 +34,8 @@ impl MemoryBudget {
     /// and a quarter as many may be put here. The rest, about half, is the memory tier.
     ///
     /// Memory is set aside for half as many chunks that wait for the disk as there are fills. More may wait, up to half of
-    /// the tier, since the tier has them anyway: so the disk is written when the cores have time.
+    /// the tier, since the tier has them anyway: so the disk is written when the cores have time. A disk that hangs costs
+    /// half of the tier, no more.
     pub fn split(total_bytes: u64, fills_max: usize) -> Self {
         let per_fill = CHUNK_BYTES + PEER_STEP_BYTES;
         let fills = ((total_bytes / 4 / per_fill) as usize).clamp(1, fills_max.max(1));
@@ -57,6 +58,7 @@ mod tests {
             let budget = MemoryBudget::split(mib << 20, 32);
             assert!((1..=32).contains(&budget.fills) && budget.queue_chunks >= 1, "{mib} MiB");
             assert!(budget.head_room_bytes < budget.total_bytes, "{mib} MiB");
+            assert!(budget.queue_chunks as u64 * CHUNK_BYTES <= budget.total_bytes / 2, "{mib} MiB: a disk that hangs");
         }
         assert_eq!(MemoryBudget::split(8 << 30, 32).fills, 32);
     }

@@ -1,7 +1,6 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::sync::atomic::Ordering;
 
 use longshore_memory::Arena;
 use longshore_types::{Artifact, CHUNK_BYTES, Version};
@@ -237,6 +236,19 @@ fn what_is_not_written_directly_is_counted() {
     assert!(chunks.iter().all(|chunk| is_there(&tier, chunk)));
     assert_eq!(metrics.fallbacks.with_label_values(&["disk_write_cached"]).get(), 2, "small ones are no fallback");
     assert_eq!((tier.failure(), metrics.disk_writes.get()), (None, 3));
+}
+
+#[test]
+fn a_use_of_a_copy_elsewhere_counts() {
+    let folder = tempfile::tempdir().unwrap();
+    let chunks: Vec<_> = (0..3).map(|number| chunk(number, 1 << 20)).collect();
+    let budget_bytes = Some(2 * format::file_bytes(chunks[0].key()));
+    let (tier, _) = open(DiskOptions { budget_bytes, ..options(folder.path()) });
+    chunks[..2].iter().for_each(|chunk| _ = put(&tier, chunk));
+    tier.touch(&chunks[0].key().id());
+    put(&tier, &chunks[2]);
+    let there: Vec<bool> = chunks.iter().map(|chunk| is_there(&tier, chunk)).collect();
+    assert_eq!(there, [true, false, true]);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use std::time::Instant;
 use longshore_types::{BlockChecksum, ChunkId, Code, Error, Result};
 use longshore_wire::GrowingChunk;
 
+pub(super) use self::file::DIRECT_FROM_BYTES;
 use self::file::WriteWay;
 use self::queue::Turn;
 pub use self::queue::WriteQueue;

@@ -18,7 +18,7 @@ use crate::store::format::{self, PAGE_BYTES};
 
 const PAGE: usize = PAGE_BYTES as usize;
 /// Memory of chunks from here on lies on pages of its own, and a direct write of less waits longer than a copy takes.
-pub(super) const DIRECT_FROM_BYTES: usize = 1 << 20;
+pub(in crate::store::disk) const DIRECT_FROM_BYTES: usize = 1 << 20;
 
 /// How the bytes went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
