@@ -56,7 +56,7 @@ def row(case: str, value: float, unit: str, samples: list[float]) -> dict[str, A
         "runs": len(samples),
         "min": round(min(samples), 3),
         "max": round(max(samples), 3),
-        "cache_state": "cold" if case.endswith("-cold") else "warm",
+        "cache_state": "cold" if "-cold" in case else "warm",
         "command": "make bench-micro",
     }
 

@@ -16,6 +16,20 @@ use std::time::Duration;
 
 use criterion::Criterion;
 
+/// What a group measures: a word that its benchmarks' names hold.
+type Group = (&'static str, fn(&mut Criterion));
+
+const GROUPS: [Group; 8] = [
+    ("plan", plan::benches),
+    ("manifest", plan::manifest_benches),
+    ("header", header::benches),
+    ("ring", ring::benches),
+    ("checksum", checksum::benches),
+    ("slot", slots::benches),
+    ("index", index::benches),
+    ("random", random::benches),
+];
+
 /// Prints a figure that is measured once.
 fn once(case: &str, value: f64, unit: &str) {
     println!("once: {case} {value:.3} {unit}");
@@ -27,18 +41,13 @@ fn main() {
         .measurement_time(Duration::from_secs(1))
         .sample_size(20)
         .configure_from_args();
-    if !std::env::args().any(|argument| argument == "--list" || argument == "--no-once") {
+    let filters: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    // What a group needs (a ring of 1,000 members, 10 million entries, half a GB of files) is made for those who want it.
+    let wanted = |word: &str| filters.is_empty() || filters.iter().any(|filter| filter.contains(word));
+    if wanted("cold") {
         plan::cold();
     }
-    for benches in [
-        plan::benches,
-        header::benches,
-        ring::benches,
-        checksum::benches,
-        slots::benches,
-        index::benches,
-        random::benches,
-    ] {
+    for (_, benches) in GROUPS.iter().filter(|(word, _)| wanted(word)) {
         benches(&mut criterion);
     }
     criterion.final_summary();

@@ -29,7 +29,7 @@ pub fn benches(criterion: &mut Criterion) {
     let artifact = Arc::new(Artifact::new(url, version, 16 << 30).expect("an artifact"));
     let keys: Vec<ChunkKey> = ChunkKey::all(&artifact).collect();
     let mut next = keys.iter().cycle();
-    group.bench_function("chunk-id", |b| b.iter(|| next.next().map(ChunkKey::id)));
+    group.bench_function("ring-chunk-id", |b| b.iter(|| next.next().map(ChunkKey::id)));
     let ids: Vec<_> = keys.iter().map(ChunkKey::id).collect();
     for members in [3, 64, 1_000] {
         let ring = Ring::new(&(0..members).map(member).collect::<Vec<_>>());

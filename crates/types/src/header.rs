@@ -4,7 +4,7 @@
 //! the other tensors unreadable, an error must name the tensor and the reason, and a duplicate name must not win
 //! silently. What both accept must be the same; a property test holds them together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::ops::Range;
 
@@ -20,6 +20,8 @@ pub const HEADER_BYTES_MAX: u64 = 100_000_000;
 pub const PREFIX_BYTES: u64 = 8;
 /// Largest number of dimensions of a tensor. Torch and numpy stop at 64.
 const RANK_MAX: usize = 64;
+/// The key that is no tensor.
+const METADATA: &str = "__metadata__";
 
 /// One tensor as its file's header gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -165,6 +167,10 @@ fn check_tiling(tensors: &[TensorHeader], data: Range<u64>, file: &str) -> Resul
     Ok(())
 }
 
+fn twice<E: serde::de::Error>(name: &str) -> E {
+    E::custom(format!("{name:?} is there twice"))
+}
+
 #[derive(Deserialize)]
 struct RawTensor {
     dtype: String,
@@ -190,12 +196,12 @@ impl<'de> Deserialize<'de> for RawHeader {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
                 let mut header = RawHeader::default();
-                let mut seen = std::collections::HashSet::new();
+                let mut has_metadata = false;
                 while let Some(name) = map.next_key::<String>()? {
-                    if !seen.insert(name.clone()) {
-                        return Err(serde::de::Error::custom(format!("{name:?} is there twice")));
-                    }
-                    if name == "__metadata__" {
+                    if name == METADATA {
+                        if std::mem::replace(&mut has_metadata, true) {
+                            return Err(twice(METADATA));
+                        }
                         header.metadata = map.next_value()?;
                     } else {
                         let tensor = map
@@ -204,7 +210,12 @@ impl<'de> Deserialize<'de> for RawHeader {
                         header.tensors.push((name, tensor));
                     }
                 }
-                Ok(header)
+                // When all are known: the set is made once, of names that stay where they are.
+                let mut seen = HashSet::with_capacity(header.tensors.len());
+                match header.tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
+                    Some((name, _)) => Err(twice(name)),
+                    None => Ok(header),
+                }
             }
         }
         deserializer.deserialize_map(HeaderVisitor)

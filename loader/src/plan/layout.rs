@@ -107,6 +107,10 @@ impl Layout {
     ) -> Result<Layout> {
         let mut shares = parallel.map(|parallel| Shares::new(manifest, parallel)).transpose()?;
         let mut writer = Writer::new(alignment_bytes, side_files);
+        if shares.is_some() {
+            // A rank has about a copy a tensor; all of a model has a few.
+            writer.copies.reserve(manifest.tensors.len());
+        }
         let mut layout_tensors = Vec::with_capacity(manifest.tensors.len());
         let mut layout_files = Vec::new();
         let mut tensors = manifest.tensors.iter().enumerate().peekable();

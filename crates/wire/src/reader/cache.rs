@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::hash::Hash;
+use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::sync::Arc;
 
 use longshore_memory::Buffer;
@@ -104,9 +104,28 @@ impl Cache {
     }
 }
 
+/// Chunks and blocks are numbered from 0: a multiplication spreads them well enough, and a read looks up two.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u32(u32::from(*byte)));
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0.rotate_left(5) ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        // The table looks at the highest bits and at the lowest.
+        self.0 ^ (self.0 >> 32)
+    }
+}
+
 /// A map of so many entries at most.
 struct Lru<K, V> {
-    map: HashMap<K, (V, u64)>,
+    map: HashMap<K, (V, u64), BuildHasherDefault<Spread>>,
     entries_max: usize,
     /// Counts uses.
     clock: u64,
@@ -114,7 +133,7 @@ struct Lru<K, V> {
 
 impl<K: Hash + Eq + Copy, V> Lru<K, V> {
     fn new(entries_max: usize) -> Lru<K, V> {
-        Lru { map: HashMap::new(), entries_max, clock: 0 }
+        Lru { map: HashMap::default(), entries_max, clock: 0 }
     }
 
     fn get(&mut self, key: &K) -> Option<&V> {

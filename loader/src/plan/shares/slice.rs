@@ -76,7 +76,8 @@ impl Pieces {
 
     /// Finds the pattern in `rows` rows of `pitch_bytes` with the same pieces in each: pieces of equal length and distance
     /// are as good as more and shorter rows.
-    fn find(start_bytes: u64, pieces: Vec<Range<u64>>, pitch_bytes: u64, rows: u64) -> Pieces {
+    fn find(start_bytes: u64, cut: Cut, pitch_bytes: u64, rows: u64) -> Pieces {
+        let pieces = cut.as_slice();
         let (Some(first), count) = (pieces.first(), pieces.len() as u64) else { return Pieces::one(start_bytes, 0) };
         let (start, row_bytes) = (start_bytes + first.start, len(first));
         if count == 1 && (rows == 1 || row_bytes == pitch_bytes) {
@@ -91,7 +92,36 @@ impl Pieces {
                 let skip_bytes = distance - row_bytes;
                 Pieces::Regular(Rows { start_bytes: start, row_bytes, skip_bytes, count: rows * count })
             }
-            false => Pieces::Loose { start_bytes, pieces, pitch_bytes, rows },
+            false => Pieces::Loose { start_bytes, pieces: cut.into_vec(), pitch_bytes, rows },
+        }
+    }
+}
+
+/// A rank's share of one row; most often it is a single range, and a model has a hundred thousand.
+enum Cut {
+    One([Range<u64>; 1]),
+    Several(Vec<Range<u64>>),
+}
+
+impl Cut {
+    fn as_slice(&self) -> &[Range<u64>] {
+        match self {
+            Cut::One(one) => one,
+            Cut::Several(several) => several,
+        }
+    }
+
+    fn as_mut_slice(&mut self) -> &mut [Range<u64>] {
+        match self {
+            Cut::One(one) => one,
+            Cut::Several(several) => several,
+        }
+    }
+
+    fn into_vec(self) -> Vec<Range<u64>> {
+        match self {
+            Cut::One(one) => one.into(),
+            Cut::Several(several) => several,
         }
     }
 }
@@ -109,9 +139,12 @@ pub(super) fn split(tensor: &Tensor, dim: u32, parts: &[FusedPart], parallel: &P
     let dtype = tensor.dtype.ok_or_else(unknown)?;
     let mut pieces =
         ranges(*size, parts, parallel).map_err(|reason| format!("dimension {dim} of {shape:?} {reason}"))?;
-    let mut own_shape = shape.clone();
-    own_shape[index] = pieces.iter().map(len).sum();
-    let own_shape = (own_shape != *shape).then(|| own_shape.into_boxed_slice());
+    let own_size: u64 = pieces.as_slice().iter().map(len).sum();
+    let own_shape = (own_size != *size).then(|| {
+        let mut own_shape = shape.clone().into_boxed_slice();
+        own_shape[index] = own_size;
+        own_shape
+    });
     let start_bytes = tensor.extent.offset_bytes;
     if tensor.extent.length_bytes == 0 {
         return Ok(Share::Here { pieces: Pieces::one(start_bytes, 0), shape: own_shape });
@@ -129,7 +162,7 @@ pub(super) fn split(tensor: &Tensor, dim: u32, parts: &[FusedPart], parallel: &P
         };
         bits.is_multiple_of(8).then_some(bits / 8).ok_or_else(torn)
     };
-    for piece in &mut pieces {
+    for piece in pieces.as_mut_slice() {
         *piece = whole_bytes(piece.start)?..whole_bytes(piece.end)?;
     }
     let pitch_bytes = if rows == 1 { tensor.extent.length_bytes } else { whole_bytes(*size)? };
@@ -137,9 +170,10 @@ pub(super) fn split(tensor: &Tensor, dim: u32, parts: &[FusedPart], parallel: &P
 }
 
 /// The rank's elements along the dimension that is split, neighbours merged.
-fn ranges(size: u64, parts: &[FusedPart], parallel: &Parallel) -> Result<Vec<Range<u64>>, String> {
-    let whole = [FusedPart { size, replicas: 1 }];
-    let parts = if parts.is_empty() { &whole } else { parts };
+fn ranges(size: u64, parts: &[FusedPart], parallel: &Parallel) -> Result<Cut, String> {
+    if parts.is_empty() {
+        return Ok(Cut::One([range(FusedPart { size, replicas: 1 }, 1, 0, parallel)?]));
+    }
     let total = parts.iter().try_fold(0_u64, |sum, part| sum.checked_add(part.size));
     if total != Some(size) {
         let sizes: Vec<String> = parts.iter().map(|part| part.size.to_string()).collect();
@@ -148,19 +182,25 @@ fn ranges(size: u64, parts: &[FusedPart], parallel: &Parallel) -> Result<Vec<Ran
     let mut ranges: Vec<Range<u64>> = Vec::with_capacity(parts.len());
     let mut at = 0;
     for part in parts {
-        let pieces = u64::from(parallel.world_size() / part.replicas);
-        if !part.size.is_multiple_of(pieces) {
-            return Err(cannot_cut(part, parts.len(), parallel));
-        }
-        let length = part.size / pieces;
-        let start = at + length * u64::from(parallel.rank() / part.replicas);
+        let own = range(*part, parts.len(), at, parallel)?;
         match ranges.last_mut() {
-            Some(last) if last.end == start => last.end += length,
-            _ => ranges.push(start..start + length),
+            Some(last) if last.end == own.start => last.end = own.end,
+            _ => ranges.push(own),
         }
         at += part.size;
     }
-    Ok(ranges)
+    Ok(Cut::Several(ranges))
+}
+
+/// The rank's elements of one of `parts` parts, which begins at `at`.
+fn range(part: FusedPart, parts: usize, at: u64, parallel: &Parallel) -> Result<Range<u64>, String> {
+    let pieces = u64::from(parallel.world_size() / part.replicas);
+    if !part.size.is_multiple_of(pieces) {
+        return Err(cannot_cut(&part, parts, parallel));
+    }
+    let length = part.size / pieces;
+    let start = at + length * u64::from(parallel.rank() / part.replicas);
+    Ok(start..start + length)
 }
 
 fn cannot_cut(part: &FusedPart, parts: usize, parallel: &Parallel) -> String {
