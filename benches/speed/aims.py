@@ -124,7 +124,7 @@ def _attach(found: Found) -> list[Part]:
 
 
 def _plan(found: Found) -> list[Part]:
-    return [_at_most(_value(found, "plan/100000-tensors", "longshore"), 50, "ms", "{:.1f}")]
+    return [_at_most(_value(found, "micro/plan-100000-cold", "longshore"), 50, "ms", "{:.1f}")]
 
 
 def _random(found: Found) -> list[Part]:

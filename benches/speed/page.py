@@ -28,7 +28,8 @@ def write(results: Path, docs: Path) -> None:
 
     value = json.loads(results.read_text())
     made = plots.write(value["rows"], docs / "benchmarks")
-    text = page(value, results.name, checkpoints(results.parent), made)
+    others = {kind: newest(results.parent, kind) for kind in ("micro", "checkpoint")}
+    text = page(value, results.name, others, made)
     (docs / "benchmarks.md").write_text(text)
     print(f"written: {docs / 'benchmarks.md'}", file=sys.stderr)
 
@@ -37,40 +38,54 @@ def again(results: Path) -> str:
     return f"`python3 benches/speed --page {results}`"
 
 
-def checkpoints(folder: Path) -> dict[str, Any] | None:
-    """The newest results of `make bench-checkpoint`, which are shown, not measured again."""
-    found = sorted(folder.glob("checkpoint-*.json"))
+def image(figure: str, plots: dict[str, str]) -> str:
+    return f"![{plots[figure]}](benchmarks/{figure}.svg)\n"
+
+
+def figure_section(title: str, text: str, figure: str, plots: dict[str, str]) -> list[str]:
+    """A heading and a plot, when there is one."""
+    if figure not in plots:
+        return []
+    return [f"## {title}\n", *([f"{text}\n"] if text else []), image(figure, plots)]
+
+
+def newest(folder: Path, kind: str) -> dict[str, Any] | None:
+    """The newest results of another report, which are shown, not measured again."""
+    found = sorted(folder.glob(f"{kind}-*.json"))
     if not found:
         return None
     value: dict[str, Any] = json.loads(found[-1].read_text())
     return value | {"name": found[-1].name}
 
 
-def page(value: dict[str, Any], name: str, saves: dict[str, Any] | None, plots: dict[str, str]) -> str:
+def page(value: dict[str, Any], name: str, others: dict[str, dict[str, Any] | None], plots: dict[str, str]) -> str:
     """All of it."""
-    rows = value["rows"]
+    rows, micro, saves = value["rows"], others["micro"], others["checkpoint"]
     versions = ", ".join(f"{what} {version}" for what, version in value["versions"].items())
     minutes = value["seconds"] / 60
     lines = [
         words.INTRODUCTION.format(name=name),
         f"{value['date']}. {value['machine']}. Disk: {value['disk']}. {versions}. Model: {value['model']}. "
         f"{value['rounds']} rounds behind one that warms up and verifies; {minutes:.0f} minutes in all. "
-        f"Command: `{value['command']}`.",
+        f"Command: `{value['command']}`; with `--only CASE` a case alone.",
         words.METHOD,
         "## Aims\n",
-        *aims.table(rows),
+        *aims.table(rows + (micro["rows"] if micro is not None else [])),
         words.AIMS_NOTE,
+        *figure_section("Load time", "", "load-time", plots),
     ]
-    for title, prefix, text, figure in words.SECTIONS:
+    for title, prefix, text in words.SECTIONS:
         of_section = [row for row in rows if row["case"].startswith(prefix)]
         if not of_section:
             continue
         lines += [f"## {title}\n", text, ""]
-        if figure and figure in plots:
-            lines += [f"![{plots[figure]}](benchmarks/{figure}.svg)\n"]
+        if prefix == "worker/" and "workers" in plots:
+            lines += [image("workers", plots)]
         lines += table(of_section)
-    if "cpu" in plots:
-        lines += ["## CPU\n", words.CPU, "", f"![{plots['cpu']}](benchmarks/cpu.svg)\n"]
+    lines += figure_section("The steps of a load", words.STEPS, "waterfall", plots)
+    lines += figure_section("CPU", words.CPU, "cpu", plots)
+    if micro is not None:
+        lines += micro_section(micro)
     if saves is not None:
         lines += checkpoint_section(saves)
     return "\n".join(lines).rstrip() + "\n"
@@ -86,10 +101,13 @@ def table(rows: list[dict[str, Any]], with_notes: bool = True) -> list[str]:
     for row in sorted((row for row in rows if row["value"] is not None), key=lambda row: rank(row, order)):
         lines.append(line(row))
     lines.append("")
+    missing: dict[tuple[str, str], list[str]] = {}
     for case in order:
         of_case = [row for row in rows if row["case"] == case]
         for reason, subjects in reasons(of_case).items():
-            lines.append(f"* No figure in `{case}` for {', '.join(subjects)}: {reason}.")
+            missing.setdefault((reason, ", ".join(subjects)), []).append(f"`{case}`")
+    for (reason, subjects), cases in missing.items():
+        lines.append(f"* Not in {', '.join(cases)}: {subjects}: {reason}.")
     if with_notes:
         lines += notes(rows, order)
     return [*lines, ""]
@@ -146,10 +164,20 @@ def notes(rows: list[dict[str, Any]], order: list[str]) -> list[str]:
     for case in order:
         for row in rows:
             if row["case"] == case and row["value"] is not None and row.get("note"):
-                found.setdefault(row["note"], []).append(f"`{case}`, {row['subject']}")
-    lines = [f"* {' and '.join(dict.fromkeys(who))}: {note}." for note, who in found.items()]
-    commands = sorted({row["command"] for row in rows if not row["case"].startswith("limit/")})
-    return [*lines, f"* Alone: `{'`, `'.join(commands)}`."]
+                who = found.setdefault(row["note"], [])
+                if (name := f"`{case}` by {row['subject']}") not in who:
+                    who.append(name)
+    return [f"* {', '.join(who)}: {note}." for note, who in found.items()]
+
+
+def micro_section(micro: dict[str, Any]) -> list[str]:
+    text = words.MICRO.format(name=micro["name"], date=micro["date"], machine=micro["machine"])
+    lines = ["## Micro benchmarks\n", text, "", "| case | median | fastest to slowest | aim |", "|---|---|---|---|"]
+    for row in micro["rows"]:
+        aim = "" if row["limit"] is None else f"at most {row['limit']:g} {row['unit']}"
+        span = f"{number(row['min'])} to {number(row['max'])}"
+        lines.append(f"| `{row['case']}` | {number(row['value'])} {row['unit']} | {span} | {aim} |")
+    return [*lines, ""]
 
 
 def checkpoint_section(saves: dict[str, Any]) -> list[str]:

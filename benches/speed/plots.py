@@ -159,9 +159,19 @@ def workers(rows: Rows) -> Figure | None:
     return figure
 
 
+def works(step: dict[str, Any]) -> bool:
+    """Whether a step does something, or takes no time."""
+    span = step["end"] - step["start"]
+    return span < 0.005 or step["busy"] > span / 100
+
+
 def waterfall(rows: Rows) -> Figure | None:
     """The steps of one load, from first start to last end."""
-    with_steps = {row["case"]: row["steps"] for row in rows if row["subject"] == "longshore" and row.get("steps")}
+    with_steps = {
+        row["case"]: [step for step in row["steps"] if works(step)]
+        for row in rows
+        if row["subject"] == "longshore" and row.get("steps")
+    }
     shown = [case for case in WATERFALL if case in with_steps]
     if not shown:
         return None

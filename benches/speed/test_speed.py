@@ -127,13 +127,13 @@ def test_the_page_tells_what_was_not_measured() -> None:
     ]
     text = "\n".join(page.table(rows))
     assert "| `worker/tcp` | **longshore** | 2.00 GB/s |" in text
-    assert "* No figure in `worker/tcp` for some: has no workers." in text
-    assert "* No figure in `worker/tcp` for broken: failed: it fell over." in text
+    assert "* Not in `worker/tcp`: some: has no workers." in text
+    assert "* Not in `worker/tcp`: broken: failed: it fell over." in text
 
 
 def test_a_whole_run(tmp_path: Path) -> None:
     results = tmp_path / "results.json"
-    command = [
+    command: list[str | Path] = [
         sys.executable, HERE, "--bin-dir", BIN, "--size", "0.02", "--small-model", "0.002", "--small-files", "20",
         "--rounds", "1", "--workers", "2", "--peers", "s3fs", "--concurrent-peers", "", "--folder", tmp_path,
         "--results", results, "--no-page", "--calls", "400",

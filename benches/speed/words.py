@@ -34,50 +34,49 @@ plan of 100,000 tensors and the other micro benchmarks are measured by `cargo be
 CPU = """CPU seconds a GB, of all processes of a subject on both ends, without the origin. Cores that loading does not
 take are free for what else starts up."""
 
+STEPS = """From the loader's own report: each step from its first start to its last end, and the time that
+threads spent in it. Steps that only wait for others are left out."""
+
+MICRO = """From `benches/results/{name}` ({date}. {machine}), which `make bench-micro` measures with Criterion."""
+
 CHECKPOINTS = """From `benches/results/{name}` ({date}. {machine}. {size:.2f} GB; command: `{command}`), which
 `make bench-checkpoint` measures; more of it in [benchmarks-checkpoint.md](benchmarks-checkpoint.md)."""
 
-#: Title, first part of the cases' names, what is said, and the plot.
+#: Title, first part of the cases' names, and what is said.
 SECTIONS = [
     (
         "Local files",
         "local/",
         "The model's files on this machine's disk: in the page cache, and dropped from it before each load.",
-        "load-time",
     ),
     (
         "Workers",
         "worker/",
         "The model is in the cache of workers: one on this host that hands over descriptors, and 1 to 8 over loopback "
         "TCP. All of them share the machine's cores with the loader and the client.",
-        "workers",
     ),
     (
         "Origin",
         "origin/",
-        "An S3-compatible origin in a process on this machine: as fast as it can be, and paced like a cloud store (5 ms "
-        "to the first byte, 90 MB/s a connection, 600 MB/s in all).",
-        "waterfall",
+        "An S3-compatible origin in a process on this machine: as fast as it can be, and paced like a cloud store (5 "
+        "ms to the first byte, 90 MB/s a connection, 600 MB/s in all).",
     ),
     (
         "Second load and attach",
         ("second-load", "attach/"),
         "The model is in the loader's memory, and another process wants it.",
-        "",
     ),
     (
         "Eight processes at once",
         "concurrent/",
         "Eight Python processes load from the fast origin at the same time: all the same small model, or each its own.",
-        "",
     ),
-    ("Start-up", "startup/", "A bare interpreter until its first model is there.", ""),
+    ("Start-up", "startup/", "A bare interpreter until its first model is there."),
     (
         "Small files, random reads, metadata",
         ("files/", "metadata/"),
         "10,000 objects of 100 kB in the origin; reads of 4 kB at random places of one file of the model; calls for "
         "size and version.",
-        "",
     ),
-    ("Limits", "limit/", "What the machine does when a few threads do the plain work and nothing else.", ""),
+    ("Limits", "limit/", "What the machine does when a few threads do the plain work and nothing else."),
 ]
