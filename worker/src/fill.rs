@@ -14,17 +14,19 @@ mod peer;
 mod permits;
 mod put;
 
+use std::io::IoSliceMut;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
-use longshore_origin::Origins;
+use longshore_origin::{Origins, Sink};
 use longshore_types::{ChunkId, ChunkKey, Code, Error, Result, redact_url};
 use longshore_wire::{
     ChunkBody, ChunkReply, ChunkRequest, ClientOptions, DataClient, GrowingChunk, GrowingWriter, Mode, Tier,
 };
 use moka::sync::Cache;
+use prometheus::IntCounter;
 use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::metrics::Metrics;
@@ -213,8 +215,16 @@ impl Chunks {
         Ok(())
     }
 
-    async fn run(self: Arc<Self>, fill: Fill, mut writer: GrowingWriter) {
-        let (source, written) = self.write_all(&fill, &mut writer).await;
+    async fn run(self: Arc<Self>, fill: Fill, writer: GrowingWriter) {
+        let (source, written) = self.write_all(&fill, writer).await;
+        let (writer, written) = match written {
+            Ok(written) => written,
+            // The writer is lost, which its readers have learned already.
+            Err(error) => {
+                self.count(source, fill.started, &Err(error.clone()));
+                return self.give_up(&fill, &error);
+            }
+        };
         let outcome = written.and_then(|()| match writer.remaining_bytes() {
             0 => Ok(()),
             missing => Err(Error::new(Code::Corrupt, format!("{source} ended {missing} bytes before the chunk did"))),
@@ -280,25 +290,52 @@ impl Chunks {
     }
 
     /// Writes the whole chunk from the first sources that can give it, and says which was the last.
-    async fn write_all(self: &Arc<Self>, fill: &Fill, writer: &mut GrowingWriter) -> (Tier, Result<()>) {
-        if !fill.route.asks.is_empty() && self.write_from_peers(fill, writer).await {
-            return (Tier::Peer, Ok(()));
+    async fn write_all(self: &Arc<Self>, fill: &Fill, mut writer: GrowingWriter) -> (Tier, Result<Written>) {
+        if !fill.route.asks.is_empty() && self.write_from_peers(fill, &mut writer).await {
+            return (Tier::Peer, Ok((writer, Ok(()))));
         }
         fill.flight.reached_origin();
         fill.flight.start(Ok((fill.chunk.clone(), Tier::Origin)));
         (Tier::Origin, self.write_from_origin(fill, writer).await)
     }
 
-    async fn write_from_origin(&self, fill: &Fill, writer: &mut GrowingWriter) -> Result<()> {
-        let key = &fill.flight.key;
-        let range = key.range();
-        let mut bytes = self.origins.read(key.artifact(), range.start + writer.written_bytes()..range.end);
-        let counter = self.metrics.fill_bytes.with_label_values(&[Tier::Origin.as_str()]);
-        while let Some(piece) = bytes.next().await {
-            let piece = piece?;
-            writer.write(&piece)?;
-            counter.inc_by(piece.len() as u64);
-        }
-        Ok(())
+    /// On a thread that may block, straight into the chunk's memory. It ends soon when this is dropped.
+    async fn write_from_origin(&self, fill: &Fill, mut writer: GrowingWriter) -> Result<Written> {
+        let (origins, runtime, key) = (self.origins.clone(), self.runtime.clone(), fill.flight.key.clone());
+        let bytes = self.metrics.fill_bytes.with_label_values(&[Tier::Origin.as_str()]);
+        let token = CancellationToken::new();
+        let _ends = token.clone().drop_guard();
+        let read = tokio::task::spawn_blocking(move || {
+            let range = key.range();
+            let rest = range.start + writer.written_bytes()..range.end;
+            let mut sink = Filling { writer: &mut writer, bytes };
+            let read = origins.read_into(key.artifact(), rest, &mut sink, &runtime, &token);
+            (writer, read)
+        });
+        read.await.map_err(|error| {
+            Error::new(Code::Internal, "the thread of a fill ended before its time").with_source(error)
+        })
+    }
+}
+
+/// The writer of a chunk, and how its filling went.
+type Written = (GrowingWriter, Result<()>);
+
+/// A chunk that is being filled from its front.
+struct Filling<'a> {
+    writer: &'a mut GrowingWriter,
+    bytes: IntCounter,
+}
+
+impl Sink for Filling<'_> {
+    fn spare(&mut self, len_max: usize) -> Vec<IoSliceMut<'_>> {
+        let spare = self.writer.spare();
+        let len = spare.len().min(len_max);
+        vec![IoSliceMut::new(&mut spare[..len])]
+    }
+
+    fn filled(&mut self, len: usize) -> Result<()> {
+        self.bytes.inc_by(len as u64);
+        self.writer.commit(len)
     }
 }

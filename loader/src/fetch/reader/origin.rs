@@ -1,8 +1,10 @@
-//! The last resort: a chunk's range from the origin itself, streamed into the landing memory.
+//! The last resort: a chunk's range from the origin itself, received straight into the landing memory.
 
-use futures::TryStreamExt;
+use std::io::IoSliceMut;
+
 use longshore_memory::Landing;
-use longshore_types::{BLOCK_BYTES, BlockChecksum, Checksummer, Code, Error, Result, redact_url};
+use longshore_origin::Sink;
+use longshore_types::{BLOCK_BYTES, BlockChecksum, Checksummer, Code, Error, Result};
 use tokio_util::sync::CancellationToken;
 
 use super::{Readers, Wanted};
@@ -15,33 +17,50 @@ pub(super) fn read(
     landing: &mut Landing,
     token: &CancellationToken,
 ) -> Result<Vec<BlockChecksum>> {
-    readers.runtime.block_on(async {
-        let work = stream(readers, wanted, landing);
-        let ended = token.run_until_cancelled(work).await;
-        ended.unwrap_or_else(|| Err(Error::new(Code::Cancelled, "the load was given up")))
-    })
+    if landing.len() as u64 != wanted.len_bytes() {
+        let text = format!("{} bytes are to land in {}", wanted.len_bytes(), landing.len());
+        return Err(Error::new(Code::Internal, text));
+    }
+    let blocks = wanted.expected.is_some().then(Blocks::default);
+    let mut sink = Landed { landing, at: 0, blocks };
+    let artifact = wanted.key.artifact();
+    let read = readers.origins.read_into(artifact, wanted.file_range(), &mut sink, &readers.runtime, token);
+    read.map_err(|error| match error.code() {
+        Code::Cancelled => Error::new(Code::Cancelled, "the load was given up"),
+        _ => error,
+    })?;
+    Ok(sink.blocks.map(Blocks::finish).unwrap_or_default())
 }
 
-async fn stream(readers: &Readers, wanted: &Wanted<'_>, landing: &mut Landing) -> Result<Vec<BlockChecksum>> {
-    let mut blocks = wanted.expected.is_some().then(Blocks::default);
-    let artifact = wanted.key.artifact();
-    let mut body = readers.origins.read(artifact, wanted.file_range());
-    let mut at = 0;
-    while let Some(piece) = body.try_next().await? {
-        // The origin promises exactly the range; memory does not rest on a promise.
-        if piece.len() > landing.len() - at {
-            return Err(wrong_length(artifact.url(), wanted.len_bytes()));
-        }
-        landing.copy_in(at, &piece);
-        if let Some(blocks) = &mut blocks {
-            blocks.add(&piece);
-        }
-        at += piece.len();
+/// A landing, filled from its front.
+struct Landed<'a> {
+    landing: &'a mut Landing,
+    at: usize,
+    blocks: Option<Blocks>,
+}
+
+impl Sink for Landed<'_> {
+    fn spare(&mut self, len_max: usize) -> Vec<IoSliceMut<'_>> {
+        self.landing.slices_mut(self.at..self.at.saturating_add(len_max))
     }
-    if at < landing.len() {
-        return Err(wrong_length(artifact.url(), wanted.len_bytes()));
+
+    fn filled(&mut self, len: usize) -> Result<()> {
+        let (start, end) = (self.at, self.at + len);
+        self.at = end;
+        let Some(blocks) = &mut self.blocks else { return Ok(()) };
+        let mut at = start;
+        while at < end {
+            let slices = self.landing.slices_mut(at..end);
+            if slices.is_empty() {
+                return Err(Error::new(Code::Internal, "a landing that ends before its end"));
+            }
+            for slice in &slices {
+                blocks.add(slice);
+                at += slice.len();
+            }
+        }
+        Ok(())
     }
-    Ok(blocks.map(Blocks::finish).unwrap_or_default())
 }
 
 /// The checksums of blocks, from pieces of any length.
@@ -73,9 +92,4 @@ impl Blocks {
         }
         self.done
     }
-}
-
-fn wrong_length(url: &str, wanted: u64) -> Error {
-    let url = redact_url(url);
-    Error::new(Code::Corrupt, format!("the origin of {url} did not give the {wanted} bytes that were asked for"))
 }
