@@ -163,7 +163,7 @@ class Peer:
         self._folder = folder / name
         self._folder.mkdir()
         self._agent: Adapter | None = None
-        self._prepared: set[str] = set()
+        self._prepared: dict[str, str] = {}
         #: Why it failed to start: a row with an error, not one of something that it cannot do.
         self.error = ""
         try:
@@ -186,13 +186,14 @@ class Peer:
             self._agent.ready()
         return self._agent
 
-    def prepare(self, model: str) -> None:
-        """Once for each model: what its load needs."""
+    def prepare(self, model: str) -> str:
+        """Once for each model: what its load needs, and what the peer says of it."""
         if model not in self._prepared:
             work = self._folder / f"prepared-{len(self._prepared)}"
             work.mkdir(exist_ok=True)
-            self.agent().call("prepare", 300, model=model, work=str(work))
-            self._prepared.add(model)
+            answer = self.agent().call("prepare", 300, model=model, work=str(work))
+            self._prepared[model] = answer.get("note", "")
+        return self._prepared[model]
 
     def load(self, model: str, verify: bool) -> dict[str, Any]:
         """One load."""

@@ -136,7 +136,6 @@ def peer_entries(
     for peer in peers:
 
         def measure(number: Round, peer: Peer = peer) -> Measured:
-            peer.prepare(model)
             if before is not None:
                 before(peer)
             answer = peer.load(model, number.number == 0)
@@ -145,6 +144,11 @@ def peer_entries(
 
         entry = Entry(case, peer.subject, "GB/s", None if peer.why_not or peer.error else measure)
         entry.why_not, entry.error = peer.why_not, peer.error
+        if entry.measure is not None:
+            try:
+                entry.note = peer.prepare(model).removeprefix("nothing to prepare")
+            except (Failed, OSError) as error:
+                entry.measure, entry.error = None, f"could not be prepared: {error}"
         for name, value in more.items():
             setattr(entry, name, value)
         made.append(entry)

@@ -88,7 +88,7 @@ def page(value: dict[str, Any], name: str, others: dict[str, dict[str, Any] | No
         lines += micro_section(micro)
     if saves is not None:
         lines += checkpoint_section(saves)
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, words.HISTORY]).rstrip() + "\n"
 
 
 def table(rows: list[dict[str, Any]], with_notes: bool = True) -> list[str]:
@@ -106,8 +106,8 @@ def table(rows: list[dict[str, Any]], with_notes: bool = True) -> list[str]:
         of_case = [row for row in rows if row["case"] == case]
         for reason, subjects in reasons(of_case).items():
             missing.setdefault((reason, ", ".join(subjects)), []).append(f"`{case}`")
-    for (reason, subjects), cases in missing.items():
-        lines.append(f"* Not in {', '.join(cases)}: {subjects}: {reason}.")
+    for (reason, who), cases in missing.items():
+        lines.append(f"* Not in {', '.join(cases)}: {who}: {reason}.")
     if with_notes:
         lines += notes(rows, order)
     return [*lines, ""]
@@ -152,7 +152,7 @@ def reasons(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for row in rows:
         error = row.get("error", "")
-        if row["value"] is None or error:
+        if row["value"] is None:
             said = f"failed: {error}" if error else row.get("note", "")
             found.setdefault(" ".join(said.split()).rstrip("."), []).append(row["subject"])
     return found
@@ -163,8 +163,11 @@ def notes(rows: list[dict[str, Any]], order: list[str]) -> list[str]:
     found: dict[str, list[str]] = {}
     for case in order:
         for row in rows:
-            if row["case"] == case and row["value"] is not None and row.get("note"):
-                who = found.setdefault(row["note"], [])
+            if row["case"] != case or row["value"] is None:
+                continue
+            failed = f"not in every round: {row['error']}" if row.get("error") else ""
+            if note := "; ".join(text for text in (row.get("note", ""), failed) if text):
+                who = found.setdefault(note, [])
                 if (name := f"`{case}` by {row['subject']}") not in who:
                     who.append(name)
     return [f"* {', '.join(who)}: {note}." for note, who in found.items()]

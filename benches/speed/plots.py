@@ -162,7 +162,7 @@ def workers(rows: Rows) -> Figure | None:
 def works(step: dict[str, Any]) -> bool:
     """Whether a step does something, or takes no time."""
     span = step["end"] - step["start"]
-    return span < 0.005 or step["busy"] > span / 100
+    return bool(span < 0.005 or step["busy"] > span / 100)
 
 
 def waterfall(rows: Rows) -> Figure | None:

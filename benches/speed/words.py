@@ -37,6 +37,11 @@ take are free for what else starts up."""
 STEPS = """From the loader's own report: each step from its first start to its last end, and the time that
 threads spent in it. Steps that only wait for others are left out."""
 
+HISTORY = """## Before
+
+Until November 2026 this page came from a report that measured Longshore beside limits alone, with huge pages for shared
+memory and without; its results are in the repository's history."""
+
 MICRO = """From `benches/results/{name}` ({date}. {machine}), which `make bench-micro` measures with Criterion."""
 
 CHECKPOINTS = """From `benches/results/{name}` ({date}. {machine}. {size:.2f} GB; command: `{command}`), which
