@@ -35,9 +35,10 @@ test: setup ## Installs what the tests need and runs everything
 lint: ## Format and lints, warnings denied
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
-	$(PYTHON_ENV)/bin/ruff check python-client deploy scripts
-	$(PYTHON_ENV)/bin/ruff format --check python-client deploy scripts
+	$(PYTHON_ENV)/bin/ruff check python-client deploy scripts benches
+	$(PYTHON_ENV)/bin/ruff format --check python-client deploy scripts benches
 	cd python-client && ../$(PYTHON_ENV)/bin/mypy
+	cd benches && MYPYPATH=.:../scripts/gpu ../$(PYTHON_ENV)/bin/mypy --strict --follow-imports=silent --ignore-missing-imports -p speed
 
 test-rust: ## Unit, property and end-to-end tests of the Rust side
 	$(BUILD_TESTED)
