@@ -76,7 +76,7 @@ impl Store {
         let in_memory = self.memory.get(key, id);
         let on_disk = self.disk.as_ref().and_then(|disk| match &in_memory {
             // What is in memory was not read from the disk since it was written, and so not into the page cache either.
-            Some(_) if disk.writes_directly(key.len_bytes()) => {
+            Some(_) if disk.writes_directly(key.len_bytes()) && !request.prefers_file => {
                 disk.touch(id);
                 None
             }
@@ -84,7 +84,9 @@ impl Store {
         });
         match (in_memory, on_disk) {
             // In memory twice, here and in the page cache: a file is sent, or handed over, without a copy.
-            (Some(_), Some(file)) if file.is_resident(key.len_bytes()) => Some(file_reply(Tier::Memory, file)),
+            (Some(_), Some(file)) if request.prefers_file || file.is_resident(key.len_bytes()) => {
+                Some(file_reply(Tier::Memory, file))
+            }
             (Some(chunk), _) => Some(ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) }),
             (None, Some(file)) => {
                 // It was written past the page cache. Whoever reads it gets it from there, and so do all who follow.

@@ -1,7 +1,7 @@
 //! The protocol, without any I/O: bytes in, checked values out. Nothing here allocates by a size the peer names.
 //!
 //! ```text
-//! GET /v1/chunk?url=U&version=V&size=S&index=I[&mode=cached|peer][&recheck=1] HTTP/1.1
+//! GET /v1/chunk?url=U&version=V&size=S&index=I[&mode=cached|peer][&recheck=1][&file=1] HTTP/1.1
 //! Range: bytes=A-B                    within the chunk; without it the whole chunk
 //! Longshore-Accept-Fd: 1              on a unix socket: the file itself will do
 //!
@@ -28,6 +28,7 @@
 //! DELETE /v1/hold?attempt=A HTTP/1.1  what is held for that attempt is let go
 //! ```
 //!
+//! With `file=1` a chunk that is in memory and in a file comes as the file.
 //! With `recheck=1`, `Longshore-Checksums` in a GET says what the blocks of the range must be.
 
 use std::fmt::Write as _;

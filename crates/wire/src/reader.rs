@@ -185,7 +185,7 @@ impl FileReader {
         let places = (self.ask_at)(&key);
         // One object has one content: where it was seen before, nothing else is taken for it.
         let expected = self.cache.sums(part.at).map(|sums| [sums.block].into());
-        let mut request = ChunkRequest { range, expected, ..ChunkRequest::whole(key) };
+        let mut request = ChunkRequest { range, expected, prefers_file: true, ..ChunkRequest::whole(key) };
         let (is_recheck, mut worst) = (found.is_some(), found.map(|error| self.name(part, error)));
         for (endpoint, mode) in places {
             request.mode = mode;

@@ -73,13 +73,15 @@ pub struct ChunkRequest {
     /// With `recheck`: what each block of the range must be, where the asker knows that. A copy that is whole and something
     /// else is as bad as a torn one.
     pub expected: Option<Arc<[BlockChecksum]>>,
+    /// The asker comes back to the chunk: where memory and a file have it, it wants the file.
+    pub prefers_file: bool,
 }
 
 impl ChunkRequest {
     /// The whole chunk, filled on a miss.
     pub fn whole(key: ChunkKey) -> Self {
         let range = 0..key.len_bytes();
-        ChunkRequest { key, range, mode: Mode::Fill, recheck: false, expected: None }
+        ChunkRequest { key, range, mode: Mode::Fill, recheck: false, expected: None, prefers_file: false }
     }
 
     /// The indices of the blocks which the range touches.

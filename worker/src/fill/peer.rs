@@ -46,6 +46,7 @@ impl Chunks {
                     mode: ask.mode,
                     recheck,
                     expected: None,
+                    prefers_file: false,
                 },
                 buffer,
             };

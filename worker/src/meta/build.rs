@@ -119,7 +119,7 @@ fn fetch(
         let whole = 0..len;
         let mut landing = Landing::builder().buffer(buffer, vec![whole]).build()?;
         let mode = Mode::Fill;
-        let request = ChunkRequest { key: key.clone(), range: range.clone(), mode, recheck, expected: None };
+        let request = ChunkRequest { range: range.clone(), mode, recheck, ..ChunkRequest::whole(key.clone()) };
         let fetched = chunks.client.fetch(endpoint, &request, &mut landing);
         buffer = landing
             .into_buffers()

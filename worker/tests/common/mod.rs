@@ -104,7 +104,7 @@ pub fn fetch(endpoint: &Endpoint, request: &ChunkRequest) -> Result<(Vec<u8>, Ti
 
 pub fn request(key: &ChunkKey, mode: Mode, recheck: bool) -> ChunkRequest {
     let range = block_aligned(0..key.len_bytes(), key.len_bytes());
-    ChunkRequest { key: key.clone(), range, mode, recheck, expected: None }
+    ChunkRequest { key: key.clone(), range, mode, recheck, expected: None, prefers_file: false }
 }
 
 /// Fetches a whole chunk, compares it with what the origin holds, and says which tier it came from.

@@ -21,6 +21,7 @@ pub(crate) struct ChunkTarget {
     pub(crate) key: ChunkKey,
     pub(crate) mode: Mode,
     pub(crate) recheck: bool,
+    pub(crate) prefers_file: bool,
     /// Of a chunk that is put.
     pub(crate) hold: Option<AttemptId>,
 }
@@ -35,6 +36,9 @@ pub(crate) fn encode(request: &ChunkRequest) -> String {
     }
     if request.recheck {
         let _ = write!(target, "&recheck=1");
+    }
+    if request.prefers_file {
+        let _ = write!(target, "&file=1");
     }
     target
 }
@@ -78,7 +82,7 @@ fn encode_key(key: &ChunkKey) -> String {
 /// # Errors
 /// [`Code::InvalidArgument`], naming the parameter that is missing, repeated or wrong.
 pub(crate) fn decode(query: &str) -> Result<ChunkTarget> {
-    let [mut url, mut version, mut size, mut index, mut mode, mut recheck, mut hold] = [const { None }; 7];
+    let [mut url, mut version, mut size, mut index, mut mode, mut recheck, mut file, mut hold] = [const { None }; 8];
     for pair in query.split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let slot = match name {
@@ -88,6 +92,7 @@ pub(crate) fn decode(query: &str) -> Result<ChunkTarget> {
             "index" => &mut index,
             "mode" => &mut mode,
             "recheck" => &mut recheck,
+            "file" => &mut file,
             "hold" => &mut hold,
             _ => continue,
         };
@@ -107,14 +112,15 @@ pub(crate) fn decode(query: &str) -> Result<ChunkTarget> {
         Some("peer") => Mode::FromPeer,
         Some(_) => return Err(wrong("mode", "must be cached or peer")),
     };
-    let recheck = match recheck.as_deref() {
-        None | Some("0") => false,
-        Some("1") => true,
-        Some(_) => return Err(wrong("recheck", "must be 0 or 1")),
+    let is_set = |name, given: Option<String>| match given.as_deref() {
+        None | Some("0") => Ok(false),
+        Some("1") => Ok(true),
+        Some(_) => Err(wrong(name, "must be 0 or 1")),
     };
+    let (recheck, prefers_file) = (is_set("recheck", recheck)?, is_set("file", file)?);
     let hold = hold.as_deref().map(AttemptId::parse).transpose()?;
     let artifact = Artifact::new(url, Version::new(version)?, size)?;
-    Ok(ChunkTarget { key: ChunkKey::new(Arc::new(artifact), index)?, mode, recheck, hold })
+    Ok(ChunkTarget { key: ChunkKey::new(Arc::new(artifact), index)?, mode, recheck, prefers_file, hold })
 }
 
 fn wrong(parameter: &str, why: &str) -> Error {
@@ -130,16 +136,16 @@ mod tests {
 
     proptest! {
         #[test]
-        fn targets_round_trip(url in "[^\\p{Cc}]{1,300}", version in "[^\\p{Cc}]{1,100}", chunk in 0u32..9, recheck: bool) {
+        fn targets_round_trip(url in "[^\\p{Cc}]{1,300}", version in "[^\\p{Cc}]{1,100}", chunk in 0u32..9, recheck: bool, prefers_file: bool) {
             let artifact = Arc::new(Artifact::new(url, Version::new(version).unwrap(), 9 << 24).unwrap());
             for mode in [Mode::Fill, Mode::OnlyIfCached, Mode::FromPeer] {
                 let key = ChunkKey::new(artifact.clone(), chunk).unwrap();
-                let request = ChunkRequest { mode, recheck, ..ChunkRequest::whole(key.clone()) };
+                let request = ChunkRequest { mode, recheck, prefers_file, ..ChunkRequest::whole(key.clone()) };
                 let target = encode(&request);
                 prop_assert!(target.bytes().all(|b| b.is_ascii_graphic()), "{}", target);
                 let (path, query) = target.split_once('?').unwrap();
                 prop_assert_eq!(path, CHUNK_PATH);
-                prop_assert_eq!(decode(query).unwrap(), ChunkTarget { key, mode, recheck, hold: None });
+                prop_assert_eq!(decode(query).unwrap(), ChunkTarget { key, mode, recheck, prefers_file, hold: None });
             }
         }
 

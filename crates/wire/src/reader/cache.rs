@@ -165,10 +165,13 @@ mod tests {
         let mut lru = Lru::new(2);
         lru.insert(1, "one");
         lru.insert(2, "two");
-        assert_eq!(lru.get(&1), Some(&"one"));
+        assert_eq!(lru.get(&1).copied(), Some("one"));
         lru.insert(3, "three");
-        assert_eq!((lru.get(&1), lru.get(&2), lru.get(&3)), (Some(&"one"), None, Some(&"three")));
+        assert_eq!(
+            (lru.get(&1).copied(), lru.get(&2).copied(), lru.get(&3).copied()),
+            (Some("one"), None, Some("three"))
+        );
         lru.insert(3, "again");
-        assert_eq!((lru.get(&1), lru.get(&3), lru.map.len()), (Some(&"one"), Some(&"again"), 2));
+        assert_eq!((lru.get(&1).copied(), lru.get(&3).copied(), lru.map.len()), (Some("one"), Some("again"), 2));
     }
 }

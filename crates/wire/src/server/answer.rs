@@ -77,7 +77,8 @@ impl Exchange<'_> {
             None => return self.not_satisfiable(len),
         };
         let expected = self.head.checksums.clone().map(Arc::from);
-        let request = ChunkRequest { key: target.key, range, mode: target.mode, recheck: target.recheck, expected };
+        let target::ChunkTarget { key, mode, recheck, prefers_file, .. } = target;
+        let request = ChunkRequest { key, range, mode, recheck, expected, prefers_file };
         if request.expected.as_ref().is_some_and(|expected| expected.len() != request.blocks().len()) {
             let why = format!("{request} is asked for with not one checksum for each block");
             return self.error(&Error::new(Code::InvalidArgument, why));

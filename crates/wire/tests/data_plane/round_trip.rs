@@ -106,7 +106,14 @@ fn the_request_arrives_as_it_was_made() {
         for recheck in [false, true] {
             // What the blocks should be goes along with a recheck only.
             let expected = recheck.then(|| (0..3).map(longshore_types::BlockChecksum).collect());
-            let request = ChunkRequest { key: key.clone(), range: 1 << 20..LEN as u64, mode, recheck, expected };
+            let request = ChunkRequest {
+                key: key.clone(),
+                range: 1 << 20..LEN as u64,
+                mode,
+                recheck,
+                expected,
+                prefers_file: recheck,
+            };
             fetch(&client, &server.tcp(), &request).unwrap_err();
             assert_eq!(seen.lock().pop(), Some(request));
         }
