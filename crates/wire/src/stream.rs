@@ -96,3 +96,39 @@ pub(crate) fn restart<T>(mut call: impl FnMut() -> Result<T, Errno>) -> io::Resu
 pub(crate) fn timed_out(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
+    use super::*;
+
+    fn check(stream: &Stream, mut peer: impl Write) {
+        stream.set_read_timeout(Duration::from_millis(20)).unwrap();
+        let mut memory = [0; 10];
+        let mut read = |len: usize| {
+            let (front, back) = memory[..len].split_at_mut(len / 2);
+            let count = stream.read_full(&mut [IoSliceMut::new(front), IoSliceMut::new(back)]);
+            count.map(|count| memory[..count].to_vec())
+        };
+        assert!(timed_out(&read(10).unwrap_err()), "nothing came");
+        peer.write_all(b"abc").unwrap();
+        assert_eq!(read(10).unwrap(), b"abc", "what came is given when no more does");
+        peer.write_all(b"defghijkl").unwrap();
+        assert_eq!(read(8).unwrap(), b"defghijk", "no more than there is room for");
+        drop(peer);
+        assert_eq!(read(10).unwrap(), b"l", "the end comes before the memory is full");
+        assert_eq!(read(10).unwrap(), b"");
+    }
+
+    #[test]
+    fn full_reads_end_with_the_bytes_the_time_or_the_stream() {
+        let (near, far) = UnixStream::pair().unwrap();
+        check(&Stream::Unix(near), far);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let far = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        check(&Stream::Tcp(listener.accept().unwrap().0), far);
+    }
+}
