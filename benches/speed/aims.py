@@ -130,8 +130,11 @@ def _plan(found: Found) -> list[Part]:
 def _random(found: Found) -> list[Part]:
     case = "files/random-4k"
     s3fs = [peer for peer in _peers(found, case) if peer.startswith("s3fs")]
+    kept = [peer for peer in s3fs if peer.endswith("disk")]
+    far = _at_least(_over(found, case, [peer for peer in s3fs if peer not in kept]), 5, "s3fs")
     return [
-        _at_least(_over(found, case, s3fs), 5, "s3fs in its fastest way"),
+        far,
+        *([_at_least(_over(found, case, kept), 5, "s3fs out of its own files on this disk")] if kept else []),
         _at_least(_value(found, case, "longshore", "ratio_to_limit"), 0.5, "of pread", "{:.0%}"),
     ]
 

@@ -111,6 +111,15 @@ class Node:
             command += ["--unix-socket", socket]
         return Worker(Daemon("worker", command, folder / "log", self._environment), data, control, ops, socket)
 
+    def restart_workers(self) -> None:
+        """What they had in memory is gone, and their disk tier is what they serve from."""
+        for worker in self.workers:
+            old = worker.daemon
+            old.end()
+            worker.daemon = Daemon("worker", old.command, old.log, self._environment)
+            ready = f"http://{worker.ops}/readyz"
+            worker.daemon.wait_for("readiness", lambda ready=ready: fetch(ready) is not None, 60)
+
     @property
     def address(self) -> str:
         """Of the loader, for clients."""
