@@ -1,10 +1,11 @@
 //! How fast one cold file comes into memory, by each of our ways and by `fio` at the same queue depth.
 //!
-//! `cargo run --release -p longshore-memory --example read_cold -- FILE [THREADS] [ROUNDS]`
+//! `cargo run --release -p longshore-memory --example read_cold -- FILE [THREADS] [ROUNDS] [WAY...]`
 //!
-//! FILE is made when it is not there (2 GiB); of a longer one that is what is read. Before each run its pages are dropped from the cache, and the disk rests:
-//! rented ones are fast for a moment after a pause. The ways take turns, five rounds if nothing else is said, another one first each time; medians
-//! are printed, with the CPU time each took.
+//! FILE is made when it is not there (2 GiB); of a longer one that is what is read. Before each run its pages are dropped
+//! from the cache, and the disk rests: rented ones are fast for a moment after a pause. The ways take turns, five rounds if
+//! nothing else is said, another one first each time; medians are printed, with the CPU time each took. `fio` always runs;
+//! of the others those that are named, or all.
 
 use std::fs::File;
 use std::io::Write;
@@ -47,6 +48,9 @@ fn main() -> Result<()> {
     let path = arguments.next().unwrap_or_else(|| "target/tmp/read_cold.bin".into());
     let threads = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(1usize).clamp(1, THREADS_MAX);
     let rounds = arguments.next().and_then(|text| text.parse().ok()).unwrap_or(ROUNDS).max(1);
+    let named: Vec<String> = arguments.collect();
+    let is_wanted = |way: &Way| *way == Way::Fio || named.is_empty() || named.contains(&format!("{way:?}"));
+    let ways: Vec<Way> = WAYS.into_iter().filter(is_wanted).collect();
     let path = Path::new(&path);
     if !path.exists() {
         make(path).map_err(|error| failed(&error))?;
@@ -58,17 +62,17 @@ fn main() -> Result<()> {
     region.claim(0..region.len())?.fill(1);
     println!("slots of {} pages; region of {}", pinned.stats().pages, longshore_memory::shared_memory().pages());
     let memory = Memory { pinned, region };
-    let mut seconds = vec![Vec::new(); WAYS.len()];
+    let mut seconds = vec![Vec::new(); ways.len()];
     for round in 0..rounds {
-        for index in (0..WAYS.len()).map(|at| (at + round) % WAYS.len()) {
+        for index in (0..ways.len()).map(|at| (at + round) % ways.len()) {
             drop_from_cache(path).map_err(|error| failed(&error))?;
             std::thread::sleep(REST);
-            seconds[index].push(run(WAYS[index], path, threads, &memory)?);
+            seconds[index].push(run(ways[index], path, threads, &memory)?);
         }
     }
     let medians: Vec<_> = seconds.iter_mut().map(|runs| median(runs)).collect();
     let fio = medians[0].0;
-    for (way, (wall, cpu)) in WAYS.into_iter().zip(&medians) {
+    for (way, (wall, cpu)) in ways.into_iter().zip(&medians) {
         let rate = FILE_BYTES as f64 / wall.as_secs_f64() / 1e9;
         let ratio = fio.as_secs_f64() / wall.as_secs_f64();
         let cpu = cpu.as_secs_f64() / (FILE_BYTES as f64 / 1e9);
