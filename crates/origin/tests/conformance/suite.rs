@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::{StreamExt, TryStreamExt};
 use longshore_types::{Artifact, Code, Error, Result, names};
+use tokio_util::sync::CancellationToken;
 
 use crate::prepared::Prepared;
 
@@ -13,9 +14,27 @@ pub fn bytes_of(seed: u8, len: usize) -> Vec<u8> {
     (0..len).map(|i| (i as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes()[6] ^ seed).collect()
 }
 
+/// Reads in both ways, which must agree.
 async fn read(prepared: &Prepared, artifact: &Arc<Artifact>, range: Range<u64>) -> Result<Vec<u8>> {
-    let pieces: Vec<_> = prepared.origins.read(artifact, range).try_collect().await?;
-    Ok(pieces.concat())
+    let pieces = prepared.origins.read(artifact, range.clone()).try_collect::<Vec<_>>().await;
+    let (origins, artifact, runtime) = (prepared.origins.clone(), artifact.clone(), tokio::runtime::Handle::current());
+    let work = move || {
+        let mut bytes = vec![0; range.end.saturating_sub(range.start).min(1 << 30) as usize];
+        let read = origins.read_into(&artifact, range, &mut &mut bytes[..], &runtime, &CancellationToken::new());
+        read.map(|()| bytes)
+    };
+    let straight = tokio::task::spawn_blocking(work).await.unwrap();
+    match (pieces, straight) {
+        (Ok(pieces), Ok(straight)) => {
+            assert!(pieces.concat() == straight, "the two ways of reading differ");
+            Ok(straight)
+        }
+        (Err(streamed), Err(straight)) => {
+            assert_eq!(streamed.code(), straight.code(), "{streamed} | {straight}");
+            Err(straight)
+        }
+        (streamed, straight) => panic!("{:?} | {:?}", streamed.map(|_| ()), straight.map(|_| ())),
+    }
 }
 
 async fn read_all(prepared: &Prepared, artifact: &Arc<Artifact>) -> Result<Vec<u8>> {
