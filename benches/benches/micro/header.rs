@@ -1,7 +1,7 @@
 //! The header of a safetensors file: our parser, and that of the format's own library beside it.
 
 use criterion::{Criterion, Throughput};
-use safetensors::SafeTensors;
+use safetensors::tensor::Metadata;
 
 use crate::models;
 
@@ -12,7 +12,8 @@ pub fn benches(criterion: &mut Criterion) {
         group.throughput(Throughput::Elements(tensors as u64));
         group.bench_function(format!("header-parse-{tensors}"), |b| b.iter_with_large_drop(|| model.parse()));
         group.bench_function(format!("header-parse-{tensors}-safetensors"), |b| {
-            b.iter_with_large_drop(|| SafeTensors::read_metadata(&model.head).expect("a good header"));
+            let json = &model.head[8..];
+            b.iter_with_large_drop(|| serde_json::from_slice::<Metadata>(json).expect("a good header"));
         });
     }
     group.finish();
