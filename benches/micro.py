@@ -42,8 +42,8 @@ def main() -> None:
     found = rows(criterion) + (once(log.read_text()) if log.exists() else [])
     compare(found)
     plain = not options.no_run and options.binary is None and options.filter is None
-    command = "make bench-micro" if plain else f"benches/micro.py {' '.join(sys.argv[1:])}"
-    found = [{**each, "command": command} for each in found]
+    said = "make bench-micro" if plain else f"benches/micro.py {' '.join(sys.argv[1:])}"
+    found = [{**each, "command": said} for each in found]
     write(sorted(found, key=lambda row: row["case"]))
 
 
