@@ -6,7 +6,9 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import subprocess
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,8 @@ class Node:
         self._bin = bin_dir / "longshore"
         self.folder = folder
         folder.mkdir(parents=True)
+        # Paths of unix sockets must be short, wherever the data is.
+        self._sockets = Path(tempfile.mkdtemp(prefix="longshore-speed-"))
         self._environment = environment
         # Room for the model, its padding and the bytes in flight.
         self._budget = str(model_bytes + model_bytes // 4 + (1 << 30))
@@ -89,7 +93,7 @@ class Node:
             worker.daemon.wait_for("readiness", lambda ready=ready: fetch(ready) is not None, 60)
         ops = free_address()
         command: list[Any] = [self._bin, "loader", "--listen", "none", "--ops-listen", ops, "--gpus", "none"]
-        command += ["--memory", self._budget, "--socket-dir", self.folder / "run"]
+        command += ["--memory", self._budget, "--socket-dir", self._sockets]
         if addresses:
             command += ["--workers", ",".join(addresses)]
         self.loader = Daemon("loader", command, self.folder / "loader.log", self._environment)
@@ -100,7 +104,7 @@ class Node:
         folder = self.folder / f"worker-{number}"
         folder.mkdir()
         control, ops = free_address(), free_address()
-        socket = folder / "worker.sock" if unix_socket else None
+        socket = self._sockets / f"worker-{number}.sock" if unix_socket else None
         command: list[Any] = [
             self._bin, "worker", "--data-listen", data, "--control-listen", control, "--ops-listen", ops,
             "--memory", "512MiB", "--disk", self._budget, "--disk-free-floor", "1GiB", "--cache-dir", folder / "cache",
@@ -123,7 +127,7 @@ class Node:
     @property
     def address(self) -> str:
         """Of the loader, for clients."""
-        return f"unix://{self.folder}/run/loader.sock"
+        return f"unix://{self._sockets}/loader.sock"
 
     def _daemons(self) -> list[Daemon]:
         found = [worker.daemon for worker in self.workers]
@@ -186,3 +190,4 @@ class Node:
                 client.end()
         for daemon in reversed(self._daemons()):
             daemon.end()
+        shutil.rmtree(self._sockets, ignore_errors=True)
