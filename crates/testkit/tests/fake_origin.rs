@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::TryStreamExt;
 use longshore_testkit::origin::{Quirks, Verb};
@@ -217,4 +217,26 @@ async fn quirks_are_those_of_real_servers() {
     let wrong = GetOptions { if_match: Some("\"no\"".to_owned()), ..GetOptions::default() };
     assert!(store.get_opts(&Path::from("k"), wrong).await.is_ok());
     assert!(store.get_range(&Path::from("k"), 1..3).await.is_err(), "200 instead of 206");
+}
+
+#[tokio::test]
+async fn a_connection_is_as_slow_as_a_cloud_stores_and_four_are_faster() {
+    let config = OriginConfig {
+        connection_bytes_per_second: Some(20_000_000),
+        first_byte: Duration::from_millis(50),
+        ..OriginConfig::default()
+    };
+    let fake = FakeOrigin::with(config);
+    fake.generate("bucket/a", 1, 4_000_000);
+    let store = s3(&fake, "id", "secret");
+    let path = Path::from("a");
+    let get = || async { assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap().len(), 4_000_000) };
+    let started = Instant::now();
+    get().await;
+    let one = started.elapsed();
+    // 200 ms less what may be caught up with, and the first byte.
+    assert!(one >= Duration::from_millis(220), "{one:?}");
+    let started = Instant::now();
+    futures::future::join_all((0..4).map(|_| get())).await;
+    assert!(started.elapsed() < 3 * one, "four at once took {:?}, one took {one:?}", started.elapsed());
 }
