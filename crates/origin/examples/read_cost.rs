@@ -57,20 +57,19 @@ fn cpu(pid: u32) -> f64 {
     ticks as f64 / 100.0
 }
 
-/// Deals the chunks to threads, each with memory of its own that was touched before.
-fn deal(threads: usize, read: impl Fn(&mut Option<TcpStream>, u64, &mut [u8]) + Sync, buffers: &mut [Vec<u8>]) {
+/// Deals the chunks to threads, each with a connection and memory of its own that were used before.
+fn deal(read: impl Fn(&mut Option<TcpStream>, u64, &mut [u8]) + Sync, places: &mut [(Option<TcpStream>, Vec<u8>)]) {
     let next = AtomicU64::new(0);
     std::thread::scope(|scope| {
-        for buffer in buffers.iter_mut().take(threads) {
+        for (connection, buffer) in places {
             let (next, read) = (&next, &read);
             scope.spawn(move || {
-                let mut connection = None;
                 loop {
                     let start = next.fetch_add(CHUNK, Ordering::Relaxed);
                     if start >= SIZE {
                         return;
                     }
-                    read(&mut connection, start, buffer);
+                    read(connection, start, buffer);
                 }
             });
         }
@@ -111,7 +110,7 @@ fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let origins = Origins::new(options).unwrap();
     let artifact: Arc<Artifact> = Arc::new(runtime.block_on(origins.stat(URL)).unwrap());
-    let mut buffers = vec![vec![1u8; CHUNK as usize]; threads];
+    let mut places: Vec<_> = (0..threads).map(|_| (None, vec![1u8; CHUNK as usize])).collect();
 
     let streamed = |_: &mut Option<TcpStream>, start: u64, buffer: &mut [u8]| {
         runtime.block_on(async {
@@ -139,7 +138,7 @@ fn main() {
         for (index, (_, read)) in ways.iter().enumerate() {
             let before = (cpu(std::process::id()), cpu(origin.process.id()));
             let started = Instant::now();
-            deal(threads, read, &mut buffers);
+            deal(read, &mut places);
             let seconds = started.elapsed().as_secs_f64();
             if seconds < best[index].0 {
                 best[index] = (seconds, cpu(std::process::id()) - before.0, cpu(origin.process.id()) - before.1);
