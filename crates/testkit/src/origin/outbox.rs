@@ -2,8 +2,8 @@
 //!
 //! The HTTP library writes bytes only. So a body gives it a *stand-in* for what lies in a file: a slice of a static area
 //! that nobody reads. The connection knows that area by its addresses and sends the file's bytes in its place, in the
-//! order in which bodies queued them. Serving memory by plain writes costs about twice the CPU, which would make the
-//! server, and not the client, what a benchmark measures.
+//! order in which bodies queued them. That spares the copy into the kernel: the client, and not the
+//! server, is to be what a benchmark measures.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};

@@ -59,7 +59,7 @@ pub(super) struct Call {
 
 pub(super) fn spawn(listener: TcpListener, state: Arc<State>, side: Side) -> io::Result<()> {
     listener.set_nonblocking(true)?;
-    // Some systems have BBR as their default, which paces by timers: over loopback, connections then mostly wait.
+    // Some systems have BBR as their default, which paces by timers: nothing that loopback needs, and not the same everywhere.
     let _ = rustix::net::sockopt::set_tcp_congestion(&listener, "reno");
     let listener = tokio::net::TcpListener::from_std(listener)?;
     tokio::spawn(async move {
