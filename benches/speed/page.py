@@ -177,10 +177,18 @@ def micro_section(micro: dict[str, Any]) -> list[str]:
     text = words.MICRO.format(name=micro["name"], date=micro["date"], machine=micro["machine"])
     lines = ["## Micro benchmarks\n", text, "", "| case | median | fastest to slowest | aim |", "|---|---|---|---|"]
     for row in micro["rows"]:
-        aim = "" if row["limit"] is None else f"at most {row['limit']:g} {row['unit']}"
-        span = f"{number(row['min'])} to {number(row['max'])}"
-        lines.append(f"| `{row['case']}` | {number(row['value'])} {row['unit']} | {span} | {aim} |")
+        scale, unit = scaled(row["value"], row["unit"])
+        aim = "" if row["limit"] is None else f"at most {number(row['limit'] / scale)} {unit}"
+        span = f"{number(row['min'] / scale)} to {number(row['max'] / scale)}"
+        lines.append(f"| `{row['case']}` | {number(row['value'] / scale)} {unit} | {span} | {aim} |")
     return [*lines, ""]
+
+
+def scaled(value: float, unit: str) -> tuple[float, str]:
+    """Nanoseconds in a unit that can be read."""
+    if unit != "ns" or value < 1e3:
+        return 1, unit
+    return (1e6, "ms") if value >= 1e6 else (1e3, "us")
 
 
 def checkpoint_section(saves: dict[str, Any]) -> list[str]:
