@@ -221,13 +221,13 @@ pub fn brief_pinned_memory(options: &LoaderOptions) -> ByteSize {
 }
 
 fn least_pinned_bytes(options: &LoaderOptions) -> u64 {
-    (options.fetch_threads() as u64 + COPY_SLOTS) * PinnedArena::SLOT_BYTES
+    (options.staged_chunks_min() as u64 + COPY_SLOTS) * PinnedArena::SLOT_BYTES
 }
 
 /// Bytes of page-locked memory, in whole slots: what was asked for, or the default, but never less than keeps all fetch
 /// threads and the link busy.
 fn pinned_bytes(options: &LoaderOptions, budget_bytes: u64) -> Result<u64> {
-    let threads = options.fetch_threads() as u64;
+    let threads = options.staged_chunks_min() as u64;
     let least_bytes = least_pinned_bytes(options);
     let wanted_bytes = match options.pinned_memory {
         Some(size) if size.0 < least_bytes => {

@@ -18,7 +18,7 @@ pub struct LoaderOptions {
     #[arg(id = "loader_memory", long = "memory", env = env::LOADER_MEMORY, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
 
-    /// Chunks of 16 MiB that are fetched at once, over all loads; from the number of cores when not set
+    /// Chunks of 16 MiB that are fetched at once, over all loads; one a core, from 16 to 32, when not set
     #[arg(id = "loader_fetches_max", long = "fetches-max", env = env::LOADER_FETCHES_MAX, value_name = "N")]
     pub fetches_max: Option<usize>,
 
@@ -271,6 +271,10 @@ impl std::fmt::Display for SocketMode {
 
 /// Most threads that fetch: each holds at most one chunk.
 const FETCHES_MAX: usize = 256;
+/// Fetches at once on machines of few cores: a cloud store gives each connection some 90 MB/s, whatever the machine can take.
+const ORIGIN_CONNECTIONS_MIN: usize = 16;
+/// Chunks under way to a GPU on machines of few cores.
+const STAGED_CHUNKS_MIN: usize = 4;
 /// Least memory that is of any use: a few chunks.
 const MEMORY_BYTES_MIN: u64 = 64 << 20;
 
@@ -296,10 +300,19 @@ impl LoaderOptions {
         memory_bytes(self.memory)
     }
 
-    /// Threads that fetch: one a core and never fewer than four, because a thread also waits for a slow origin.
+    /// Threads that fetch: one a core, and never fewer than keep a cloud store busy, because a thread also waits for it.
     pub fn fetch_threads(&self) -> usize {
-        let cores = std::thread::available_parallelism().map_or(4, usize::from);
-        self.fetches_max.unwrap_or_else(|| cores.clamp(4, 32)).clamp(1, FETCHES_MAX)
+        self.threads_or_cores(ORIGIN_CONNECTIONS_MIN)
+    }
+
+    /// Chunks that page-locked memory must hold at least to keep the cores busy; fetch threads beyond them wait for a slot.
+    pub(crate) fn staged_chunks_min(&self) -> usize {
+        self.threads_or_cores(STAGED_CHUNKS_MIN)
+    }
+
+    fn threads_or_cores(&self, cores_min: usize) -> usize {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        self.fetches_max.unwrap_or_else(|| cores.clamp(cores_min, 32)).clamp(1, FETCHES_MAX)
     }
 
     /// How long a source may stay silent.
