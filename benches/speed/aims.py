@@ -8,6 +8,7 @@ from typing import Any
 
 Found = dict[tuple[str, str], dict[str, Any]]
 REGION = "longshore, host region"
+OVER_TCP = f"{REGION}, over TCP"
 
 
 @dataclass
@@ -112,9 +113,11 @@ def _same_host(found: Found) -> list[Part]:
 
 def _empty(found: Found) -> list[Part]:
     parts = []
-    for suffix, words in [("", "x the time"), ("-paced", "x with the paced origin")]:
+    ways = [("", REGION, "x the time"), ("", OVER_TCP, "x over TCP")]
+    ways += [("-paced", REGION, "x with the paced origin"), ("-paced", OVER_TCP, "x so over TCP")]
+    for suffix, subject, words in ways:
         direct = _value(found, f"origin/direct{suffix}", REGION)
-        through = _value(found, f"origin/empty-cache{suffix}", REGION)
+        through = _value(found, f"origin/empty-cache{suffix}", subject)
         parts.append(_at_most(direct / through if direct and through else None, 1.10, words))
     return parts
 

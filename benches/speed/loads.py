@@ -21,6 +21,9 @@ from speed.rows import Sample
 MODEL = f"s3://{BUCKET}/model"
 #: The same load up to the end of the loader's work: what the limits are limits of.
 REGION = "longshore, host region"
+#: A load by the client, and its part up to there.
+LONGSHORE = ("longshore", REGION)
+OVER_TCP = ("longshore, over TCP", f"{REGION}, over TCP")
 REGION_NOTE = "the same load, as the loader reports it: until the shared memory is filled and verified"
 LONGSHORE_NOTE = "a Python process: from the call until every page of the torch tensors is mapped"
 NO_WORKERS = "has no cache that other processes or machines share"
@@ -28,10 +31,20 @@ NO_CACHE = "has no cache between the process and the origin"
 THREADS = "limit/read-warm"
 
 
-def limit_entry(bench: Bench, case: str, subject: str, note: str, work: Callable[[], dict[str, float]]) -> Entry:
+def limit_entry(
+    bench: Bench,
+    case: str,
+    subject: str,
+    note: str,
+    work: Callable[[], dict[str, float]],
+    *,
+    before: Callable[[], None] | None = None,
+) -> Entry:
     """A plain limit over the model's bytes."""
 
     def measure(_: Round) -> Measured:
+        if before is not None:
+            before()
         found = work()
         size = bench.model_bytes
         return Sample(found["seconds"], found.get("cpu_seconds"), size, size)
@@ -71,7 +84,8 @@ def read_limits(bench: Bench, stack: ExitStack, names: Iterable[str]) -> dict[st
             functools.partial(agent.call, "memcpy", seconds=60, bytes=bench.model_bytes),
         ),
     }
-    return {name: limit_entry(bench, name, *made[name]) for name in names}
+    before = functools.partial(make_resident, [bench.model])
+    return {name: limit_entry(bench, name, *made[name], before=before) for name in names}
 
 
 def drop_from_page_cache(folders: Iterable[Path]) -> None:
@@ -95,7 +109,13 @@ def make_resident(folders: Iterable[Path]) -> None:
 
 
 def longshore_load(
-    bench: Bench, node: Node, model: str, before: Callable[[], None] | None = None, settles: bool = False
+    bench: Bench,
+    node: Node,
+    model: str,
+    before: Callable[[], None] | None = None,
+    *,
+    settles: bool = False,
+    names: tuple[str, str] = LONGSHORE,
 ) -> Callable[[Round], Measured]:
     """A load by the client, and by the loader alone."""
 
@@ -116,7 +136,7 @@ def longshore_load(
             whole.cpu_seconds = (whole.cpu_seconds or 0) + behind
             region_cpu += behind
         region = Sample(answer["loader_seconds"], region_cpu, whole.size_bytes, whole.size_bytes, whole.steps)
-        return {"longshore": whole, REGION: region}
+        return {names[0]: whole, names[1]: region}
 
     return measure
 
@@ -226,7 +246,8 @@ def worker(bench: Bench, stack: ExitStack) -> list[Entry]:
         ("worker/tcp", False, ("limit/tcp", "sendfile to recv")),
     ]:
         node = bench.node(stack, "worker", origin.environment).start(1, is_unix)
-        load, along = longshore_load(bench, node, MODEL), {REGION: REGION_NOTE}
+        before = functools.partial(make_resident, [node.folder])
+        load, along = longshore_load(bench, node, MODEL, before), {REGION: REGION_NOTE}
         state = "on the worker's disk, resident"
         entries.append(Entry(case, "longshore", "GB/s", load, state, LONGSHORE_NOTE, limit, along=along))
         entries += cannot(bench, case, "GB/s", NO_WORKERS)
@@ -243,7 +264,8 @@ def scaling(count: int) -> Callable[[Bench, ExitStack], list[Entry]]:
         node = bench.node(stack, f"workers-{count}", origin.environment).start(count)
         note = f"{count} workers share the model; they, the loader and the client share the cores of this machine"
         limit, along = ("limit/tcp", "sendfile to recv"), {REGION: REGION_NOTE}
-        state, load = "on the workers' disks, resident", longshore_load(bench, node, MODEL)
+        before = functools.partial(make_resident, [node.folder])
+        state, load = "on the workers' disks, resident", longshore_load(bench, node, MODEL, before)
         case = f"worker/tcp-{count}"
         return [*limits.values(), Entry(case, "longshore", "GB/s", load, state, note, limit, along=along)]
 
@@ -274,10 +296,17 @@ def origin(is_paced: bool) -> Callable[[Bench, ExitStack], list[Entry]]:
         entries.append(Entry(direct, "longshore", "GB/s", load, "no cache", LONGSHORE_NOTE, limit, every, along))
         peers = bench.peers(stack, "s3", store.environment)
         entries += peer_entries(bench, direct, peers, MODEL, None, **more)
-        cold = bench.node(stack, "cold", store.environment).start(1)
-        load = longshore_load(bench, cold, MODEL, lambda: cold.free(MODEL), settles=True)
-        empty, note = f"origin/empty-cache{suffix}", f"{LONGSHORE_NOTE}; CPU includes what the worker writes afterwards"
-        entries.append(Entry(empty, "longshore", "GB/s", load, "empty cache", note, limit, every, along))
+        empty = f"origin/empty-cache{suffix}"
+        for subject, is_unix, where in [
+            (LONGSHORE, True, "a worker on the same host, by its unix socket"),
+            (OVER_TCP, False, "a worker over TCP"),
+        ]:
+            # Memory of a worker on a machine of 16 GiB.
+            cold = bench.node(stack, "cold", store.environment).start(1, is_unix, "2GiB")
+            load = longshore_load(bench, cold, MODEL, functools.partial(cold.free, MODEL), settles=True, names=subject)
+            note = f"{LONGSHORE_NOTE}, through {where}; CPU includes what the worker writes afterwards"
+            along = {subject[1]: REGION_NOTE}
+            entries.append(Entry(empty, subject[0], "GB/s", load, "empty cache", note, limit, every, along))
         return entries + cannot(bench, empty, "GB/s", NO_CACHE)
 
     return make

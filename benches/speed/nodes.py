@@ -83,11 +83,11 @@ class Node:
         self.loader: Daemon | None = None
         self._clients: list[Adapter] = []
 
-    def start(self, workers: int = 0, unix_socket: bool = False) -> Node:
-        """Starts the processes and waits until they are ready."""
+    def start(self, workers: int = 0, unix_socket: bool = False, memory: str = "512MiB") -> Node:
+        """Starts the processes and waits until they are ready. `memory` is the budget of each worker."""
         addresses = [free_address() for _ in range(workers)]
         for number, data in enumerate(addresses):
-            self.workers.append(self._worker(number, data, addresses, unix_socket))
+            self.workers.append(self._worker(number, data, addresses, unix_socket, memory))
         for worker in self.workers:
             ready = f"http://{worker.ops}/readyz"
             worker.daemon.wait_for("readiness", lambda ready=ready: fetch(ready) is not None, 60)
@@ -100,14 +100,14 @@ class Node:
         self.loader.wait_for("readiness", lambda: fetch(f"http://{ops}/readyz") is not None, 60)
         return self
 
-    def _worker(self, number: int, data: str, addresses: list[str], unix_socket: bool) -> Worker:
+    def _worker(self, number: int, data: str, addresses: list[str], unix_socket: bool, memory: str) -> Worker:
         folder = self.folder / f"worker-{number}"
         folder.mkdir()
         control, ops = free_address(), free_address()
         socket = self._sockets / f"worker-{number}.sock" if unix_socket else None
         command: list[Any] = [
             self._bin, "worker", "--data-listen", data, "--control-listen", control, "--ops-listen", ops,
-            "--memory", "512MiB", "--disk", self._budget, "--disk-free-floor", "1GiB", "--cache-dir", folder / "cache",
+            "--memory", memory, "--disk", self._budget, "--disk-free-floor", "1GiB", "--cache-dir", folder / "cache",
         ]  # fmt: skip
         if len(addresses) > 1:
             command += ["--workers", ",".join(addresses)]

@@ -21,8 +21,9 @@ A load counts from the call in a Python process until all of the model's tensors
 in memory; loaders that map memory, Longshore among them, read one byte of each page. `longshore, host region` is the
 same load up to the end of the loader's own work, which is what the limits limit. CPU seconds are those of all
 processes on both ends (client, loader, workers), without the origin, which is a process of its own beside them.
-Memory that is touched for the first time is slow on virtual machines: limits into warm buffers do not pay for it,
-loads do.
+Virtual machines give freed memory back to their host, and are slow to get it again: before each row that loads a
+model, twice its memory is touched and freed by another process, so that none pays for what another one left. Fresh
+pages are cleared all the same, which limits into warm buffers do not pay for, and loads do.
 """
 
 AIMS_NOTE = """

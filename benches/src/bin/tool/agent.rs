@@ -19,6 +19,7 @@ enum Request {
     ReadShared { files: Vec<PathBuf>, threads: usize },
     Tcp { files: Vec<PathBuf>, threads: usize },
     Get { address: String, objects: Vec<Object>, threads: usize },
+    TouchMemory { bytes: u64 },
     End,
 }
 
@@ -55,6 +56,7 @@ fn measured(limits: &mut Limits, request: &Request) -> anyhow::Result<Value> {
         Request::ReadShared { files, threads } => limits::read_shared(&Files::open(files)?, bounded(*threads))?,
         Request::Tcp { files, threads } => limits.tcp(&Files::open(files)?, bounded(*threads))?,
         Request::Get { address, objects, threads } => limits.get(address, objects, bounded(*threads))?,
+        Request::TouchMemory { bytes } => limits::touch_memory(*bytes)?,
         Request::End => Sample { seconds: 0.0, cpu_seconds: 0.0 },
     };
     Ok(serde_json::to_value(sample)?)

@@ -144,6 +144,20 @@ impl Limits {
 
 pub use self::http::Object;
 
+/// Fills fresh memory and gives it back.
+pub fn touch_memory(size_bytes: u64) -> anyhow::Result<Sample> {
+    let (sample, _) = measure(|| {
+        let arena = Arena::new(size_bytes + CHUNK_BYTES);
+        let fill = |_| {
+            let mut buffer = arena.try_buffer(CHUNK_BYTES as usize).context("memory to touch")?;
+            buffer.fill(1);
+            Ok(buffer)
+        };
+        (0..size_bytes / CHUNK_BYTES).map(fill).collect::<anyhow::Result<Vec<_>>>()
+    })?;
+    Ok(sample)
+}
+
 /// Threads read resident files into fresh memory.
 pub fn read(files: &Files, threads: usize) -> anyhow::Result<Sample> {
     let work = |(): &mut (), (piece, buffer): &mut (Piece, Buffer)| files.read(piece, buffer);
