@@ -18,6 +18,7 @@ use std::io::IoSliceMut;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use longshore_memory::MAPPED_FROM_BYTES;
 use longshore_origin::{Origins, Sink};
 use longshore_types::{ChunkId, ChunkKey, Code, Error, Result, redact_url};
 use longshore_wire::{
@@ -56,6 +57,8 @@ pub struct FillOptions {
     pub negative_ttl: Duration,
     /// Whether chunks of local files go to the disk tier.
     pub cache_local_origin: bool,
+    /// Whether loaders of this host are to be handed chunks in memory.
+    pub lends_memory: bool,
 }
 
 /// The chunks of this worker, filled when they are missing.
@@ -205,14 +208,22 @@ impl Chunks {
             let (running, waited) = (permits.taken(), self.options.wait);
             Error::new(Code::Exhausted, format!("{running} fills are running and none ended within {waited:?}"))
         })?;
-        let buffer = self.store.memory.buffer(key.len_bytes() as usize, self.options.wait)?;
-        let (writer, chunk) = GrowingChunk::begin(key.clone(), buffer)?;
+        let (writer, chunk) = self.begin_chunk(key, self.options.wait)?;
         let fill = Fill { id, flight: flight.clone(), chunk, route, started: Instant::now(), _permit: permit };
         let span = tracing::info_span!("fill", chunk = %id, url, index = key.index(), bytes = key.len_bytes());
         let chunks = self.clone();
         self.metrics.fills_in_flight.inc();
         self.runtime.spawn(async move { chunks.run(fill, writer).await }.instrument(span));
         Ok(())
+    }
+
+    /// Memory for a chunk that is about to be filled.
+    fn begin_chunk(&self, key: &ChunkKey, wait: Duration) -> Result<(GrowingWriter, Arc<GrowingChunk>)> {
+        let buffer = self.store.memory.chunk_buffer(key.len_bytes() as usize, wait)?;
+        if self.options.lends_memory && buffer.file().is_none() && buffer.len() >= MAPPED_FROM_BYTES {
+            self.metrics.fallback("memory_not_shared");
+        }
+        GrowingChunk::begin(key.clone(), buffer)
     }
 
     async fn run(self: Arc<Self>, fill: Fill, writer: GrowingWriter) {

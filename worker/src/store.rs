@@ -4,6 +4,7 @@ pub mod disk;
 pub mod format;
 pub mod hold;
 pub mod index;
+pub mod lending;
 pub mod memory;
 
 use std::collections::VecDeque;

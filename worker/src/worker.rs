@@ -10,7 +10,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use longshore_cluster::{Identity, MemberId, Membership, load_or_create_id};
-use longshore_memory::Arena;
 use longshore_origin::Origins;
 use longshore_runtime::metrics::Metrics as Registry;
 use longshore_types::checkpoint::AttemptId;
@@ -28,6 +27,7 @@ use crate::options::WorkerOptions;
 use crate::peers::Peers;
 use crate::store::disk::{DiskOptions, DiskTier, FolderLock, not_writable};
 use crate::store::hold::{HoldOptions, Holds};
+use crate::store::lending::chunk_arena;
 use crate::store::memory::MemoryTier;
 use crate::store::{Freed, Store};
 use budget::{MemoryBudget, rounded};
@@ -78,7 +78,8 @@ impl Worker {
             .as_ref()
             .map(|folder| DiskTier::open(disk_options(&options, folder.clone(), &budget), metrics.clone()))
             .transpose()?;
-        let memory = MemoryTier::new(Arena::new(budget.total_bytes), budget.head_room_bytes);
+        let has_socket = options.unix_socket.is_some();
+        let memory = MemoryTier::new(chunk_arena(budget.total_bytes, has_socket), budget.head_room_bytes);
         let holds = match (&cache_folder, &disk) {
             (Some(folder), Some(disk)) => {
                 let hold_options = HoldOptions {
@@ -97,6 +98,7 @@ impl Worker {
             wait: Duration::from_millis(options.fill_wait_ms),
             negative_ttl: Duration::from_millis(options.negative_ttl_ms),
             cache_local_origin: options.cache_local_origin,
+            lends_memory: has_socket,
         };
         let chunks =
             Chunks::new(store, origins, peers.clone(), ClientOptions::default(), fill, runtime, metrics.clone());

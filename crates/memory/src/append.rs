@@ -5,6 +5,7 @@
 //! The buffer is only ever reached through its start address: no reference to the whole of it exists once it is shared.
 
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -18,10 +19,17 @@ use crate::arena::Buffer;
 struct Shared {
     buffer: Buffer,
     published: AtomicUsize,
-    /// Why nothing more will come; set once. Also the lock that waiting threads sleep under.
-    end: Mutex<Option<End>>,
+    /// Also the lock that waiting threads sleep under.
+    state: Mutex<State>,
     changed: Condvar,
     changed_async: Notify,
+}
+
+struct State {
+    /// Why nothing more will come; set once.
+    end: Option<End>,
+    /// The fewest bytes that wake somebody: a writer of many small portions wakes nobody who waits for more.
+    wanted: usize,
 }
 
 #[derive(Clone)]
@@ -35,7 +43,7 @@ pub fn append_buffer(buffer: Buffer) -> (Appender, Prefix) {
     let shared = Arc::new(Shared {
         buffer,
         published: AtomicUsize::new(0),
-        end: Mutex::new(None),
+        state: Mutex::new(State { end: None, wanted: usize::MAX }),
         changed: Condvar::new(),
         changed_async: Notify::new(),
     });
@@ -52,7 +60,7 @@ impl Shared {
     }
 
     fn end_with(&self, end: End) {
-        self.end.lock().get_or_insert(end);
+        self.state.lock().end.get_or_insert(end);
         self.wake();
     }
 
@@ -61,15 +69,19 @@ impl Shared {
         self.changed_async.notify_waiters();
     }
 
-    /// Whether a wait for `len` bytes is over, and how.
-    fn reached(&self, len: usize, end: Option<&End>) -> Option<Result<()>> {
+    /// Whether a wait for `len` bytes is over, and how. If not, the writer knows from here on that somebody waits.
+    fn look(&self, len: usize, state: &mut State) -> Option<Result<()>> {
         let published = self.published();
         if published >= len {
             return Some(Ok(()));
         }
-        match end? {
-            End::Failed(error) => Some(Err(error.clone())),
-            End::Finished => {
+        match &state.end {
+            None => {
+                state.wanted = state.wanted.min(len);
+                None
+            }
+            Some(End::Failed(error)) => Some(Err(error.clone())),
+            Some(End::Finished) => {
                 let message = format!("byte {len} was asked of a buffer that ends after {published}");
                 Some(Err(Error::new(Code::Internal, message)))
             }
@@ -126,10 +138,16 @@ impl Appender {
     pub fn commit(&mut self, len: usize) {
         assert!(len <= self.remaining(), "commit of {len} bytes, {} remain", self.remaining());
         let published = self.shared.published() + len;
-        let guard = self.shared.end.lock();
+        let mut state = self.shared.state.lock();
         self.shared.published.store(published, Ordering::Release);
-        drop(guard);
-        self.shared.wake();
+        let is_wanted = published >= state.wanted;
+        if is_wanted {
+            state.wanted = usize::MAX;
+        }
+        drop(state);
+        if is_wanted {
+            self.shared.wake();
+        }
     }
 
     /// No more bytes will come. Readers of what was published keep it.
@@ -163,6 +181,11 @@ impl Prefix {
         self.shared.published()
     }
 
+    /// The buffer as others can read it: see [`Buffer::file`]. Only published bytes mean anything.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.shared.buffer.file()
+    }
+
     /// Whether nothing is published yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -175,12 +198,12 @@ impl Prefix {
 
     /// Whether the writer finished; false while it writes and after it failed.
     pub fn is_finished(&self) -> bool {
-        matches!(*self.shared.end.lock(), Some(End::Finished))
+        matches!(self.shared.state.lock().end, Some(End::Finished))
     }
 
     /// The error the writer failed with, if it did.
     pub fn error(&self) -> Option<Error> {
-        match &*self.shared.end.lock() {
+        match &self.shared.state.lock().end {
             Some(End::Failed(error)) => Some(error.clone()),
             _ => None,
         }
@@ -206,15 +229,15 @@ impl Prefix {
             return Ok(());
         }
         let deadline = Instant::now().checked_add(timeout);
-        let mut end = self.shared.end.lock();
+        let mut state = self.shared.state.lock();
         loop {
-            if let Some(outcome) = self.shared.reached(len, end.as_ref()) {
+            if let Some(outcome) = self.shared.look(len, &mut state) {
                 return outcome;
             }
             match deadline {
                 Some(deadline) if Instant::now() >= deadline => return Err(self.shared.timed_out(len, timeout)),
-                Some(deadline) => drop(self.shared.changed.wait_until(&mut end, deadline)),
-                None => self.shared.changed.wait(&mut end),
+                Some(deadline) => drop(self.shared.changed.wait_until(&mut state, deadline)),
+                None => self.shared.changed.wait(&mut state),
             }
         }
     }
@@ -229,8 +252,7 @@ impl Prefix {
             loop {
                 // Registered before looking, so that a change between the look and the sleep is not missed.
                 changed.as_mut().enable();
-                let outcome = self.shared.reached(len, self.shared.end.lock().as_ref());
-                if let Some(outcome) = outcome {
+                if let Some(outcome) = self.shared.look(len, &mut self.shared.state.lock()) {
                     return outcome;
                 }
                 changed.as_mut().await;

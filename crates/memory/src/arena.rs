@@ -5,6 +5,7 @@
 
 mod buffer;
 mod ledger;
+mod memory;
 
 use std::io;
 use std::sync::Arc;
@@ -14,8 +15,9 @@ use longshore_types::{CHUNK_BYTES, Code, Error, Result, format_bytes};
 use parking_lot::{Condvar, Mutex};
 
 pub use self::buffer::Buffer;
-use self::ledger::{Grant, Ledger, Request};
-use crate::raw::RawMemory;
+use self::ledger::{Grant, Ledger, Recycles, Request};
+use self::memory::{Memory, Sharing};
+use crate::shared::SharedMemory;
 use crate::{MAPPED_FROM_BYTES, mapped_charge_bytes};
 
 /// A full chunk's buffer, the only size that is recycled.
@@ -30,6 +32,8 @@ pub struct Arena {
 struct Shared {
     ledger: Mutex<Ledger>,
     granted: Condvar,
+    /// Where shared buffers come from.
+    sharing: Option<Sharing>,
 }
 
 /// What an arena's budget is used for at one moment. All sizes in bytes.
@@ -52,7 +56,17 @@ pub struct ArenaStats {
 impl Arena {
     /// An arena of `capacity_bytes`. Nothing is allocated yet.
     pub fn new(capacity_bytes: u64) -> Arena {
-        let shared = Shared { ledger: Mutex::new(Ledger::new(capacity_bytes)), granted: Condvar::new() };
+        Arena::make(capacity_bytes, None)
+    }
+
+    /// As [`Arena::new`], with [shared buffers](Arena::shared_buffer) of `memory`, each of which has a descriptor: at most
+    /// `files_max` of them are open, those of buffers kept for reuse among them.
+    pub fn with_shared_buffers(capacity_bytes: u64, memory: &'static SharedMemory, files_max: usize) -> Arena {
+        Arena::make(capacity_bytes, Some(Sharing::new(memory, files_max)))
+    }
+
+    fn make(capacity_bytes: u64, sharing: Option<Sharing>) -> Arena {
+        let shared = Shared { ledger: Mutex::new(Ledger::new(capacity_bytes)), granted: Condvar::new(), sharing };
         Arena { shared: Arc::new(shared) }
     }
 
@@ -81,7 +95,15 @@ impl Arena {
     /// A zeroed or recycled buffer of `len` bytes; `None` when it does not fit now. Its contents are unspecified.
     pub fn try_buffer(&self, len: usize) -> Option<Buffer> {
         let grant = self.shared.ledger.lock().try_take(buffer_request(len))?;
-        self.make_buffer(len, grant).ok()
+        self.make_buffer(len, grant, None).ok()
+    }
+
+    /// As [`Arena::try_buffer`], of memory that others may read: see [`Buffer::file`]. Where the arena has no such memory, no
+    /// descriptor is left for it, or the buffer is too small to be worth one, it is an ordinary buffer.
+    pub fn try_shared_buffer(&self, len: usize) -> Option<Buffer> {
+        let sharing = self.sharing(len);
+        let grant = self.shared.ledger.lock().try_take(shared_request(len, sharing))?;
+        self.make_buffer(len, grant, sharing).ok()
     }
 
     /// Like [`Arena::try_buffer`], but waits until the buffer fits. Blocks the thread.
@@ -90,16 +112,27 @@ impl Arena {
     /// [`Code::Exhausted`] when it did not fit within `timeout`, or when the system has no memory.
     pub fn buffer(&self, len: usize, timeout: Duration) -> Result<Buffer> {
         let grant = self.wait(buffer_request(len), timeout)?;
-        self.make_buffer(len, grant).map_err(|error| {
-            let message =
-                format!("cannot map {} of memory: {error}; lower the memory budget", format_bytes(len as u64));
-            Error::new(Code::Exhausted, message).with_source(error)
-        })
+        self.make_buffer(len, grant, None).map_err(|error| unmapped(len, error))
+    }
+
+    /// As [`Arena::buffer`], of the memory that [`Arena::try_shared_buffer`] gives.
+    ///
+    /// # Errors
+    /// As [`Arena::buffer`].
+    pub fn shared_buffer(&self, len: usize, timeout: Duration) -> Result<Buffer> {
+        let sharing = self.sharing(len);
+        let grant = self.wait(shared_request(len, sharing), timeout)?;
+        self.make_buffer(len, grant, sharing).map_err(|error| unmapped(len, error))
+    }
+
+    /// Where a shared buffer of `len` bytes comes from.
+    fn sharing(&self, len: usize) -> Option<&Sharing> {
+        self.shared.sharing.as_ref().filter(|_| len >= MAPPED_FROM_BYTES)
     }
 
     /// Sets `bytes` aside for memory made elsewhere (a region); `None` when they do not fit now.
     pub fn try_reserve(&self, bytes: u64) -> Option<Reservation> {
-        let grant = self.shared.ledger.lock().try_take(Request { bytes, recycles: false })?;
+        let grant = self.shared.ledger.lock().try_take(Request { bytes, recycles: Recycles::Nothing })?;
         Some(Reservation { lease: self.lease(grant.bytes) })
     }
 
@@ -108,7 +141,7 @@ impl Arena {
     /// # Errors
     /// [`Code::Exhausted`] when they did not fit within `timeout`.
     pub fn wait_reserve(&self, bytes: u64, timeout: Duration) -> Result<Reservation> {
-        let grant = self.wait(Request { bytes, recycles: false }, timeout)?;
+        let grant = self.wait(Request { bytes, recycles: Recycles::Nothing }, timeout)?;
         Ok(Reservation { lease: self.lease(grant.bytes) })
     }
 
@@ -117,12 +150,12 @@ impl Arena {
     }
 
     /// Turns a grant into memory. The lease is made first, so that a failed mapping gives its bytes back.
-    fn make_buffer(&self, len: usize, grant: Grant) -> io::Result<Buffer> {
+    fn make_buffer(&self, len: usize, grant: Grant, sharing: Option<&Sharing>) -> io::Result<Buffer> {
         let lease = self.lease(grant.bytes);
-        let memory = match grant.memory {
-            Some(recycled) => recycled,
-            None if len >= MAPPED_FROM_BYTES => RawMemory::mapping(len)?,
-            None => RawMemory::heap(len)?,
+        let memory = match (grant.memory, sharing) {
+            (Some(recycled), _) => recycled,
+            (None, Some(sharing)) => sharing.make(len)?,
+            (None, None) => Memory::own(len)?,
         };
         Ok(Buffer::new(memory, lease))
     }
@@ -156,7 +189,23 @@ impl Arena {
 /// What a buffer of `len` bytes is charged with: its mapping, or its very length on the heap.
 fn buffer_request(len: usize) -> Request {
     let bytes = if len >= MAPPED_FROM_BYTES { mapped_charge_bytes(len as u64) } else { len as u64 };
-    Request { bytes, recycles: len == RECYCLED_LEN }
+    let recycles = if len == RECYCLED_LEN { Recycles::Own } else { Recycles::Nothing };
+    Request { bytes, recycles }
+}
+
+fn shared_request(len: usize, sharing: Option<&Sharing>) -> Request {
+    let request = buffer_request(len);
+    let recycles = match (request.recycles, sharing) {
+        (Recycles::Own, Some(sharing)) if sharing.is_exhausted() => Recycles::SharedOrOwn,
+        (Recycles::Own, Some(_)) => Recycles::Shared,
+        (recycles, _) => recycles,
+    };
+    Request { recycles, ..request }
+}
+
+fn unmapped(len: usize, error: io::Error) -> Error {
+    let message = format!("cannot map {} of memory: {error}; lower the memory budget", format_bytes(len as u64));
+    Error::new(Code::Exhausted, message).with_source(error)
 }
 
 fn exhausted(request: Request, stats: &ArenaStats, waited: Option<Duration>) -> Error {
@@ -181,7 +230,7 @@ struct Lease {
 
 impl Lease {
     /// Gives the bytes back together with the memory they paid for, which is kept for reuse when it may be.
-    fn give_back(mut self, memory: RawMemory) {
+    fn give_back(mut self, memory: Memory) {
         let bytes = std::mem::take(&mut self.bytes);
         let memory = if memory.len() == RECYCLED_LEN { self.shared.recycle(memory) } else { Some(memory) };
         if let Some(memory) = memory {
@@ -206,7 +255,7 @@ impl Shared {
     }
 
     /// Keeps `memory` for the next buffer, or hands it back when enough is kept.
-    fn recycle(&self, memory: RawMemory) -> Option<RawMemory> {
+    fn recycle(&self, memory: Memory) -> Option<Memory> {
         match self.ledger.lock().recycle(memory) {
             Ok(granted) => {
                 if granted {

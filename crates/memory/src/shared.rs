@@ -7,6 +7,7 @@
 
 mod helper;
 mod mount;
+mod readable;
 mod sealed;
 
 use std::fs::File;

@@ -4,6 +4,7 @@
 //! sees a whole block also sees its checksum. One writer, any number of readers; a failed fill fails them all.
 
 use std::ops::Range;
+use std::os::fd::BorrowedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -66,6 +67,12 @@ impl GrowingChunk {
     /// The published bytes as the memory crate keeps them: for waits that are not block by block.
     pub fn prefix(&self) -> &Prefix {
         &self.prefix
+    }
+
+    /// For another process to read the chunk from its first byte on, where its buffer was made for that: see
+    /// [`Buffer::file`].
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.prefix.file()
     }
 
     /// The bytes of `range`, when all of them have been written.

@@ -4,6 +4,7 @@
 //! GET /v1/chunk?url=U&version=V&size=S&index=I[&mode=cached|peer][&recheck=1][&file=1] HTTP/1.1
 //! Range: bytes=A-B                    within the chunk; without it the whole chunk
 //! Longshore-Accept-Fd: 1              on a unix socket: the file itself will do
+//! Longshore-Accept-Memory: 1          so will the memory, see below
 //!
 //! HTTP/1.1 206 Partial Content        (200 without Range)
 //! Longshore-Tier: memory|disk|peer|origin
@@ -14,7 +15,13 @@
 //! A chunk that is still filling has no checksums yet. It comes with `Transfer-Encoding: chunked`, one HTTP chunk a
 //! block, and the block's checksum as the extension `;crc64nvme=<hex>`; a fill that fails cuts the connection before
 //! the last chunk. A file handed over comes as `Longshore-Fd: 1`, `Longshore-Offset: <where the chunk begins>` and an
-//! empty body, the descriptor attached to the head. An error is its status, `Longshore-Code` and a text body.
+//! empty body, the descriptor attached to the head.
+//!
+//! Memory is handed over in the same way, as `Longshore-Memory: 1`. A complete chunk has its checksums and an empty body. Of
+//! one that is filling, the body (again one HTTP chunk a block) is the checksum of each block, in hex, sent when the block
+//! is there to be read. The memory stays what it is until the client sends its next bytes, which is an empty line when it
+//! has no other request, or closes the connection, or takes longer than a reader may; what it reads later has other
+//! checksums. An error is its status, `Longshore-Code` and a text body.
 //!
 //! ```text
 //! PUT /v1/chunk?url=U&version=V&size=S&index=I[&hold=attempt] HTTP/1.1
@@ -55,6 +62,8 @@ pub(crate) const CHECKSUMS: &str = "Longshore-Checksums";
 pub(crate) const TIER: &str = "Longshore-Tier";
 pub(crate) const CODE: &str = "Longshore-Code";
 pub(crate) const FD: &str = "Longshore-Fd";
+pub(crate) const MEMORY: &str = "Longshore-Memory";
+pub(crate) const ACCEPT_MEMORY: &str = "Longshore-Accept-Memory";
 pub(crate) const ACCEPT_FD: &str = "Longshore-Accept-Fd";
 pub(crate) const OFFSET: &str = "Longshore-Offset";
 pub(crate) const WAITS: &str = "Longshore-Waits";

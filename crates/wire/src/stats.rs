@@ -13,7 +13,7 @@ pub struct ClientStats {
     pub fetches: u64,
     /// Bytes of those.
     pub fetched_bytes: u64,
-    /// How many of them read a file that was handed over.
+    /// How many of them read a file or memory that was handed over.
     pub via_fd: u64,
     /// Fetches that failed, for whatever reason.
     pub failures: u64,
@@ -117,7 +117,10 @@ pub struct ServerStats {
     pub sent_bytes: u64,
     /// Files handed over.
     pub files_handed_over: u64,
-    /// Bodies cut short: a fill failed, a file ended early, a reader was stuck or went away.
+    /// Chunks in memory handed over.
+    pub memory_handed_over: u64,
+    /// Bodies cut short: a fill failed, a file ended early, a reader was stuck or went away, or did not say in time that it
+    /// was done with memory that it had been handed.
     pub cut: u64,
     /// Chunks that were put here, verified and kept.
     pub puts: u64,
@@ -134,6 +137,7 @@ pub(crate) struct ServerCounters {
     pub(crate) errors: AtomicU64,
     pub(crate) sent_bytes: AtomicU64,
     pub(crate) files_handed_over: AtomicU64,
+    pub(crate) memory_handed_over: AtomicU64,
     pub(crate) cut: AtomicU64,
     pub(crate) puts: AtomicU64,
     pub(crate) received_bytes: AtomicU64,
@@ -149,6 +153,7 @@ impl ServerCounters {
             errors: self.errors.load(Relaxed),
             sent_bytes: self.sent_bytes.load(Relaxed),
             files_handed_over: self.files_handed_over.load(Relaxed),
+            memory_handed_over: self.memory_handed_over.load(Relaxed),
             cut: self.cut.load(Relaxed),
             puts: self.puts.load(Relaxed),
             received_bytes: self.received_bytes.load(Relaxed),

@@ -101,8 +101,7 @@ impl Chunks {
             Some((holds, attempt)) => Goal::Hold { room: holds.room(&attempt, key)?, holds, attempt },
             None => Goal::Cache,
         };
-        let buffer = self.store.memory.buffer(key.len_bytes() as usize, PUT_WAIT)?;
-        let (writer, chunk) = GrowingChunk::begin(key.clone(), buffer)?;
+        let (writer, chunk) = self.begin_chunk(key, PUT_WAIT)?;
         let (chunks, started) = (self.clone(), Instant::now());
         Ok(PutStart::Take(Box::new(Arriving { chunks, id, chunk, writer, goal, started, _permit: permit })))
     }

@@ -80,9 +80,27 @@ impl MemoryTier {
     /// # Errors
     /// [`longshore_types::Code::Exhausted`] when there is none in time.
     pub fn buffer(&self, len: usize, timeout: Duration) -> Result<Buffer> {
+        self.take(timeout, len, Arena::try_buffer, Arena::buffer)
+    }
+
+    /// As [`MemoryTier::buffer`], for a chunk that others of this host may read where it is.
+    ///
+    /// # Errors
+    /// As [`MemoryTier::buffer`].
+    pub fn chunk_buffer(&self, len: usize, timeout: Duration) -> Result<Buffer> {
+        self.take(timeout, len, Arena::try_shared_buffer, Arena::shared_buffer)
+    }
+
+    fn take(
+        &self,
+        timeout: Duration,
+        len: usize,
+        try_take: impl Fn(&Arena, usize) -> Option<Buffer>,
+        take: impl Fn(&Arena, usize, Duration) -> Result<Buffer>,
+    ) -> Result<Buffer> {
         let deadline = Instant::now() + timeout;
         loop {
-            if let Some(buffer) = self.arena.try_buffer(len) {
+            if let Some(buffer) = try_take(&self.arena, len) {
                 return Ok(buffer);
             }
             if self.give_way(len as u64) {
@@ -91,7 +109,7 @@ impl MemoryTier {
             // Nothing in the tier can go: readers and writers hold the rest. The pause lets what they finish with
             // become visible to `give_way` as well as to the arena.
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.arena.buffer(len, left.min(PRESSURE_PAUSE)) {
+            match take(&self.arena, len, left.min(PRESSURE_PAUSE)) {
                 Err(error) if left <= PRESSURE_PAUSE => return Err(error),
                 Err(_) => {}
                 buffer => return buffer,

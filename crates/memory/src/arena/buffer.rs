@@ -2,22 +2,31 @@
 
 use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::ptr::NonNull;
 
 use super::Lease;
-use crate::raw::RawMemory;
+use super::memory::Memory;
 
 /// Exclusive memory of fixed length; returns to its arena on drop.
 ///
 /// The contents are initialised but unspecified: a recycled buffer holds what its last user left in it.
 pub struct Buffer {
-    memory: ManuallyDrop<RawMemory>,
+    memory: ManuallyDrop<Memory>,
     lease: ManuallyDrop<Lease>,
 }
 
 impl Buffer {
-    pub(super) fn new(memory: RawMemory, lease: Lease) -> Buffer {
+    pub(super) fn new(memory: Memory, lease: Lease) -> Buffer {
         Buffer { memory: ManuallyDrop::new(memory), lease: ManuallyDrop::new(lease) }
+    }
+
+    /// For others to read what is in a buffer that was asked for as shared: the file that is this buffer and nothing else,
+    /// from its first byte on, open to read only. Its length never changes. `None` for memory of this process alone.
+    ///
+    /// Who has the descriptor also sees what the memory is used for after this buffer.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        self.memory.file().map(AsFd::as_fd)
     }
 
     /// The first byte, without making a reference to the contents.

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use longshore_types::CHUNK_BYTES;
 
 use super::ArenaStats;
-use crate::raw::RawMemory;
+use super::memory::Memory;
 
 /// Freed chunk buffers kept at most (1 GiB): enough for the buffers in flight of one node's loads.
 const RECYCLED_MAX: usize = 64;
@@ -18,15 +18,28 @@ const RECYCLED_MAX: usize = 64;
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Request {
     pub(super) bytes: u64,
-    /// Whether a recycled chunk buffer would do (then `bytes` is [`CHUNK_BYTES`]).
-    pub(super) recycles: bool,
+    /// Which recycled chunk buffer would do (then `bytes` is [`CHUNK_BYTES`]).
+    pub(super) recycles: Recycles,
+}
+
+/// A recycled buffer that somebody asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Recycles {
+    /// None: it is of another length, or no buffer at all.
+    Nothing,
+    /// One of this process alone. What lies in others is seen by whoever still has their descriptor.
+    Own,
+    /// One that others may read.
+    Shared,
+    /// The same, else one that they may not.
+    SharedOrOwn,
 }
 
 /// Bytes that were taken, perhaps with the memory they pay for.
 #[derive(Debug)]
 pub(super) struct Grant {
     pub(super) bytes: u64,
-    pub(super) memory: Option<RawMemory>,
+    pub(super) memory: Option<Memory>,
 }
 
 struct Waiter {
@@ -39,7 +52,7 @@ struct Waiter {
 pub(super) struct Ledger {
     capacity: u64,
     leased: u64,
-    recycled: Vec<RawMemory>,
+    recycled: Vec<Memory>,
     queue: VecDeque<Waiter>,
     next_ticket: u64,
     waits: u64,
@@ -79,13 +92,24 @@ impl Ledger {
         if request.bytes > self.capacity - self.leased {
             return None;
         }
-        let memory = if request.recycles { self.recycled.pop() } else { None };
+        let memory = self.take_recycled(request.recycles);
         while memory.is_none() && self.capacity - self.leased - self.recycled_bytes() < request.bytes {
             // Freed under the lock, so that the next owner of its bytes cannot map them before they are gone.
             self.recycled.pop();
         }
         self.leased += request.bytes;
         Some(Grant { bytes: request.bytes, memory })
+    }
+
+    fn take_recycled(&mut self, wanted: Recycles) -> Option<Memory> {
+        let find = |is_shared: bool| self.recycled.iter().rposition(|memory| memory.file().is_some() == is_shared);
+        let at = match wanted {
+            Recycles::Nothing => None,
+            Recycles::Own => find(false),
+            Recycles::Shared => find(true),
+            Recycles::SharedOrOwn => find(true).or_else(|| find(false)),
+        };
+        at.map(|at| self.recycled.remove(at))
     }
 
     /// Gives bytes back whose memory is gone. True when a waiter was served: wake them.
@@ -95,7 +119,7 @@ impl Ledger {
     }
 
     /// Gives a chunk buffer back and keeps its memory; hands the memory back when enough is kept.
-    pub(super) fn recycle(&mut self, memory: RawMemory) -> Result<bool, RawMemory> {
+    pub(super) fn recycle(&mut self, memory: Memory) -> Result<bool, Memory> {
         if self.recycled.len() >= RECYCLED_MAX {
             return Err(memory);
         }

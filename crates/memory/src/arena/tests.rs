@@ -7,6 +7,9 @@ use proptest::prelude::*;
 
 use super::*;
 
+#[cfg(not(miri))]
+mod shared;
+
 const MIB: u64 = 1 << 20;
 const CHUNK: usize = RECYCLED_LEN;
 const LONG: Duration = Duration::from_secs(60);
@@ -14,43 +17,50 @@ const LONG: Duration = Duration::from_secs(60);
 #[derive(Debug, Clone)]
 enum Step {
     Buffer(usize),
+    Shared(usize),
     Reserve(u64),
     DropNth(usize),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let sizes = vec![0usize, 1, 4096, MAPPED_FROM_BYTES - 1, MAPPED_FROM_BYTES, (5 << 20) + 1, CHUNK, CHUNK, CHUNK];
-    let buffer = proptest::sample::select(sizes).prop_map(Step::Buffer);
+    let buffer = proptest::sample::select(sizes.clone()).prop_map(Step::Buffer);
+    let shared = proptest::sample::select(sizes).prop_map(Step::Shared);
     let reserve = (0u64..80 * MIB).prop_map(Step::Reserve);
     let drop = (0usize..64).prop_map(Step::DropNth);
-    proptest::collection::vec(prop_oneof![5 => buffer, 1 => reserve, 4 => drop], 1..60)
+    proptest::collection::vec(prop_oneof![4 => buffer, 3 => shared, 1 => reserve, 4 => drop], 1..60)
 }
 
 /// What the arena must answer: two numbers and the rules of the module's comment.
 struct Model {
     capacity: u64,
     leased: u64,
-    recycled: u64,
+    /// Whether each is shared.
+    recycled: Vec<bool>,
 }
 
 impl Model {
-    fn take(&mut self, bytes: u64, is_chunk: bool) -> bool {
+    fn take(&mut self, bytes: u64, chunk: Option<bool>) -> bool {
         if self.leased + bytes > self.capacity {
             return false;
         }
-        if is_chunk && self.recycled > 0 {
-            self.recycled -= 1;
+        if let Some(at) = chunk.and_then(|is_shared| self.recycled.iter().rposition(|kept| *kept == is_shared)) {
+            self.recycled.remove(at);
         }
         self.leased += bytes;
-        while self.leased + self.recycled * CHUNK_BYTES > self.capacity {
-            self.recycled -= 1;
+        while self.leased + self.recycled_bytes() > self.capacity {
+            self.recycled.pop();
         }
         true
     }
 
-    fn give_back(&mut self, bytes: u64, is_chunk: bool) {
+    fn give_back(&mut self, bytes: u64, chunk: Option<bool>) {
         self.leased -= bytes;
-        self.recycled += u64::from(is_chunk);
+        self.recycled.extend(chunk);
+    }
+
+    fn recycled_bytes(&self) -> u64 {
+        self.recycled.len() as u64 * CHUNK_BYTES
     }
 }
 
@@ -60,10 +70,14 @@ enum Held {
 }
 
 impl Held {
-    fn charge(&self) -> (u64, bool) {
+    /// And whether it is a chunk's, shared or not.
+    fn charge(&self) -> (u64, Option<bool>) {
         match self {
-            Held::Buffer(buffer, _) => (buffer_request(buffer.len()).bytes, buffer.len() == CHUNK),
-            Held::Reservation(reservation) => (reservation.bytes(), false),
+            Held::Buffer(buffer, _) => {
+                let is_chunk = buffer.len() == CHUNK;
+                (buffer_request(buffer.len()).bytes, is_chunk.then_some(buffer.file().is_some()))
+            }
+            Held::Reservation(reservation) => (reservation.bytes(), None),
         }
     }
 }
@@ -83,15 +97,22 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, cases: if cfg!(miri) { 1 } else { 64 }, ..ProptestConfig::default() })]
     #[test]
     fn accounting_follows_the_model(capacity_mib in 0u64..100, steps in steps()) {
-        let arena = Arena::new(capacity_mib * MIB);
-        let mut model = Model { capacity: capacity_mib * MIB, leased: 0, recycled: 0 };
+        let arena = match cfg!(miri) {
+            true => Arena::new(capacity_mib * MIB),
+            false => Arena::with_shared_buffers(capacity_mib * MIB, crate::shared_memory(), usize::MAX),
+        };
+        let mut model = Model { capacity: capacity_mib * MIB, leased: 0, recycled: Vec::new() };
         let mut held: Vec<Held> = Vec::new();
         let mut next_mark = 0u8;
         for step in steps {
             match step {
-                Step::Buffer(len) => {
-                    let buffer = arena.try_buffer(len);
-                    prop_assert_eq!(buffer.is_some(), model.take(buffer_request(len).bytes, len == CHUNK));
+                Step::Buffer(len) | Step::Shared(len) => {
+                    let is_shared = matches!(step, Step::Shared(_)) && !cfg!(miri);
+                    let buffer = if is_shared { arena.try_shared_buffer(len) } else { arena.try_buffer(len) };
+                    let chunk = (len == CHUNK).then_some(is_shared);
+                    prop_assert_eq!(buffer.is_some(), model.take(buffer_request(len).bytes, chunk));
+                    let has_file = is_shared && len >= MAPPED_FROM_BYTES;
+                    prop_assert!(buffer.as_ref().is_none_or(|buffer| buffer.file().is_some() == has_file));
                     if let Some(mut buffer) = buffer {
                         prop_assert_eq!(buffer.len(), len);
                         next_mark = next_mark.wrapping_add(1);
@@ -101,19 +122,19 @@ proptest! {
                 }
                 Step::Reserve(bytes) => {
                     let reservation = arena.try_reserve(bytes);
-                    prop_assert_eq!(reservation.is_some(), model.take(bytes, false));
+                    prop_assert_eq!(reservation.is_some(), model.take(bytes, None));
                     held.extend(reservation.map(Held::Reservation));
                 }
                 Step::DropNth(n) if !held.is_empty() => {
                     let one = held.swap_remove(n % held.len());
-                    let (bytes, is_chunk) = one.charge();
-                    model.give_back(bytes, is_chunk);
+                    let (bytes, chunk) = one.charge();
+                    model.give_back(bytes, chunk);
                     drop(one);
                 }
                 Step::DropNth(_) => {}
             }
             let stats = arena.stats();
-            prop_assert_eq!((stats.leased_bytes, stats.recycled_bytes), (model.leased, model.recycled * CHUNK_BYTES));
+            prop_assert_eq!((stats.leased_bytes, stats.recycled_bytes), (model.leased, model.recycled_bytes()));
             prop_assert!(arena.used_bytes() <= arena.capacity_bytes());
             for one in &held {
                 if let Held::Buffer(buffer, with) = one {

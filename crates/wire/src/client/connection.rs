@@ -133,6 +133,20 @@ impl Connection {
         chunked::parse(line).ok_or_else(|| violation("a chunk line is malformed"))
     }
 
+    /// Tells the server that what it lent is read no longer.
+    pub(crate) fn say_done(&self) {
+        // A connection that ended meanwhile says so by its end, and is found dead by the next request.
+        let _ = self.stream.write_all(&mut [io::IoSlice::new(b"\r\n")]);
+    }
+
+    /// Reads a piece of a chunked body that is nothing but the checksum of a block.
+    pub(crate) fn checksum_piece(&mut self) -> Result<longshore_types::BlockChecksum> {
+        let (len, _) = self.chunk_line()?;
+        let line = self.line()?;
+        let text = std::str::from_utf8(line).ok().filter(|text| text.len() as u64 == len);
+        text.and_then(longshore_types::BlockChecksum::parse).ok_or_else(|| violation("a piece that is no checksum"))
+    }
+
     /// The one descriptor that came with the last head.
     pub(crate) fn take_fd(&mut self) -> Result<OwnedFd> {
         match (self.fds.pop(), self.fds.is_empty()) {

@@ -79,18 +79,30 @@ impl<'a> Receiver<'a> {
     /// [`Code::Corrupt`] when the file ends early or a block does not match.
     pub(crate) fn file(&mut self, file: &File, offset_bytes: u64, checksums: &[BlockChecksum]) -> Result<()> {
         for (index, wanted) in self.request.blocks().zip(checksums) {
-            let block = offset_bytes.saturating_add(crate::block_range(index, u64::MAX).start);
-            self.block(index, *wanted, |slices, at| {
-                match restart(|| rustix::io::preadv(file, slices, block.saturating_add(at as u64))) {
-                    Ok(0) => Err(Error::new(Code::Corrupt, format!("the file ends within block {index}"))),
-                    Ok(count) => Ok(count),
-                    Err(e) => {
-                        Err(Error::new(Code::Unavailable, format!("cannot read block {index}: {e}")).with_source(e))
-                    }
-                }
-            })?;
+            self.block_of_file(file, offset_bytes, index, *wanted)?;
         }
         Ok(())
+    }
+
+    /// Lands the next block, number `index`, from such a file.
+    ///
+    /// # Errors
+    /// As [`Receiver::file`].
+    pub(crate) fn block_of_file(
+        &mut self,
+        file: &File,
+        offset_bytes: u64,
+        index: usize,
+        wanted: BlockChecksum,
+    ) -> Result<()> {
+        let block = offset_bytes.saturating_add(crate::block_range(index, u64::MAX).start);
+        self.block(index, wanted, |slices, at| {
+            match restart(|| rustix::io::preadv(file, slices, block.saturating_add(at as u64))) {
+                Ok(0) => Err(Error::new(Code::Corrupt, format!("the file ends within block {index}"))),
+                Ok(count) => Ok(count),
+                Err(e) => Err(Error::new(Code::Unavailable, format!("cannot read block {index}: {e}")).with_source(e)),
+            }
+        })
     }
 }
 

@@ -13,7 +13,8 @@ use crate::client::patience::Patience;
 use crate::client::pool::{Lease, Pool};
 use crate::client::receive::Receiver;
 use crate::client::{Endpoint, Fetched};
-use crate::http::response::{CONTINUE, Framing, ResponseHead};
+use crate::http::request::Accept;
+use crate::http::response::{CONTINUE, Framing, HandedOver, ResponseHead};
 use crate::http::{request, status, target};
 use crate::service::{ChunkRequest, PutRequest, Tier};
 use crate::stats::{ClientCounters, Put};
@@ -37,8 +38,10 @@ pub(crate) fn fetch(
     patience: &Patience,
 ) -> Result<Fetched> {
     let target = target::encode(request);
-    let (mut lease, head) =
-        ask(pool, counters, endpoint, patience, |host, unix| request::encode_chunk(&target, host, request, unix))?;
+    let (mut lease, head) = ask(pool, counters, endpoint, patience, |host, unix| {
+        let accept = if unix { Accept::FileOrMemory } else { Accept::Bytes };
+        request::encode_chunk(&target, host, request, accept)
+    })?;
     let keep_alive = head.keep_alive;
     let fetched = land(lease.connection()?, head, request, landing)?;
     if keep_alive {
@@ -200,8 +203,14 @@ fn land(
 ) -> Result<Fetched> {
     let tier = head.tier.ok_or_else(|| violation("a chunk without its tier"))?;
     let mut receiver = Receiver::new(landing, request);
-    if let Some(offset_bytes) = head.fd_offset_bytes {
-        return land_file(connection, &head, offset_bytes, receiver, request, tier);
+    match head.handed_over {
+        Some(HandedOver { offset_bytes, is_memory: false }) => {
+            return land_file(connection, &head, offset_bytes, receiver, request, tier);
+        }
+        Some(HandedOver { offset_bytes, is_memory: true }) => {
+            return land_memory(connection, &head, offset_bytes, receiver, request, tier);
+        }
+        None => {}
     }
     match head.framing {
         Framing::Length(len) if len == request.range.end - request.range.start => {
@@ -224,13 +233,46 @@ fn land_file(
     request: &ChunkRequest,
     tier: Tier,
 ) -> Result<Fetched> {
-    let file = File::from(connection.take_fd()?);
-    let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-    if head.framing != Framing::Length(0) || !is_file {
-        return Err(violation("a descriptor that is no file, or a body beside it"));
+    let file = take_file(connection)?;
+    if head.framing != Framing::Length(0) {
+        return Err(violation("a file, and a body beside it"));
     }
     receiver.file(&file, offset_bytes, checksums(head, request)?)?;
     Ok(receiver.fetched(tier, true))
+}
+
+/// Lands blocks out of the server's memory, which may still be filling.
+fn land_memory(
+    connection: &mut Connection,
+    head: &ResponseHead,
+    offset_bytes: u64,
+    mut receiver: Receiver<'_>,
+    request: &ChunkRequest,
+    tier: Tier,
+) -> Result<Fetched> {
+    let file = take_file(connection)?;
+    match head.framing {
+        Framing::Length(0) => receiver.file(&file, offset_bytes, checksums(head, request)?)?,
+        Framing::Length(_) => return Err(violation("memory, and a body beside it")),
+        Framing::Chunked => {
+            for index in request.blocks() {
+                let wanted = connection.checksum_piece()?;
+                receiver.block_of_file(&file, offset_bytes, index, wanted)?;
+            }
+            end_chunked(connection)?;
+        }
+    }
+    connection.say_done();
+    Ok(receiver.fetched(tier, true))
+}
+
+/// The file that came with the head. Nothing but a file is read from: its reads end.
+fn take_file(connection: &mut Connection) -> Result<File> {
+    let file = File::from(connection.take_fd()?);
+    match file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+        true => Ok(file),
+        false => Err(violation("a descriptor that is no file")),
+    }
 }
 
 fn land_chunked(connection: &mut Connection, receiver: &mut Receiver<'_>, request: &ChunkRequest) -> Result<()> {
@@ -245,6 +287,10 @@ fn land_chunked(connection: &mut Connection, receiver: &mut Receiver<'_>, reques
             return Err(violation("a piece longer than it said"));
         }
     }
+    end_chunked(connection)
+}
+
+fn end_chunked(connection: &mut Connection) -> Result<()> {
     let (len, _) = connection.chunk_line()?;
     if len != 0 || !connection.line()?.is_empty() {
         return Err(violation("more than was asked for"));

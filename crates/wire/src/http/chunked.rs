@@ -16,6 +16,12 @@ pub(crate) fn line(len: usize, checksum: BlockChecksum) -> String {
     format!("{len:x};{EXTENSION}={checksum}\r\n")
 }
 
+/// The piece that says that a block with this checksum can be read where it lies.
+pub(crate) fn checksum_piece(checksum: BlockChecksum) -> String {
+    let text = checksum.to_string();
+    format!("{:x}\r\n{text}\r\n", text.len())
+}
+
 /// Reads a line without its end: the size, and the checksum if there is one. `None` when it is no such line.
 pub(crate) fn parse(line: &[u8]) -> Option<(u64, Option<BlockChecksum>)> {
     let line = std::str::from_utf8(line).ok()?;

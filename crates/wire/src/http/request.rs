@@ -6,8 +6,8 @@ use std::ops::Range;
 use longshore_types::BlockChecksum;
 
 use crate::http::{
-    ACCEPT_FD, CHECKSUMS, CHUNK_PATH, HEAD_BYTES_MAX, HEADERS_MAX, HOLD_PATH, WAITS, decimal, names_token,
-    parse_checksums, text, write_checksums,
+    ACCEPT_FD, ACCEPT_MEMORY, CHECKSUMS, CHUNK_PATH, HEAD_BYTES_MAX, HEADERS_MAX, HOLD_PATH, WAITS, decimal,
+    names_token, parse_checksums, text, write_checksums,
 };
 use crate::service::{ChunkRequest, PutRequest};
 
@@ -33,6 +33,8 @@ pub(crate) struct RequestHead {
     pub(crate) range: Option<ByteRange>,
     /// The client takes a descriptor instead of a body.
     pub(crate) accept_fd: bool,
+    /// Also that of memory, and says when it is done with it.
+    pub(crate) accept_memory: bool,
     /// HTTP/1.1 clients understand `Transfer-Encoding: chunked`; HTTP/1.0 ones do not.
     pub(crate) chunked_ok: bool,
     pub(crate) keep_alive: bool,
@@ -120,6 +122,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(RequestHead, usize)>, Refusa
         query: query.to_owned(),
         range: None,
         accept_fd: false,
+        accept_memory: false,
         chunked_ok,
         keep_alive: chunked_ok,
         body_bytes: None,
@@ -150,6 +153,8 @@ fn apply(head: &mut RequestHead, header: &httparse::Header<'_>) -> Result<(), Re
         }
     } else if is(ACCEPT_FD) {
         head.accept_fd = value == "1";
+    } else if is(ACCEPT_MEMORY) {
+        head.accept_memory = value == "1";
     } else if is(CHECKSUMS) {
         let malformed = Refusal { status: 400, message: "the list of checksums is malformed" };
         head.checksums = Some(parse_checksums(value).ok_or(malformed)?);
@@ -170,15 +175,29 @@ fn apply(head: &mut RequestHead, header: &httparse::Header<'_>) -> Result<(), Re
     Ok(())
 }
 
+/// What a client takes instead of bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Accept {
+    /// Nothing.
+    Bytes,
+    /// A file, for as long as it likes.
+    File,
+    /// Also memory, until it has read it.
+    FileOrMemory,
+}
+
 /// The head of a chunk request.
-pub(crate) fn encode_chunk(target: &str, host: &str, request: &ChunkRequest, accept_fd: bool) -> String {
+pub(crate) fn encode_chunk(target: &str, host: &str, request: &ChunkRequest, accept: Accept) -> String {
     let mut head = encode_get(target, host);
     // Cut the empty line that ends the head, add to it, and end it again.
     head.truncate(head.len() - 2);
     let Range { start, end } = request.range;
     let _ = write!(head, "Range: bytes={start}-{}\r\n", end.saturating_sub(1));
-    if accept_fd {
+    if accept != Accept::Bytes {
         let _ = write!(head, "{ACCEPT_FD}: 1\r\n");
+    }
+    if accept == Accept::FileOrMemory {
+        let _ = write!(head, "{ACCEPT_MEMORY}: 1\r\n");
     }
     if let Some(expected) = request.expected.as_deref().filter(|_| request.recheck) {
         write_checksums(&mut head, expected);

@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use longshore_types::{BlockChecksum, Code};
 
 use crate::http::{
-    CHECKSUMS, CODE, FD, HEAD_BYTES_MAX, HEADERS_MAX, OFFSET, TIER, decimal, names_token, parse_checksums, status,
-    text, write_checksums,
+    CHECKSUMS, CODE, FD, HEAD_BYTES_MAX, HEADERS_MAX, MEMORY, OFFSET, TIER, decimal, names_token, parse_checksums,
+    status, text, write_checksums,
 };
 use crate::service::Tier;
 
@@ -30,8 +30,17 @@ pub(crate) struct ResponseHead {
     pub(crate) tier: Option<Tier>,
     /// At most one a block of a chunk.
     pub(crate) checksums: Option<Vec<BlockChecksum>>,
-    /// Where the chunk begins in the file that came with the head.
-    pub(crate) fd_offset_bytes: Option<u64>,
+    /// What came with the head.
+    pub(crate) handed_over: Option<HandedOver>,
+}
+
+/// A descriptor in the place of a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct HandedOver {
+    /// Where the chunk begins in it.
+    pub(crate) offset_bytes: u64,
+    /// It is memory of the server, lent until the client says that it is done.
+    pub(crate) is_memory: bool,
 }
 
 /// Parses the head at the front of `bytes`: `None` while it is incomplete, else the head and its length.
@@ -61,9 +70,13 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Option<(ResponseHead, usize)>, &'sta
         (true, Some(_)) => return Err("the answer has two lengths"),
         (false, None) => return Err("the answer does not say how long it is"),
     };
-    let fd_offset_bytes = if fields.fd { Some(fields.offset.ok_or("a file without an offset")?) } else { None };
+    let handed_over = match (fields.fd || fields.memory, fields.offset) {
+        (false, _) => None,
+        (true, Some(offset_bytes)) => Some(HandedOver { offset_bytes, is_memory: fields.memory }),
+        (true, None) => return Err("a file without an offset"),
+    };
     let Fields { keep_alive, code, tier, checksums, .. } = fields;
-    Ok(Some((ResponseHead { status, framing, keep_alive, code, tier, checksums, fd_offset_bytes }, len)))
+    Ok(Some((ResponseHead { status, framing, keep_alive, code, tier, checksums, handed_over }, len)))
 }
 
 /// The headers we know, while they are read.
@@ -76,6 +89,7 @@ struct Fields {
     tier: Option<Tier>,
     checksums: Option<Vec<BlockChecksum>>,
     fd: bool,
+    memory: bool,
     offset: Option<u64>,
 }
 
@@ -103,6 +117,8 @@ impl Fields {
             self.checksums = Some(parse_checksums(value).ok_or("the list of checksums is malformed")?);
         } else if is(FD) {
             self.fd = value == "1";
+        } else if is(MEMORY) {
+            self.memory = value == "1";
         } else if is(OFFSET) {
             self.offset = Some(decimal(value).ok_or("the offset is no number")?);
         }
@@ -168,7 +184,7 @@ mod tests {
             code: Some(Code::Corrupt),
             tier: Some(Tier::Peer),
             checksums: Some(checksums.to_vec()),
-            fd_offset_bytes: Some(4096),
+            handed_over: Some(HandedOver { offset_bytes: 4096, is_memory: false }),
         };
         assert_eq!(head, wanted);
         for cut in 0..written.len() {

@@ -12,13 +12,21 @@ use std::os::fd::AsFd;
 use crate::growing::GrowingChunk;
 use crate::http::request::{Method, RequestHead};
 use crate::http::response::HeadWriter;
-use crate::http::{CHUNK_PATH, CODE, FD, OFFSET, TIER, status, target};
+use crate::http::{CHUNK_PATH, CODE, FD, MEMORY, OFFSET, TIER, status, target};
 use crate::server::shared::Shared;
 use crate::server::{body, take};
 use crate::service::{ChunkBody, ChunkReply, ChunkRequest};
 use crate::stream::Stream;
 
-/// Answers one request. The result says whether the connection may go on.
+/// What comes after an answer.
+pub(crate) struct Answered {
+    /// Whether the connection may go on.
+    pub(crate) keep_alive: bool,
+    /// What the client now reads out of memory that must stay until it has said that it is done.
+    pub(crate) lent: Option<Arc<GrowingChunk>>,
+}
+
+/// Answers one request.
 ///
 /// # Errors
 /// When the answer could not be sent to its end: the connection must be cut.
@@ -27,20 +35,16 @@ pub(crate) fn answer(
     stream: &Stream,
     head: &RequestHead,
     body: &mut dyn FnMut(&mut [u8]) -> io::Result<usize>,
-) -> io::Result<bool> {
+) -> io::Result<Answered> {
     let keep_alive = head.keep_alive && !shared.is_draining();
     let exchange = Exchange { shared, stream, head, keep_alive };
     match head.method {
-        Method::Get => {}
-        Method::Put => return take::put(&exchange, body),
-        Method::Delete => return take::release(&exchange).map(|()| keep_alive),
+        Method::Put => return Ok(Answered { keep_alive: take::put(&exchange, body)?, lent: None }),
+        Method::Delete => take::release(&exchange)?,
+        Method::Get if head.path == CHUNK_PATH => return Ok(Answered { keep_alive, lent: exchange.chunk()? }),
+        Method::Get => exchange.page()?,
     }
-    if head.path == CHUNK_PATH {
-        exchange.chunk()?;
-    } else {
-        exchange.page()?;
-    }
-    Ok(keep_alive)
+    Ok(Answered { keep_alive, lent: None })
 }
 
 /// One request and what is needed to answer it.
@@ -66,30 +70,31 @@ impl Exchange<'_> {
         self.stream.write_all(&mut [IoSlice::new(head.as_bytes()), IoSlice::new(body)])
     }
 
-    fn chunk(&self) -> io::Result<()> {
+    /// Answers with a chunk; gives it back when the client now reads it in our memory.
+    fn chunk(&self) -> io::Result<Option<Arc<GrowingChunk>>> {
         let target = match target::decode(&self.head.query) {
             Ok(target) => target,
-            Err(error) => return self.error(&error),
+            Err(error) => return self.error(&error).map(|()| None),
         };
         let len = target.key.len_bytes();
         let range = match self.head.range.map_or(Some(0..len), |range| range.within(len)) {
             Some(range) => range,
-            None => return self.not_satisfiable(len),
+            None => return self.not_satisfiable(len).map(|()| None),
         };
         let expected = self.head.checksums.clone().map(Arc::from);
         let target::ChunkTarget { key, mode, recheck, prefers_file, .. } = target;
         let request = ChunkRequest { key, range, mode, recheck, expected, prefers_file };
         if request.expected.as_ref().is_some_and(|expected| expected.len() != request.blocks().len()) {
             let why = format!("{request} is asked for with not one checksum for each block");
-            return self.error(&Error::new(Code::InvalidArgument, why));
+            return self.error(&Error::new(Code::InvalidArgument, why)).map(|()| None);
         }
         let reply = match self.shared.service.get(&request) {
             Ok(reply) => reply,
-            Err(error) => return self.error(&error),
+            Err(error) => return self.error(&error).map(|()| None),
         };
         match &reply.body {
             ChunkBody::File { file, offset_bytes, checksums } => {
-                self.file(&request, &reply, file, *offset_bytes, checksums)
+                self.file(&request, &reply, file, *offset_bytes, checksums).map(|()| None)
             }
             ChunkBody::Memory(chunk) => self.memory(&request, &reply, chunk),
         }
@@ -123,17 +128,29 @@ impl Exchange<'_> {
         body::send_file(self, request, head.as_bytes(), file, start)
     }
 
-    fn memory(&self, request: &ChunkRequest, reply: &ChunkReply, chunk: &GrowingChunk) -> io::Result<()> {
+    /// Gives the chunk back when it is handed over.
+    fn memory(
+        &self,
+        request: &ChunkRequest,
+        reply: &ChunkReply,
+        chunk: &Arc<GrowingChunk>,
+    ) -> io::Result<Option<Arc<GrowingChunk>>> {
         if chunk.len_bytes() != request.key.len_bytes() {
-            return self.error(&Error::new(Code::Internal, format!("the copy of {request} has another length")));
+            let error = Error::new(Code::Internal, format!("the copy of {request} has another length"));
+            return self.error(&error).map(|()| None);
         }
         // Errors of a fill that never brings anything still become an answer: the head waits for what goes with it.
         if let Err(error) = self.wait_for_head(request, chunk) {
-            return self.error(&error);
+            return self.error(&error).map(|()| None);
         }
         let head = self.chunk_head(request, reply);
+        let takes_it = self.head.accept_memory && self.head.chunked_ok && !self.head.head_only;
+        if let Some(file) = chunk.file().filter(|_| takes_it && self.stream.is_unix()) {
+            body::lend(self, request, head.header(MEMORY, 1).header(OFFSET, 0), file, chunk)?;
+            return Ok(Some(chunk.clone()));
+        }
         let len = request.range.end - request.range.start;
-        match chunk.checksums() {
+        let sent = match chunk.checksums() {
             Some(checksums) => {
                 let checksums = checksums.get(request.blocks()).unwrap_or_default();
                 let head = head.checksums(checksums).header("Content-Length", len).end(self.keep_alive);
@@ -148,7 +165,8 @@ impl Exchange<'_> {
                 let head = head.header("Transfer-Encoding", "chunked").end(self.keep_alive);
                 body::send_growing(self, request, head.as_bytes(), chunk)
             }
-        }
+        };
+        sent.map(|()| None)
     }
 
     /// Waits for the first block of the range, or for all of it where the body cannot come in pieces.

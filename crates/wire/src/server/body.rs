@@ -2,13 +2,17 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
+use longshore_memory::fdpass::send_with_fds;
 use longshore_types::redact_url;
 use rustix::net::SendFlags;
 
 use crate::growing::GrowingChunk;
 use crate::http::chunked;
+use crate::http::response::HeadWriter;
 use crate::server::answer::Exchange;
 use crate::service::ChunkRequest;
 use crate::stream::{restart, timed_out};
@@ -78,6 +82,46 @@ pub(crate) fn send_growing(
         before.clear();
     }
     exchange.stream.write_all(&mut [IoSlice::new(chunked::LAST)])
+}
+
+/// Sends the descriptor of a chunk in memory with its head, and then what each block of the range must be, when it is there.
+/// A fill that fails ends in an error: the caller cuts.
+pub(crate) fn lend(
+    exchange: &Exchange<'_>,
+    request: &ChunkRequest,
+    head: HeadWriter,
+    file: BorrowedFd<'_>,
+    chunk: &GrowingChunk,
+) -> io::Result<()> {
+    let mut files = &[file][..];
+    let mut send = |bytes: &[u8]| {
+        let sent = match std::mem::take(&mut files) {
+            [] => 0,
+            files => send_with_fds(exchange.stream.as_fd(), bytes, files)?,
+        };
+        exchange.stream.write_all(&mut [IoSlice::new(&bytes[sent..])])
+    };
+    exchange.shared.counters.memory_handed_over.fetch_add(1, Relaxed);
+    if let Some(checksums) = chunk.checksums() {
+        let checksums = checksums.get(request.blocks()).unwrap_or_default();
+        let head = head.checksums(checksums).header("Content-Length", 0).end(exchange.keep_alive);
+        return send(head.as_bytes());
+    }
+    let mut pending = head.header("Transfer-Encoding", "chunked").end(exchange.keep_alive).into_bytes();
+    for index in request.blocks() {
+        let checksum = match chunk.block(index, Duration::ZERO) {
+            Ok((_, checksum)) => checksum,
+            // What is known goes out before the wait for more.
+            Err(_) => {
+                send(&pending)?;
+                pending.clear();
+                chunk.block(index, exchange.shared.options.fill_timeout).map_err(io::Error::other)?.1
+            }
+        };
+        pending.extend_from_slice(chunked::checksum_piece(checksum).as_bytes());
+    }
+    pending.extend_from_slice(chunked::LAST);
+    send(&pending)
 }
 
 fn unreadable(exchange: &Exchange<'_>, request: &ChunkRequest, error: io::Error) -> io::Error {

@@ -33,8 +33,17 @@ pub(crate) fn serve(shared: &Shared, seat: &Seat) {
             Next::Request(head) => {
                 shared.counters.requests.fetch_add(1, Relaxed);
                 match answer(shared, stream, &head, &mut |room| heads.body(room)) {
-                    Ok(true) => {}
-                    Ok(false) => return,
+                    Ok(answered) => {
+                        if answered.lent.is_some() && !heads.wait_done() {
+                            shared.counters.cut.fetch_add(1, Relaxed);
+                            return;
+                        }
+                        // Only now may it be used for something else.
+                        drop(answered.lent);
+                        if !answered.keep_alive {
+                            return;
+                        }
+                    }
                     Err(error) => {
                         shared.counters.cut.fetch_add(1, Relaxed);
                         tracing::debug!(%error, path = head.path, "an answer was cut");
@@ -72,6 +81,7 @@ impl Heads<'_> {
     fn next(&mut self) -> Next {
         let mut deadline = None;
         let next = loop {
+            self.skip_empty_lines();
             if self.start < self.end {
                 match request::parse(&self.buffer[self.start..self.end]) {
                     Ok(Some((head, len))) => {
@@ -105,6 +115,25 @@ impl Heads<'_> {
             return Next::End;
         }
         next
+    }
+
+    /// Waits until the client has said anything, or has closed the connection: then it reads no longer what it was lent.
+    /// False when it takes longer than a reader may take.
+    fn wait_done(&mut self) -> bool {
+        if self.start < self.end {
+            return true;
+        }
+        let options = &self.shared.options;
+        let is_done = self.stream.set_read_timeout(options.write_timeout).is_ok()
+            && !self.fill().is_err_and(|error| timed_out(&error));
+        is_done && self.stream.set_read_timeout(options.idle_timeout).is_ok()
+    }
+
+    /// Such a line is what a client says when it has nothing to ask.
+    fn skip_empty_lines(&mut self) {
+        while self.buffer[self.start..self.end].starts_with(b"\r\n") {
+            self.start += 2;
+        }
     }
 
     /// Bytes of a body into `room`: those that were read beyond the head come first. 0 at the end of the stream.

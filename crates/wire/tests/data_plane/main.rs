@@ -4,6 +4,7 @@
 mod abuse;
 mod curl;
 mod drain;
+mod lending;
 mod peers;
 mod pooling;
 mod puts;

@@ -179,6 +179,46 @@ fn descriptors_are_taken_only_as_agreed() {
     }
 }
 
+#[test]
+fn memory_of_a_peer_is_believed_no_more_than_its_bytes() {
+    let (pipe, _write) = std::io::pipe().unwrap();
+    let [good, other, short] = [content(LEN), content(LEN + 1)[1..].to_vec(), content(LEN / 2)].map(|bytes| {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&bytes).unwrap();
+        file
+    });
+    let head = "HTTP/1.1 200 OK\r\nLongshore-Tier: memory\r\nLongshore-Memory: 1\r\nLongshore-Offset: 0\r\n";
+    let whole = format!("{head}Longshore-Checksums: {}\r\nContent-Length: 0\r\n\r\n", sums());
+    let pieces: String = sums().split(',').map(|sum| format!("10\r\n{sum}\r\n")).collect();
+    let growing = format!("{head}Transfer-Encoding: chunked\r\n\r\n{pieces}0\r\n\r\n");
+    for answer in [&whole, &growing] {
+        let hand_over = |file: &(dyn AsFd + Sync)| {
+            ask(&client(), |stream| {
+                assert_eq!(send_with_fds(stream.as_fd(), answer.as_bytes(), &[file.as_fd()]).unwrap(), answer.len());
+            })
+        };
+        assert!(hand_over(&good).unwrap() == content(LEN));
+        // As when the memory has been used for something else meanwhile.
+        assert_eq!(hand_over(&other).unwrap_err().code(), Code::Corrupt);
+        assert_eq!(hand_over(&short).unwrap_err().code(), Code::Corrupt);
+        assert_eq!(hand_over(&pipe).unwrap_err().code(), Code::Unavailable);
+        assert_eq!(ask(&client(), say(answer.clone().into())).unwrap_err().code(), Code::Unavailable);
+    }
+    for wrong in [
+        whole.replace("Content-Length: 0", "Content-Length: 5") + "12345",
+        whole.replace("Longshore-Offset: 0\r\n", ""),
+        growing.replacen("10\r\n", "11\r\n", 1),
+        growing.replacen("10\r\n", "0\r\n\r\n10\r\n", 1),
+        growing.replace("\r\n0\r\n", "\r\n10\r\n"),
+        growing.replace("0\r\n\r\n", ""),
+    ] {
+        let error = ask(&client(), |stream| {
+            assert_eq!(send_with_fds(stream.as_fd(), wrong.as_bytes(), &[good.as_fd()]).unwrap(), wrong.len());
+        });
+        assert_eq!(error.unwrap_err().code(), Code::Unavailable, "{wrong}");
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 

@@ -7,10 +7,11 @@ use longshore_memory::{Buffer, Landing};
 use longshore_types::{BlockChecksum, Code, Error, Result};
 use tokio_util::sync::CancellationToken;
 
-use super::{ask, checksums, land};
+use super::{ask, checksums, land, take_file};
 use crate::client::connection::violation;
 use crate::client::{DataClient, Endpoint, local};
-use crate::http::response::Framing;
+use crate::http::request::Accept;
+use crate::http::response::{Framing, HandedOver};
 use crate::http::{request, target};
 use crate::service::{ChunkBody, ChunkRequest};
 
@@ -76,15 +77,17 @@ impl DataClient {
         let patience = self.patience(&CancellationToken::new());
         let target = target::encode(request);
         let (pool, counters) = (&self.inner.pool, &self.inner.counters);
-        let (mut lease, head) =
-            ask(pool, counters, endpoint, &patience, |host, unix| request::encode_chunk(&target, host, request, unix))?;
+        let (mut lease, head) = ask(pool, counters, endpoint, &patience, |host, unix| {
+            // Memory is lent for one reading, and this file is kept.
+            let accept = if unix { Accept::File } else { Accept::Bytes };
+            request::encode_chunk(&target, host, request, accept)
+        })?;
         let keep_alive = head.keep_alive;
-        let opened = match head.fd_offset_bytes {
-            Some(offset_bytes) => {
-                let file = File::from(lease.connection()?.take_fd()?);
-                let is_file = file.metadata().is_ok_and(|metadata| metadata.is_file());
-                if head.framing != Framing::Length(0) || !is_file {
-                    return Err(violation("a descriptor that is no file, or a body beside it"));
+        let opened = match head.handed_over {
+            Some(HandedOver { offset_bytes, is_memory }) => {
+                let file = take_file(lease.connection()?)?;
+                if head.framing != Framing::Length(0) || is_memory {
+                    return Err(violation("a file that was not asked for, or a body beside it"));
                 }
                 let checksum = one(checksums(&head, request)?)?;
                 Opened::File { file: Arc::new(file), offset_bytes, checksum }
