@@ -2,7 +2,7 @@
 //!
 //! Everything that holds model bytes in host memory is paid for from one [`Arena`], a hard budget in bytes: the
 //! in-flight buffers of a fetch, the chunks a worker keeps, the regions a loader hands out. A [`Buffer`] is exclusive
-//! memory; [`append_buffer`] lets many readers follow one writer; a [`RegionWriter`] becomes a sealed, shareable
+//! memory, which other processes may read if it was asked for as such; [`append_buffer`] lets many readers follow one writer; a [`RegionWriter`] becomes a sealed, shareable
 //! [`Region`]; a [`Landing`] says where one run of bytes lands. A [`PinnedArena`] is memory that a graphics card reads;
 //! its [`PinnedChunk`]s are filled block by block. [`slabs`] are memory with a name that clients fill. [`fdpass`] moves
 //! descriptors between processes.
