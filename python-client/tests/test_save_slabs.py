@@ -191,6 +191,10 @@ def test_staging_memory_is_given_back_when_no_save_uses_it(fake: FakeCheckpoints
     assert session.users == 1, "a save is using it"
     gate.set()
     handle.result(20)
+    # The commit may be known before the thread that copied has let go of the memory.
+    for thread in threading.enumerate():
+        if thread.name.startswith("longshore-stage-"):
+            thread.join(20)
     longshore.release_staging()
     assert not _sessions._sessions
     assert not session.is_open
