@@ -31,3 +31,14 @@ impl Sink for &mut [u8] {
         Ok(())
     }
 }
+
+/// Copies as much of `from` as fits, and says how much that was.
+pub(crate) fn scatter(mut from: &[u8], slices: &mut [IoSliceMut<'_>]) -> usize {
+    let whole = from.len();
+    for slice in slices {
+        let count = slice.len().min(from.len());
+        slice[..count].copy_from_slice(&from[..count]);
+        from = &from[count..];
+    }
+    whole - from.len()
+}

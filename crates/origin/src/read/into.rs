@@ -1,6 +1,6 @@
 //! A range read into memory of the caller's, on the caller's thread: the loop around [`Backend::open_straight`].
 
-use std::io::{ErrorKind, IoSliceMut};
+use std::io::ErrorKind;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
@@ -15,7 +15,7 @@ use super::{check_range, cut_off, stalled, too_much};
 use crate::backend::{Backend, Opened};
 use crate::fault::{Attempt, Fault};
 use crate::lane::Budget;
-use crate::sink::Sink;
+use crate::sink::{Sink, scatter};
 use crate::stats::count;
 
 /// Most bytes received at once. Half of a small level-2 cache: what the sink does with them costs no trip to memory.
@@ -155,7 +155,7 @@ impl Reader<'_> {
         }
         let mut rest = &piece[..];
         while !rest.is_empty() {
-            let len = copy(rest, &mut sink.spare(rest.len().min(PIECE_BYTES)));
+            let len = scatter(rest, &mut sink.spare(rest.len().min(PIECE_BYTES)));
             if len == 0 {
                 return Err(self.refuse(no_room(self.artifact)));
             }
@@ -198,15 +198,4 @@ fn cancelled() -> Error {
 
 fn no_room(artifact: &Artifact) -> Error {
     Error::new(Code::Internal, format!("a read of {} into memory that has no room for it", artifact.url()))
-}
-
-/// Copies as much of `from` as fits, and says how much that was.
-fn copy(mut from: &[u8], slices: &mut [IoSliceMut<'_>]) -> usize {
-    let whole = from.len();
-    for slice in slices {
-        let count = slice.len().min(from.len());
-        slice[..count].copy_from_slice(&from[..count]);
-        from = &from[count..];
-    }
-    whole - from.len()
 }

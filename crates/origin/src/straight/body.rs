@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::pool::{Place, Pool};
 use super::wire::Wire;
+use crate::sink::scatter;
 
 /// A body that is yet to be received, by a thread that may block. Dropped before its end, it closes the connection.
 pub(crate) struct StraightBody {
@@ -58,15 +59,4 @@ impl StraightBody {
         }
         Ok(len)
     }
-}
-
-/// Copies as much of `from` as fits, and says how much that was.
-fn scatter(mut from: &[u8], slices: &mut [IoSliceMut<'_>]) -> usize {
-    let whole = from.len();
-    for slice in slices {
-        let count = slice.len().min(from.len());
-        slice[..count].copy_from_slice(&from[..count]);
-        from = &from[count..];
-    }
-    whole - from.len()
 }
