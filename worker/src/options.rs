@@ -107,7 +107,7 @@ pub struct WorkerOptions {
     #[arg(long, value_name = "MS", default_value_t = 60_000)]
     pub fill_wait_ms: u64,
 
-    /// Threads that write chunk files
+    /// Threads that write chunk files, at low priority; as many again help when many chunks wait
     #[arg(long, default_value_t = 2)]
     pub disk_threads: usize,
 
