@@ -344,8 +344,9 @@ class FakeLoader:
             except OSError:
                 pass
             finally:
-                connection.close()
+                # Under the lock, for `close` shuts down what is in the list.
                 with self._changed:
+                    connection.close()
                     self._leases.remove(connection)
                     self._changed.notify_all()
 
