@@ -68,11 +68,12 @@ def page(value: dict[str, Any], name: str, others: dict[str, dict[str, Any] | No
         f"{value['date']}. {value['machine']}. Disk: {value['disk']}. {versions}. Model: {value['model']}. "
         f"{value['rounds']} rounds behind one that warms up and verifies; {minutes:.0f} minutes in all. "
         f"Command: `{value['command']}`; with `--only CASE` a case alone.",
-        words.METHOD,
+        words.METHOD.rstrip() + "\n",
+        words.COLUMNS,
         "## Aims\n",
         *aims.table(rows + (micro["rows"] if micro is not None else [])),
         words.AIMS_NOTE,
-        *figure_section("Load time", "", "load-time", plots),
+        *figure_section("Load time", words.LOAD_TIME, "load-time", plots),
     ]
     for title, prefix, text in words.SECTIONS:
         of_section = [row for row in rows if row["case"].startswith(prefix)]
@@ -81,6 +82,8 @@ def page(value: dict[str, Any], name: str, others: dict[str, dict[str, Any] | No
         lines += [f"## {title}\n", text, ""]
         if prefix == "worker/" and "workers" in plots:
             lines += [image("workers", plots)]
+        if "files/" in prefix and "small" in plots:
+            lines += [words.SMALL, "", image("small", plots)]
         lines += table(of_section)
     lines += figure_section("The steps of a load", words.STEPS, "waterfall", plots)
     lines += figure_section("CPU", words.CPU, "cpu", plots)
@@ -94,7 +97,7 @@ def page(value: dict[str, Any], name: str, others: dict[str, dict[str, Any] | No
 def table(rows: list[dict[str, Any]], with_notes: bool = True) -> list[str]:
     """What was measured; below it what was not, with the reasons, and how the work is done."""
     lines = [
-        "| case | subject | median | min to max | of limit | CPU s per GB | CPU of limit's | runs | state |",
+        "| case | subject | median | min to max | of limit | CPU s per GB | CPU over limit's | runs | state |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     order = list(dict.fromkeys(row["case"] for row in rows))
@@ -127,9 +130,9 @@ def is_limit(row: dict[str, Any]) -> bool:
 
 def line(row: dict[str, Any]) -> str:
     unit = row["unit"]
-    share = "limit" if is_limit(row) else ""
+    share = "is the limit" if is_limit(row) else ""
     if row["ratio_to_limit"] is not None:
-        share = f"{row['ratio_to_limit']:.0%} of `{row.get('limit_name') or row['case']}`"
+        share = f"{part(row['ratio_to_limit'])} `{row.get('limit_name') or row['case']}`"
     cpu = "" if row["cpu_s_per_gb"] is None else f"{row['cpu_s_per_gb']:.2f}"
     ratio = row.get("cpu_ratio_to_limit")
     of_limit = "" if ratio is None else f"{ratio:.2f} x"
@@ -140,6 +143,13 @@ def line(row: dict[str, Any]) -> str:
         f"{number(row['min'])} to {number(row['max'])} | {share} | {cpu} | {of_limit} | {row['runs']} | "
         f"{row['cache_state']} |"
     )
+
+
+def part(ratio: float) -> str:
+    """A ratio, with as many digits as mean something."""
+    if ratio >= 10:
+        return f"{ratio:.0f} x"
+    return f"{ratio:.{0 if ratio >= 0.1 else 1 if ratio >= 0.01 else 2}%} of"
 
 
 def number(value: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,20 @@ STEPS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E
 BARS = ["local/resident", "local/cold", "origin/direct", "origin/direct-paced"]
 CASES_OF_CPU = ["local/resident", "local/cold", "worker/same-host", "worker/tcp", "origin/direct", "origin/empty-cache"]
 WATERFALL = ["local/resident", "worker/tcp", "origin/direct"]
+#: Panels of small operations: title, axis, and the cases of each with what is said behind the subject.
+SMALL: list[tuple[str, str, dict[str, str]]] = [
+    (
+        "files of 100 kB",
+        "files per second",
+        {"files/small": "", "files/small-cached": ", again, out of the cache", "files/warm": ", into the cache alone"},
+    ),
+    ("random reads of 4 kB", "reads per second", {"files/random-4k": ""}),
+    ("metadata", "calls per second", {"metadata/ops": ""}),
+]
+#: Inches: a bar with its gap, what lies between two panels, and the width of a panel.
+BAR, BETWEEN, WIDTH = 0.27, 0.72, 6.2
+#: A panel whose values span more has a logarithmic axis.
+LINEAR_SPAN = 50
 Rows = list[dict[str, Any]]
 
 
@@ -50,6 +65,8 @@ def save(figure: Figure, path: Path) -> None:
 def colour(subject: str) -> str:
     if subject == "longshore":
         return LONGSHORE
+    if subject.startswith("limit"):
+        return LIMIT
     return REGION if subject.startswith("longshore") else PEER
 
 
@@ -57,25 +74,33 @@ def of_case(rows: Rows, case: str) -> Rows:
     return [row for row in rows if row["case"] == case and row["value"]]
 
 
-def panels(rows: Rows, cases: list[str], draw: Callable[[Axes, Rows], None], label: str) -> Figure | None:
-    """One below the other, as high as it has bars."""
-    shown = [(case, of_case(rows, case)) for case in cases]
-    shown = [(case, found) for case, found in shown if found]
-    if not shown:
-        return None
-    heights = [len(found) + 1.2 for _, found in shown]
-    figure, axes = plt.subplots(
-        len(shown), 1, figsize=(8.2, 0.27 * sum(heights) + 0.5), height_ratios=heights, squeeze=False
-    )
-    for axis, (case, found) in zip(axes[:, 0], shown, strict=True):
-        draw(axis, found)
-        axis.set_title(case, loc="left", fontsize=10, fontweight="bold")
+def stack(titles: list[str], counts: list[int]) -> tuple[Figure, list[Axes]]:
+    """Panels one below the other, each as high as it has bars, with room for a title above and numbers below."""
+    heights = [BAR * (count + 0.4) for count in counts]
+    whole = sum(heights) + BETWEEN * len(heights)
+    figure, axes, top = plt.figure(figsize=(WIDTH + 2, whole)), [], whole
+    for title, height in zip(titles, heights, strict=True):
+        top -= BETWEEN + height
+        # What is left of the panel is the names' room; the file is cut to what is drawn.
+        axis = figure.add_axes((2 / (WIDTH + 2), (top + BETWEEN / 2) / whole, WIDTH / (WIDTH + 2), height / whole))
+        axis.set_title(title, loc="left", fontsize=10, fontweight="bold")
         for side in ("top", "right"):
             axis.spines[side].set_visible(False)
         axis.grid(axis="x", color="#DDDDDD", linewidth=0.6)
         axis.set_axisbelow(True)
-    axes[-1, 0].set_xlabel(label)
-    figure.tight_layout(h_pad=0.8)
+        axes.append(axis)
+    return figure, axes
+
+
+def panels(rows: Rows, cases: list[str], draw: Callable[[Axes, Rows], None], label: str) -> Figure | None:
+    """A panel for each case that has something."""
+    shown = [(case, found) for case in cases if (found := of_case(rows, case))]
+    if not shown:
+        return None
+    figure, axes = stack([case for case, _ in shown], [len(found) for _, found in shown])
+    for axis, (_, found) in zip(axes, shown, strict=True):
+        draw(axis, found)
+    axes[-1].set_xlabel(label)
     return figure
 
 
@@ -89,12 +114,15 @@ def bars(axis: Axes, names: list[str], values: list[float], spans: list[tuple[fl
         high = [span[1] - value for value, span in zip(values, spans, strict=True)]
         axis.errorbar(values, places, xerr=[low, high], fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
         ends = [span[1] for span in spans]
-    room = max(ends)
     for place, value, end in zip(places, values, ends, strict=True):
-        axis.text(end + room * 0.012, place, form.format(value), va="center", fontsize=8)
-    axis.set_xlim(0, room * 1.13)
+        number = axis.annotate(
+            form.format(value), (end, place), (4, 0), textcoords="offset points", va="center", fontsize=8
+        )
+        # A line that lies below must not strike it out.
+        number.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85})
+    axis.set_xlim(0, max(ends) * 1.13)
+    axis.set_ylim(len(names) - 0.3, -0.7)
     axis.set_yticks(list(places), names)
-    axis.invert_yaxis()
 
 
 def load_time(rows: Rows) -> Figure | None:
@@ -106,7 +134,7 @@ def load_time(rows: Rows) -> Figure | None:
         bars(axis, [row["subject"] for row in ordered], [1 / row["value"] for row in ordered], spans, "{:.2f}")
         limits = [row["limit"] for row in ordered if row["limit"]]
         if limits:
-            axis.axvline(1 / limits[0], color=LIMIT, linestyle="--", linewidth=1.2)
+            axis.axvline(1 / limits[0], color=LIMIT, linestyle="--", linewidth=1.2, zorder=2.5)
             name = next(row["limit_name"] for row in ordered if row["limit"])
             axis.set_title(f"- - {name}: {1 / limits[0]:.2f}", loc="right", fontsize=8, color=LIMIT)
 
@@ -128,6 +156,30 @@ def cpu(rows: Rows) -> Figure | None:
     )
 
 
+def small(rows: Rows) -> Figure | None:
+    """Small files, small reads and metadata: rates."""
+    shown = []
+    for title, label, cases in SMALL:
+        found = {row["subject"] + cases[case]: row for case in cases for row in of_case(rows, case)}
+        if found:
+            shown.append((title, label, dict(sorted(found.items(), key=lambda item: -item[1]["value"]))))
+    if not shown:
+        return None
+    figure, axes = stack([title for title, _, _ in shown], [len(found) for _, _, found in shown])
+    for axis, (_, label, found) in zip(axes, shown, strict=True):
+        values = [row["value"] for row in found.values()]
+        bars(axis, list(found), values, [(row["min"], row["max"]) for row in found.values()], "{:,.0f}")
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        scale = "more is better"
+        if max(values) > LINEAR_SPAN * min(values):
+            axis.set_xscale("log")
+            axis.set_xlim(10 ** math.floor(math.log10(min(row["min"] for row in found.values()))), max(values) * 6)
+            scale = "logarithmic, more is better"
+        # Beside the title: below is the next panel's.
+        axis.set_title(f"{label}, {scale}", loc="right", fontsize=8, color=LIMIT)
+    return figure
+
+
 def workers(rows: Rows) -> Figure | None:
     """Throughput against the number of workers."""
     found = [row for row in rows if row["case"].startswith("worker/tcp-") and row["value"]]
@@ -135,19 +187,18 @@ def workers(rows: Rows) -> Figure | None:
     if not counts:
         return None
     figure, axis = plt.subplots(figsize=(6.4, 3.4))
-    for subject, style in [("longshore", "-"), ("longshore, host region", "--")]:
+    # Side by side, so that no whisker lies below another one.
+    for subject, style, shift in [("longshore", "-", 0.97), ("longshore, host region", "--", 1.03)]:
         line = {int(row["case"].removeprefix("worker/tcp-")): row for row in found if row["subject"] == subject}
-        points = [line[count] for count in counts if count in line]
         at = [count for count in counts if count in line]
+        points = [line[count] for count in at]
         values = [row["value"] for row in points]
         errors = [[row["value"] - row["min"] for row in points], [row["max"] - row["value"] for row in points]]
-        axis.errorbar(
-            at, values, yerr=errors, color=colour(subject), linestyle=style, marker="o", capsize=3, label=subject
-        )
-        if subject == "longshore":
-            axis.plot(
-                at, [row["limit"] for row in points], color=LIMIT, linestyle=":", marker="s", label="limit: raw TCP"
-            )
+        shared = {"color": colour(subject), "linestyle": style, "marker": "o", "capsize": 3, "label": subject}
+        axis.errorbar([count * shift for count in at], values, yerr=errors, **shared)
+        if subject == "longshore" and all(row["limit"] for row in points):
+            limits = [row["limit"] for row in points]
+            axis.plot(at, limits, color=LIMIT, linestyle=":", marker="s", label="limit: raw TCP")
     axis.set_xscale("log", base=2)
     axis.set_xticks(counts, [str(count) for count in counts])
     axis.minorticks_off()
@@ -155,7 +206,9 @@ def workers(rows: Rows) -> Figure | None:
     axis.set_xlabel("cache workers, on the cores of one machine")
     axis.set_ylabel("GB/s")
     axis.grid(color="#DDDDDD", linewidth=0.6)
-    axis.legend(fontsize=8, loc="best")
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+    axis.legend(fontsize=8, loc="lower left", frameon=False)
     return figure
 
 
@@ -175,13 +228,10 @@ def waterfall(rows: Rows) -> Figure | None:
     shown = [case for case in WATERFALL if case in with_steps]
     if not shown:
         return None
-    heights = [len(with_steps[case]) + 1.2 for case in shown]
-    figure, axes = plt.subplots(
-        len(shown), 1, figsize=(8.2, 0.27 * sum(heights) + 0.6), height_ratios=heights, squeeze=False
-    )
+    figure, axes = stack(shown, [len(with_steps[case]) for case in shown])
     names = list(dict.fromkeys(step["step"] for case in shown for step in with_steps[case]))
     colours = {name: STEPS[at % len(STEPS)] for at, name in enumerate(names)}
-    for axis, case in zip(axes[:, 0], shown, strict=True):
+    for axis, case in zip(axes, shown, strict=True):
         steps = sorted(with_steps[case], key=lambda step: (step["start"], step["end"]))
         last = max(step["end"] for step in steps)
         for place, step in enumerate(steps):
@@ -191,14 +241,8 @@ def waterfall(rows: Rows) -> Figure | None:
             axis.text((step["start"] + width + last * 0.01) * 1e3, place, text, va="center", fontsize=8)
         axis.set_xlim(0, last * 1e3 * 1.25)
         axis.set_yticks(range(len(steps)), [step["step"] for step in steps])
-        axis.invert_yaxis()
-        axis.set_title(case, loc="left", fontsize=10, fontweight="bold")
-        axis.grid(axis="x", color="#DDDDDD", linewidth=0.6)
-        axis.set_axisbelow(True)
-        for side in ("top", "right"):
-            axis.spines[side].set_visible(False)
-    axes[-1, 0].set_xlabel("milliseconds since the load began; busy: summed over threads")
-    figure.tight_layout(h_pad=0.8)
+        axis.set_ylim(len(steps) - 0.3, -0.7)
+    axes[-1].set_xlabel("milliseconds since the load began; busy: summed over threads")
     return figure
 
 
@@ -206,5 +250,6 @@ PLOTS: dict[str, tuple[str, Callable[[Rows], Figure | None]]] = {
     "load-time": ("Seconds to load 1 GB, by case and subject", load_time),
     "workers": ("Throughput against the number of workers", workers),
     "waterfall": ("The steps of one load", waterfall),
+    "small": ("Small files, small reads and metadata, by subject", small),
     "cpu": ("CPU seconds per GB, by case and subject", cpu),
 }

@@ -51,7 +51,7 @@ class Row:
     command: str = ""
     note: str = ""
     error: str = ""
-    #: Name of the limit's row, for those who read the table.
+    #: Name of the limit's row, for those who read the tables.
     limit_name: str = ""
     #: CPU seconds over the limit's.
     cpu_ratio_to_limit: float | None = None
@@ -103,7 +103,8 @@ class Series:
         return row
 
     def _compare(self, row: Row, limit: Series) -> None:
-        row.limit_name = limit.case
+        # A limit that is a row of the same case goes by its subject's name.
+        row.limit_name = limit.case if limit.case.startswith("limit/") else limit.subject
         row.limit = statistics.median(sample.value(limit.unit) for sample in limit.samples.values())
         pairs = [(sample, limit.samples[at]) for at, sample in self.samples.items() if at in limit.samples]
         if self.unit == limit.unit:

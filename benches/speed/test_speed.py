@@ -119,6 +119,41 @@ def test_aims_are_judged_by_the_rows() -> None:
     assert all(line.endswith("| not measured |") for line in aims.table([])[2:])
 
 
+def test_work_of_another_kind_is_shown_and_not_judged() -> None:
+    region = "longshore, host region"
+    rows = [
+        a_row("local/resident", "longshore", 6.0),
+        a_row("local/resident", region, 6.5, ratio_to_limit=0.95),
+        a_row("local/resident", "safetensors, mapped", 60.0),
+        a_row("local/resident", "tensorizer", 3.0),
+        a_row("files/random-4k", "longshore", 900.0, ratio_to_limit=0.9),
+        a_row("files/random-4k", "s3fs, safetensors, bulk", 10.0),
+        a_row("files/random-4k", "s3fs, safetensors, disk", 500.0),
+    ]
+
+    def line(start: str) -> str:
+        return next(each for each in aims.table(rows) if each.startswith(f"| {start}"))
+
+    resident, reads = line("resident local file"), line("random 4 kB reads")
+    assert "2.00 x tensorizer; 95% of the read; 0.10 x safetensors, mapped (not judged: " in resident
+    assert "90.00 x s3fs; 90% of pread; 1.80 x s3fs from a copy" in reads
+    assert resident.endswith("| yes |")
+    assert reads.endswith("| yes |")
+    # Judged is what does the same work.
+    rows[3]["value"], rows[5]["value"] = 5.0, 300.0
+    assert line("resident local file").endswith("| no |")
+    assert line("random 4 kB reads").endswith("| no |")
+
+
+def test_a_limit_is_named_and_small_ratios_are_told() -> None:
+    ours, limit = series("files/random-4k", "reads/s", 1.0), series("files/random-4k", "reads/s", 0.002)
+    limit.subject = "limit: pread"
+    row = ours.row("command", limit).as_dict()
+    assert "| 0.20% of `limit: pread` |" in page.line(row)
+    assert "| is the limit |" in page.line(row | {"subject": "limit: pread", "ratio_to_limit": None})
+    assert [page.part(ratio) for ratio in (52.0, 1.5, 0.97, 0.05)] == ["52 x", "150% of", "97% of", "5.0% of"]
+
+
 def test_the_page_tells_what_was_not_measured() -> None:
     rows = [
         a_row("worker/tcp", "longshore", 2.0, note="how"),

@@ -13,8 +13,8 @@ METHOD = """
 Longshore and every peer do the same work in the same run, on the same machine, next to the plain limit of that work.
 The cases of a section are measured in rounds: each round measures every row once, in an order that differs from round
 to round, so that a noisy machine hits all alike. The first round warms up, compares the SHA-256 of all tensors with
-that of the files, and is not counted. Values are medians over the rounds with their extremes, *of limit* is the
-median of the ratios within each round. Peers run with their best documented settings, each in its own environment
+that of the files, and is not counted. Values are medians over the rounds with their extremes; ratios are medians of
+the ratios within each round. Peers run with their best documented settings, each in its own environment
 (`scripts/bench-peers.sh`); what a peer cannot do is said below the table.
 
 A load counts from the call in a Python process until all of the model's tensors are torch CPU tensors with every page
@@ -26,10 +26,30 @@ model, twice its memory is touched and freed by another process, so that none pa
 pages are cleared all the same, which limits into warm buffers do not pay for, and loads do.
 """
 
+COLUMNS = """Columns: *median* is that of all counted rounds, *min to max* their extremes. *Of limit* says what part
+of the plain work's rate (`limit/...`, or the row that is named) this row reaches; the rows of the plain work itself say
+*is the limit*. *CPU s per GB* are the CPU seconds of all processes for each GB that was loaded, and *CPU over limit's*
+is how many times those of the plain work that is; both are empty where no bytes or no CPU time are counted. *Runs* is
+the number of counted rounds.
+"""
+
+LOAD_TIME = """Dark blue is Longshore, light blue the part of it that the dashed limit limits, orange are the peers."""
+
+SMALL = """Light blue are other ways to ask Longshore, grey is the plain work of this machine. The peers read the files
+into memory, `longshore pull` writes them to the disk."""
+
 AIMS_NOTE = """
-Ratios to limits are those of `longshore, host region`, ratios to peers those of `longshore`. A peer that maps the
-page cache does not copy: nothing else can map what it maps, and the bytes go when the page cache needs the room. The
-plan of 100,000 tensors and the other micro benchmarks are measured by `cargo bench -p longshore-benches`.
+Ratios to limits are those of `longshore, host region`, ratios to peers those of `longshore`. Two figures stand in the
+table for information and are not judged, because the work is another one:
+
+* Resident local file: a peer that maps the file hands out the page cache's own pages. It copies nothing, so its time is
+  that of filling page tables, and the bytes go when the page cache needs the room. Longshore is judged beside the
+  fastest peer that, like itself, ends with the bytes in memory of its own.
+* Random reads: s3fs with its cache of files (`disk`) first copies the whole file to this disk, then reads the copy with
+  pread. It is the limit plus Python, and where it reaches more than a fifth of pread's rate nothing can be 5 x as
+  fast. Judged is s3fs as it reads from S3, one read after the other or many at once, whichever is faster.
+
+The plan of 100,000 tensors and the other micro benchmarks are measured by `cargo bench -p longshore-benches`.
 """
 
 CPU = """CPU seconds a GB, of all processes of a subject on both ends, without the origin. Cores that loading does not
