@@ -188,19 +188,53 @@ def test_staging_memory_is_given_back_when_no_save_uses_it(fake: FakeCheckpoints
     handle = save(fake, state, 1, wait=None)
     longshore.release_staging()
     (session,) = _sessions._sessions.values()
-    assert session.users == 1, "a save is using it"
+    assert len(session.saves) == 1, "a save is using it"
     gate.set()
     handle.result(20)
-    # The commit may be known before the thread that copied has let go of the memory.
-    for thread in threading.enumerate():
-        if thread.name.startswith("longshore-stage-"):
-            thread.join(20)
     longshore.release_staging()
     assert not _sessions._sessions
     assert not session.is_open
     assert not session.pieces
     save(fake, state, 2, wait="committed")
     assert len(store.sessions) == 2
+
+
+def test_a_save_that_is_over_is_waited_for(fake: FakeCheckpoints, store: Store) -> None:
+    """Its last slab is sealed, which the loader has told already; the thread that copied is a step behind."""
+    held, go_on = threading.Event(), threading.Event()
+    save(fake, {"w": torch.ones(5)}, 1, wait="committed")
+    ((path, session),) = _sessions._sessions.items()
+
+    def use() -> None:
+        with _sessions.borrowed(path, is_over=asked):
+            held.set()
+            go_on.wait(20)
+
+    def asked() -> bool:
+        go_on.set()
+        return True
+
+    thread = threading.Thread(target=use)
+    thread.start()
+    assert held.wait(20)
+    longshore.release_staging()
+    assert not session.is_open
+    assert not _sessions._sessions
+    thread.join(20)
+
+
+def test_a_save_that_does_not_let_go_is_told(
+    fake: FakeCheckpoints, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(_sessions, "LET_GO_SECONDS", 0.01)
+    save(fake, {"w": torch.ones(5)}, 1, wait="committed")
+    ((path, session),) = _sessions._sessions.items()
+    with _sessions.borrowed(path, is_over=lambda: True):
+        longshore.release_staging()
+        assert session.is_open
+    assert "is not given back" in caplog.text
+    longshore.release_staging()
+    assert not session.is_open
 
 
 def test_staging_memory_is_given_back_after_every_save(fake: FakeCheckpoints, store: Store) -> None:

@@ -233,7 +233,8 @@ def begin(
         try:
             if parts:
                 expected = sum(part.length for part in parts)
-                with _sessions.borrowed(where.slab_socket(), expected, ranks_of_node(plan.world_size)) as session:
+                ranks, is_over = ranks_of_node(plan.world_size), handle.staged.done
+                with _sessions.borrowed(where.slab_socket(), expected, ranks, is_over) as session:
                     for device in copies:
                         staging.notes = lock_pages(session, device)
                         break

@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from longshore._errors import NotFound, PermissionDenied
 from longshore._slabs import SlabSession
@@ -18,27 +18,35 @@ _log = logging.getLogger("longshore")
 #: How long the loader may take to see that another process has hung up, so that its session can be gone on with.
 ADOPT_SECONDS = 2.0
 _ADOPT_PAUSE_SECONDS = 0.02
+#: How long a save that is staged, or has failed, may take to let go of its session; it has nothing left to copy then.
+LET_GO_SECONDS = 10.0
 
 _sessions: dict[str, SlabSession] = {}
 #: By path, the session of a process that this one goes on for.
 _adopted: dict[str, str] = {}
 _release_after_saves = False
-_sessions_lock = threading.Lock()
+_sessions_lock = threading.Condition(threading.Lock())
 
 
 @contextlib.contextmanager
-def borrowed(path: str, expected_bytes: int = 0, clients: int = 0) -> Iterator[SlabSession]:
-    """The session of this process with the loader of a socket, opened with the first use, for one save."""
+def borrowed(
+    path: str, expected_bytes: int = 0, clients: int = 0, is_over: Callable[[], bool] = lambda: False
+) -> Iterator[SlabSession]:
+    """The session of this process with the loader of a socket, opened with the first use, for one save.
+
+    `is_over` says whether that save is staged, or has failed: others may know before the thread that copied lets go.
+    """
     with _sessions_lock:
         session = _sessions.get(path)
         if session is None:
             session = _sessions[path] = _open(path, expected_bytes, clients)
-        session.users += 1
+        session.saves.append(is_over)
     try:
         yield session
     finally:
         with _sessions_lock:
-            session.users -= 1
+            session.saves.remove(is_over)
+            _sessions_lock.notify_all()
         if _release_after_saves:
             _take_idle()
 
@@ -49,7 +57,7 @@ def release_staging(*, after_saves: bool | None = None) -> None:
     A process keeps it between its saves, because mapping it, and locking its pages for a GPU, takes longer than many a
     copy. Where `--checkpoint-memory` is small, that can leave too little for another process of the node which saves
     next: call this in the one that does not. The loader has the memory for others within half a minute. The next save
-    here asks for it anew.
+    here asks for it anew. A save uses the memory until `SaveHandle.staged` is done, or it has failed.
 
     `after_saves` says whether from now on every save of this process gives the memory back when it is staged; None
     leaves that as it is.
@@ -57,11 +65,13 @@ def release_staging(*, after_saves: bool | None = None) -> None:
     global _release_after_saves  # noqa: PLW0603 - one a process
     if after_saves is not None:
         _release_after_saves = after_saves
+    _let_go()
     _take_idle()
 
 
 def hand_over() -> dict[str, str]:
     """Lets go of the sessions that no save is using, for another process to go on with: their names by socket."""
+    _let_go()
     return {path: session.session for path, session in _take_idle().items()}
 
 
@@ -99,10 +109,21 @@ def _open(path: str, expected_bytes: int, clients: int) -> SlabSession:
     return SlabSession(path, expected_bytes, clients)
 
 
+def _let_go() -> None:
+    """Waits for the threads of saves that are over, and have not let go of their session yet."""
+
+    def is_awaited() -> bool:
+        return any(session.saves and all(is_over() for is_over in session.saves) for session in _sessions.values())
+
+    with _sessions_lock:
+        if not _sessions_lock.wait_for(lambda: not is_awaited(), LET_GO_SECONDS):
+            _log.warning("a save that is over still uses the memory it was staged in: that memory is not given back")
+
+
 def _take_idle() -> dict[str, SlabSession]:
     """Closes the sessions that nobody uses."""
     with _sessions_lock:
-        idle = {path: session for path, session in _sessions.items() if session.users == 0}
+        idle = {path: session for path, session in _sessions.items() if not session.saves}
         for path in idle:
             del _sessions[path]
     for session in idle.values():
@@ -117,7 +138,7 @@ def _after_fork_in_child() -> None:
         connection = each._connection
         if connection is not None:
             connection.close()
-    _sessions, _adopted, _sessions_lock = {}, {}, threading.Lock()
+    _sessions, _adopted, _sessions_lock = {}, {}, threading.Condition(threading.Lock())
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)

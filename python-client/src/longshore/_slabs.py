@@ -116,8 +116,8 @@ class SlabSession:
         self._lock = threading.RLock()
         self._idle = threading.Condition(self._lock)
         self._writers = 0
-        #: Saves that use it now, or are about to.
-        self.users = 0
+        #: Of each save that uses it now, or is about to: whether it is staged, or has failed, and is about to let go.
+        self.saves: list[Callable[[], bool]] = []
         self._sealed: set[SlabKey] = set()
         self._connection: Connection | None = None
         self._clients = clients
