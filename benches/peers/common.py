@@ -184,8 +184,12 @@ def model_keys(model: str, keys: Iterable[str]) -> list[str]:
 
 
 def memory_folder(peer: str) -> Path:
-    """A new folder in memory, for the files of one load; what is in it is the adapter's to remove."""
-    return Path(tempfile.mkdtemp(prefix=f"longshore-bench-{peer}-", dir="/dev/shm"))
+    """A new folder in memory, for the files of one load; what is in it is the adapter's to remove.
+
+    Whoever started the adapter may name the folder above, to remove that when the adapter was killed.
+    """
+    above = os.environ.get("LONGSHORE_BENCH_SHARED_MEMORY", "/dev/shm")
+    return Path(tempfile.mkdtemp(prefix=f"longshore-bench-{peer}-", dir=above))
 
 
 def dtypes() -> dict[str, torch.dtype]:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import shutil
 import subprocess
+import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -13,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from daemons import Failed
+from ending import Ending, end_children
 
 from speed.agents import PEERS, Adapter, clean_environment, digest_of, peer_command
 from speed.nodes import Node, Origin
@@ -46,12 +50,29 @@ class Bench:
 
     options: Options
     work: Path
+    ending: Ending = field(default_factory=Ending)
     started: float = field(default_factory=time.monotonic)
     #: Of all that said one.
     versions: dict[str, str] = field(default_factory=dict)
     numbers: int = 0
     #: First lines of the peers' adapters, by name: those that cannot do a kind of work are not started for it again.
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    #: Of the group that runs; removed behind it, since the next one needs the disk.
+    folders: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        # Paths of unix sockets must be short, wherever the data is.
+        self.sockets = Path(tempfile.mkdtemp(prefix="longshore-speed-"))
+        #: Where peers have files in memory for the length of a load.
+        self.shared_memory = Path(tempfile.mkdtemp(prefix="longshore-bench-", dir="/dev/shm"))
+
+    def end(self) -> None:
+        """Nothing is left of the run, however it ended."""
+        with self.ending.shield():
+            end_children()
+            for folder in (self.work, self.sockets, self.shared_memory):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def wants(self, case: str) -> bool:
         """Whether it was asked for."""
@@ -60,15 +81,32 @@ class Bench:
 
     @property
     def is_late(self) -> bool:
-        """Whether no further round may begin."""
+        """Whether no further round may begin, but for the first two of a group."""
         return time.monotonic() - self.started > self.options.seconds
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no further group may begin."""
+        return time.monotonic() - self.started > 2 * self.options.seconds
 
     def folder(self, name: str) -> Path:
         """A new folder."""
         self.numbers += 1
         made = self.work / f"{self.numbers}-{name}"
         made.mkdir()
+        self.folders.append(made)
         return made
+
+    def end_group(self, stack: ExitStack) -> None:
+        """Ends and removes what a group started and wrote; what it measured stays, whatever becomes of that."""
+        with self.ending.shield():
+            try:
+                stack.close()
+            except Exception as error:  # noqa: BLE001 # the other groups are measured all the same
+                print(f"while a group ended: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            for folder in self.folders:
+                shutil.rmtree(folder, ignore_errors=True)
+            self.folders.clear()
 
     def tool(self, *words: str | Path | int, seconds: float = 300) -> dict[str, Any]:
         """A command of bench-tool, and its JSON."""
@@ -131,7 +169,7 @@ class Bench:
     def node(self, stack: ExitStack, name: str, environment: dict[str, str], size_bytes: int = 0) -> Node:
         """A node that is not started."""
         size = size_bytes or self.model_bytes
-        made = Node(self.options.bin_dir, self.folder(name) / "node", environment, size)
+        made = Node(self.options.bin_dir, self.folder(name) / "node", self.sockets, environment, size)
         stack.callback(made.end)
         return made
 
@@ -141,6 +179,11 @@ class Bench:
         made = Adapter("limits", [self.options.bin_dir / "bench-tool", "agent"], clean_environment(), log)
         stack.callback(made.end)
         return made.ready()
+
+    def peer(self, name: str, environment: dict[str, str], log: Path) -> Adapter:
+        """A process of a peer, not ready yet."""
+        environment = environment | {"LONGSHORE_BENCH_SHARED_MEMORY": str(self.shared_memory)}
+        return Adapter(name, peer_command(name), environment, log)
 
     def peers(self, stack: ExitStack, kind: str, environment: dict[str, str]) -> list[Peer]:
         """All peers, those that cannot do this kind of work too."""
@@ -182,7 +225,7 @@ class Peer:
     def agent(self) -> Adapter:
         """The running program."""
         if self._agent is None or not self._agent.is_alive:
-            self._agent = Adapter(self.name, peer_command(self.name), self.environment, self._folder / "log")
+            self._agent = self.bench.peer(self.name, self.environment, self._folder / "log")
             self._agent.ready()
         return self._agent
 

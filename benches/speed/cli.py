@@ -6,8 +6,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -15,9 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from ending import Ending
 from machine import describe, versions
 
-from speed import groups, page
+from speed import groups, needs, page
 from speed.agents import PEERS, ROOT, clean_environment, python_of
 from speed.bench import Bench, Options
 from speed.rounds import run_group
@@ -41,7 +40,13 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--concurrent-peers", default="runai,s3torchconnector", help="those with eight processes at once"
     )
-    parser.add_argument("--seconds", type=float, default=3600, help="no further round begins after so long")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=3600,
+        help="after so long only the first two rounds of a group are measured, and after twice as long no group",
+    )
+    parser.add_argument("--needs", action="store_true", help="only tell the memory and disk that each group takes")
     parser.add_argument("--only", action="append", default=[], metavar="CASE", help="a case, or the first part of one")
     parser.add_argument("--folder", type=Path, default=ROOT / "target", help="a folder on the disk to measure")
     parser.add_argument("--results", type=Path, help="the file to write [default: by date, in benches/results]")
@@ -56,9 +61,10 @@ def main(words: list[str] | None = None) -> int:
     if given.page is not None:
         page.write(given.page, given.docs)
         return 0
-    # Ended from outside, it still ends what it started.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = options_of(given)
+    if given.needs:
+        print(needs.table(options))
+        return 0
     unknown = {*options.peers, *options.concurrent_peers} - PEERS.keys()
     if unknown:
         raise SystemExit(f"--peers: there is no {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
@@ -66,16 +72,17 @@ def main(words: list[str] | None = None) -> int:
         if not (options.bin_dir / program).exists():
             raise SystemExit(f"{options.bin_dir / program} is missing: run `make bench`, which builds it")
     given.folder.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix="longshore-speed-", dir=given.folder))
+    ending = Ending()
+    ending.listen()
+    bench = Bench(options, Path(tempfile.mkdtemp(prefix="longshore-speed-", dir=given.folder)), ending)
     try:
-        bench = Bench(options, work)
         started = time.monotonic()
         rows = run(bench, command_of(given))
         facts = facts_of(bench, given, time.monotonic() - started)
         if not rows:
             raise SystemExit(f"no case is called {', '.join(options.only)}")
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        bench.end()
     path = given.results or RESULTS / f"{facts['date']}-{os.cpu_count()}-cores.json"
     if options.only and given.results is None:
         # Some rows alone are for who asked, not for the page.
@@ -121,6 +128,8 @@ def command_of(given: argparse.Namespace) -> str:
         "calls",
         "workers",
         "peers",
+        "concurrent_peers",
+        "seconds",
         "bin_dir",
     ):
         value = getattr(given, name)
@@ -133,11 +142,22 @@ def command_of(given: argparse.Namespace) -> str:
 def run(bench: Bench, command: str) -> list[Row]:
     """All groups, one after the other."""
     rows: list[Row] = []
+    needed = needs.of(bench.options)
     for name, (cases, make) in groups.of(bench.options).items():
         if not any(bench.wants(case) for case in cases):
             continue
+        lacking = "no time was left, see --seconds" if bench.is_over else needed[name].lacking(bench.work)
+        if lacking:
+            print(f"{name}: {lacking}", file=sys.stderr, flush=True)
+            rows += [series.row(command, None) for series in unmeasured(bench, cases, lacking)]
+            continue
         rows += group_rows(bench, name, cases, make, command)
     return rows
+
+
+def unmeasured(bench: Bench, cases: list[str], why: str) -> list[Series]:
+    """Rows that say why there is nothing in them."""
+    return [Series(case, "longshore", "", error=why) for case in cases if bench.wants(case)]
 
 
 def group_rows(bench: Bench, name: str, cases: list[str], make: groups.Make, command: str) -> list[Row]:
@@ -146,8 +166,7 @@ def group_rows(bench: Bench, name: str, cases: list[str], make: groups.Make, com
         series = run_group(bench, name, make)
     except Exception as error:  # noqa: BLE001 # the other groups are measured all the same
         print(f"{name}: {error}", file=sys.stderr, flush=True)
-        said = f"the case could not be set up: {type(error).__name__}: {error}"[:300]
-        series = [Series(case, "longshore", "", error=said) for case in cases if bench.wants(case)]
+        series = unmeasured(bench, cases, f"the case could not be set up: {type(error).__name__}: {error}"[:300])
     by_key = {each.key: each for each in series}
     rows = []
     for each in series:

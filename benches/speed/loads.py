@@ -14,7 +14,7 @@ from daemons import Failed
 
 from speed.agents import GPU_ONLY
 from speed.bench import Bench, Peer, sample_of
-from speed.nodes import BUCKET, PACE, Node
+from speed.nodes import BUCKET, PACE, WORKER_MEMORY_EMPTY_BYTES, Node
 from speed.rounds import Entry, Measured, Round
 from speed.rows import Sample
 
@@ -301,8 +301,7 @@ def origin(is_paced: bool) -> Callable[[Bench, ExitStack], list[Entry]]:
             (LONGSHORE, True, "a worker on the same host, by its unix socket"),
             (OVER_TCP, False, "a worker over TCP"),
         ]:
-            # Memory of a worker on a machine of 16 GiB.
-            cold = bench.node(stack, "cold", store.environment).start(1, is_unix, "2GiB")
+            cold = bench.node(stack, "cold", store.environment).start(1, is_unix, WORKER_MEMORY_EMPTY_BYTES)
             load = longshore_load(bench, cold, MODEL, functools.partial(cold.free, MODEL), settles=True, names=subject)
             note = f"{LONGSHORE_NOTE}, through {where}; CPU includes what the worker writes afterwards"
             along = {subject[1]: REGION_NOTE}

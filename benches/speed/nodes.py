@@ -21,6 +21,8 @@ from speed.rows import Sample
 
 #: The bucket, and the folder in it, of everything that is loaded.
 BUCKET = "bench"
+#: Budget of a worker that serves from its disk, and of one that is filled while it serves (on a machine of 16 GiB).
+WORKER_MEMORY_BYTES, WORKER_MEMORY_EMPTY_BYTES = 512 << 20, 2 << 30
 #: A cloud store: time to the first byte, and rates of one connection and of all.
 PACE = ["--first-byte-ms", "5", "--connection-bandwidth", "90MB", "--bandwidth", "600MB"]
 
@@ -70,12 +72,13 @@ class Worker:
 class Node:
     """A loader with its client, and the workers that it asks."""
 
-    def __init__(self, bin_dir: Path, folder: Path, environment: dict[str, str], model_bytes: int) -> None:
+    def __init__(
+        self, bin_dir: Path, folder: Path, sockets: Path, environment: dict[str, str], model_bytes: int
+    ) -> None:
         self._bin = bin_dir / "longshore"
         self.folder = folder
         folder.mkdir(parents=True)
-        # Paths of unix sockets must be short, wherever the data is.
-        self._sockets = Path(tempfile.mkdtemp(prefix="longshore-speed-"))
+        self._sockets = Path(tempfile.mkdtemp(prefix="node-", dir=sockets))
         self._environment = environment
         # Room for the model, its padding and the bytes in flight.
         self._budget = str(model_bytes + model_bytes // 4 + (1 << 30))
@@ -83,8 +86,8 @@ class Node:
         self.loader: Daemon | None = None
         self._clients: list[Adapter] = []
 
-    def start(self, workers: int = 0, unix_socket: bool = False, memory: str = "512MiB") -> Node:
-        """Starts the processes and waits until they are ready. `memory` is the budget of each worker."""
+    def start(self, workers: int = 0, unix_socket: bool = False, memory: int = WORKER_MEMORY_BYTES) -> Node:
+        """Starts the processes and waits until they are ready. `memory` is the budget of each worker in bytes."""
         addresses = [free_address() for _ in range(workers)]
         for number, data in enumerate(addresses):
             self.workers.append(self._worker(number, data, addresses, unix_socket, memory))
@@ -100,7 +103,7 @@ class Node:
         self.loader.wait_for("readiness", lambda: fetch(f"http://{ops}/readyz") is not None, 60)
         return self
 
-    def _worker(self, number: int, data: str, addresses: list[str], unix_socket: bool, memory: str) -> Worker:
+    def _worker(self, number: int, data: str, addresses: list[str], unix_socket: bool, memory: int) -> Worker:
         folder = self.folder / f"worker-{number}"
         folder.mkdir()
         control, ops = free_address(), free_address()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+from speed.agents import Adapter
 from speed.bench import Bench
 from speed.rows import Sample, Series
 
@@ -51,6 +53,8 @@ class Entry:
     every: int = 1
     #: Rows that are measured along with this one: subject to note.
     along: dict[str, str] = field(default_factory=dict)
+    #: Memory of a load; that of the model when it is None.
+    load_bytes: int | None = None
     #: Why there is nothing to measure; the note says so.
     why_not: str = ""
     error: str = ""
@@ -71,7 +75,8 @@ def open_series(entries: list[Entry]) -> dict[tuple[str, str], Series]:
 
 def run_group(bench: Bench, name: str, make: Callable[[Bench, ExitStack], list[Entry]]) -> list[Series]:
     """All rounds of a group."""
-    with ExitStack() as stack:
+    stack = ExitStack()
+    try:
         begin = time.monotonic()
         entries = wanted_of(make(bench, stack), bench.wants)
         for entry in entries:
@@ -81,21 +86,30 @@ def run_group(bench: Bench, name: str, make: Callable[[Bench, ExitStack], list[E
         series = open_series(entries)
         memory = bench.limits(stack)
         print(f"{name}: ready after {time.monotonic() - begin:.0f} s", file=sys.stderr, flush=True)
-        for number in range(bench.options.rounds + 1):
-            if bench.is_late and number > 1:
-                print(f"{name}: no time for round {number}", file=sys.stderr, flush=True)
-                break
-            begin = time.monotonic()
-            shift = number % max(len(entries), 1)
-            for entry in entries[shift:] + entries[:shift]:
-                left_out = number > 0 and (bench.options.rounds - number) % entry.every
-                if entry.measure is not None and not left_out:
-                    if entry.unit in LOADS:
-                        memory.call("touch-memory", 120, bytes=2 * bench.model_bytes)
-                    measure(entry, series, Round(number))
-            took = time.monotonic() - begin
-            print(f"{name}: round {number} of {bench.options.rounds}, {took:.0f} s", file=sys.stderr, flush=True)
-        return list(series.values())
+        run_rounds(bench, name, entries, series, memory)
+    finally:
+        bench.end_group(stack)
+    return list(series.values())
+
+
+def run_rounds(
+    bench: Bench, name: str, entries: list[Entry], series: dict[tuple[str, str], Series], memory: Adapter
+) -> None:
+    """As many as there is time for; one is measured in any case."""
+    for number in range(bench.options.rounds + 1):
+        if bench.is_late and number > 1:
+            print(f"{name}: no time for round {number}", file=sys.stderr, flush=True)
+            break
+        begin = time.monotonic()
+        shift = number % max(len(entries), 1)
+        for entry in entries[shift:] + entries[:shift]:
+            left_out = number > 0 and (bench.options.rounds - number) % entry.every
+            if entry.measure is not None and not left_out:
+                size = bench.model_bytes if entry.load_bytes is None else entry.load_bytes
+                touch = functools.partial(memory.call, "touch-memory", 120, bytes=2 * size)
+                measure(entry, series, Round(number), touch if entry.unit in LOADS else None)
+        took = time.monotonic() - begin
+        print(f"{name}: round {number} of {bench.options.rounds}, {took:.0f} s", file=sys.stderr, flush=True)
 
 
 def wanted_of(entries: list[Entry], is_wanted: Callable[[str], bool]) -> list[Entry]:
@@ -105,12 +119,19 @@ def wanted_of(entries: list[Entry], is_wanted: Callable[[str], bool]) -> list[En
     return [entry for entry in entries if entry in chosen or (entry.case, entry.subject) in limits]
 
 
-def measure(entry: Entry, series: dict[tuple[str, str], Series], number: Round) -> None:
-    """One row in one round; whatever fails is the row's, never the run's."""
+def measure(
+    entry: Entry,
+    series: dict[tuple[str, str], Series],
+    number: Round,
+    before: Callable[[], object] | None = None,
+) -> None:
+    """One row in one round, `before` untimed; whatever fails is the row's, never the run's."""
     own = series[entry.case, entry.subject]
     if entry.measure is None or own.failures >= FAILURES_MAX:
         return
     try:
+        if before is not None:
+            before()
         found = entry.measure(number)
     except Exception as error:  # noqa: BLE001 # a defect of a peer, or of ours, is told in its row
         own.failures += 1

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from daemons import Failed
+from machine import memory_bytes
 
-from speed.agents import PEERS, Adapter, peer_command
+from speed import needs
+from speed.agents import PEERS, Adapter
 from speed.bench import Bench, Peer
 from speed.loads import cannot, clean_of_s3, make_resident
+from speed.needs import PROCESSES
 from speed.nodes import BUCKET, Node
 from speed.rounds import Entry, Measured, Round
 from speed.rows import Sample
 
-#: Processes that load at once.
-PROCESSES = 8
 NOT_KEPT = "keeps nothing in memory behind a process: a second load is a first one, see local/resident"
 
 
@@ -75,6 +77,9 @@ def concurrent(bench: Bench, stack: ExitStack) -> list[Entry]:
     each = bench.options.small_model_bytes
     node = bench.node(stack, "concurrent", store.environment, PROCESSES * each * 2).start()
     urls = [f"s3://{BUCKET}/eight/{number}" for number in range(PROCESSES)]
+    # Eight resting processes of every subject take memory that the eight which load may need.
+    room = memory_bytes("MemAvailable") - needs.of(bench.options)["concurrent"].memory_bytes
+    keeps_all = room > needs.concurrent_resting(bench.options)
     kinds = {"concurrent/one-model": [urls[0]] * PROCESSES, "concurrent/eight-models": urls}
     entries = []
 
@@ -82,7 +87,14 @@ def concurrent(bench: Bench, stack: ExitStack) -> list[Entry]:
         return node.new_client()
 
     ours = Crew(stack, new_longshore)
-    crews = {name: Crew(stack, peer_maker(bench, name, store.environment)) for name in bench.options.concurrent_peers}
+    crews = {}
+    for name in bench.options.concurrent_peers:
+        folder = bench.folder(f"crew-{name}")
+        new_peer = functools.partial(bench.peer, name, store.environment, folder / "log")
+        crews[name] = Crew(stack, new_peer, folder)
+    everyone = [ours, *crews.values()]
+    for crew in everyone:
+        crew.others = [] if keeps_all else [other for other in everyone if other is not crew]
     for case, models in kinds.items():
         note = "eight processes, until all of them have their tensors"
 
@@ -98,13 +110,9 @@ def concurrent(bench: Bench, stack: ExitStack) -> list[Entry]:
 
         entries.append(Entry(case, "longshore", "s", measure, "no cache", note))
         entries += [crew_entry(case, name, crew, models) for name, crew in crews.items()]
+    for entry in entries:
+        entry.load_bytes = PROCESSES * each
     return entries
-
-
-def peer_maker(bench: Bench, name: str, environment: dict[str, str]) -> Callable[[], Adapter]:
-    """What starts one process of a peer."""
-    log = bench.folder(f"crew-{name}") / "log"
-    return lambda: Adapter(name, peer_command(name), environment, log)
 
 
 def crew_entry(case: str, name: str, crew: Crew, models: list[str]) -> Entry:
@@ -116,17 +124,25 @@ def crew_entry(case: str, name: str, crew: Crew, models: list[str]) -> Entry:
 class Crew:
     """Eight processes that load at the same time."""
 
-    def __init__(self, stack: ExitStack, make: Callable[[], Adapter]) -> None:
+    def __init__(self, stack: ExitStack, make: Callable[[], Adapter], folder: Path | None = None) -> None:
         self._make = make
+        #: Where what it prepares lies; without it there is nothing to prepare.
+        self._folder = folder
         self._agents: list[Adapter] = []
+        self._prepared: set[tuple[int, str]] = set()
+        #: Those that must rest in nobody's memory while this one works.
+        self.others: list[Crew] = []
         self.own_cpu = 0.0
         stack.callback(self.end)
 
     def agents(self) -> list[Adapter]:
         """All of them, ready."""
+        for other in self.others:
+            other.end()
         if len(self._agents) < PROCESSES or not all(agent.is_alive for agent in self._agents):
             self.end()
-            self._agents = [self._make() for _ in range(PROCESSES)]
+            for _ in range(PROCESSES):
+                self._agents.append(self._make())
             for agent in self._agents:
                 agent.ready(240)
         return self._agents
@@ -134,6 +150,7 @@ class Crew:
     def load(self, models: list[str], **more: bool) -> Sample:
         """One load by each, begun together; the time until the last one has ended."""
         agents = self.agents()
+        self._prepare(models)
         start = time.perf_counter()
         for agent, model in zip(agents, models, strict=True):
             agent.send("load", model=model, verify=False, **more)
@@ -142,11 +159,21 @@ class Crew:
         self.own_cpu = sum(answer["cpu_seconds"] - answer.get("daemon_cpu_seconds", 0) for answer in answers)
         return Sample(seconds, self.own_cpu, size_bytes=sum(int(answer["bytes"]) for answer in answers))
 
+    def _prepare(self, models: list[str]) -> None:
+        """Each process for its model; a copy that the first one made is found by the others."""
+        for at, (agent, model) in enumerate(zip(self._agents, models, strict=True)):
+            if self._folder is not None and (at, model) not in self._prepared:
+                work = self._folder / f"prepared-{at}"
+                work.mkdir(exist_ok=True)
+                agent.call("prepare", 300, model=model, work=str(work))
+                self._prepared.add((at, model))
+
     def end(self) -> None:
         for agent in self._agents:
             with contextlib.suppress(OSError):
                 agent.end()
         self._agents = []
+        self._prepared.clear()
 
 
 def startup(bench: Bench, stack: ExitStack) -> list[Entry]:
@@ -164,6 +191,8 @@ def startup(bench: Bench, stack: ExitStack) -> list[Entry]:
             entry = Entry("startup/first-tensor", peer.subject, "s", work, "resident", NOTE, every=2)
         peer.end()
         entries.append(entry)
+    for entry in entries:
+        entry.load_bytes = bench.options.small_model_bytes
     return entries
 
 
@@ -183,7 +212,7 @@ def first_load(
             peer.prepare(str(model))
             prepared = peer.prepared_folders
         start = time.perf_counter()
-        agent = Adapter(name, peer_command(name), environment, log)
+        agent = bench.peer(name, environment, log)
         try:
             agent.ready(120)
             if peer is not None and prepared:

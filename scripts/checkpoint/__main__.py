@@ -21,6 +21,7 @@ import limits
 import page
 import torch
 from daemons import Daemon, fetch, free_address, store_environment
+from ending import Ending, end_children
 from machine import describe, versions
 from peers import PEERS, Peer
 from report import Samples
@@ -46,6 +47,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
+    ending = Ending()
+    ending.listen()
     work = Path(tempfile.mkdtemp(prefix="longshore-bench-", dir=options.folder))
     address, ops = free_address(), free_address()
     store = Daemon(
@@ -75,10 +78,12 @@ def main() -> int:
         os.environ["LONGSHORE_LOADER"] = f"unix://{work}/run/loader.sock"
         rows = run(options, work, f"http://{address}", Subject(loader))
     finally:
-        for daemon in (loader, store):
-            if daemon is not None:
-                daemon.end()
-        shutil.rmtree(work, ignore_errors=True)
+        with ending.shield():
+            for daemon in (loader, store):
+                if daemon is not None:
+                    daemon.end()
+            end_children()
+            shutil.rmtree(work, ignore_errors=True)
     facts = {
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": describe(),

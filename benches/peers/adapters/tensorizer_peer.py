@@ -44,6 +44,12 @@ def download(model: str, folder: Path) -> list[str]:
     return files
 
 
+def exists(uri: str) -> bool:
+    """Whether another process of this peer uploaded it before."""
+    bucket, key = split_s3(uri)
+    return "Contents" in bucket_client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)
+
+
 def convert(files: list[str], target: Path) -> None:
     """Into one file of its own format."""
     state = {}
@@ -69,15 +75,17 @@ class Peer(Adapter):
             convert(local_files(model), target)
             self.converted[model] = str(target)
             return f"converted to {target.stat().st_size} bytes of its own format"
+        uri = model.rstrip("/") + S3_SUFFIX
+        self.converted[model] = uri
+        if exists(uri):
+            return f"converted to its own format before, as {uri}"
         fetched, target = download(model, work / "fetched"), work / "to-upload.tensors"
         try:
             convert(fetched, target)
-            uri = model.rstrip("/") + S3_SUFFIX
             bucket_client().upload_file(str(target), *split_s3(uri))
         finally:
             for path in [*map(Path, fetched), target]:
                 path.unlink(missing_ok=True)
-        self.converted[model] = uri
         return f"converted to its own format and uploaded as {uri}"
 
     def load(self, model: str) -> Loaded:
