@@ -8,7 +8,7 @@ PYTHON := $(PYTHON_ENV)/bin/python
 # With the tests, so that all of it is built with one set of features: that of `cargo nextest run`.
 BUILD_TESTED := cargo build --locked --workspace --bins --tests
 
-.PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench bench-full bench-page bench-setup bench-micro bench-checkpoint gpu-bundle gpu gpu-page wheel reference clean
+.PHONY: help build setup setup-build setup-python setup-servers test lint test-rust test-python demo bench bench-full bench-page bench-setup bench-profile bench-micro bench-checkpoint gpu-bundle gpu gpu-page wheel reference clean
 
 help: ## Lists the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -78,6 +78,12 @@ bench-setup:
 	scripts/bench-peers.sh
 	scripts/bench-plots.sh
 	cargo build --release --locked -p longshore-cli -p longshore-testkit -p longshore-benches --bins
+
+bench-profile: ## Profiles of the hot paths with perf: benches/profiles/*.txt and docs/profiles.md
+	scripts/bench-perf.sh
+	scripts/python-env.sh test
+	cargo build --release --locked -p longshore-cli -p longshore-testkit -p longshore-benches --bins
+	.venv/bin/python benches/speed --rounds 8 --profile
 
 bench-micro: ## Micro benchmarks: criterion's record in target/criterion, medians in benches/results/micro-*.json
 	$(PYTHON) benches/micro.py

@@ -50,11 +50,11 @@ PEERS = {
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
-    """What it gave, with the wall-clock and CPU seconds that it took."""
-    cpu, start = common.cpu_seconds(), time.perf_counter()
+    """What it gave, with the wall-clock and CPU seconds that it took, and when it began on the clock that all share."""
+    cpu, begin, start = common.cpu_seconds(), time.monotonic(), time.perf_counter()
     given = work()
     seconds = time.perf_counter() - start
-    return given, {"seconds": seconds, "cpu_seconds": common.cpu_seconds() - cpu}
+    return given, {"begin": begin, "seconds": seconds, "cpu_seconds": common.cpu_seconds() - cpu}
 
 
 def load(peer: common.Adapter, asked: dict[str, Any]) -> dict[str, Any]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from ending import Ending, end_children
 from speed.agents import PEERS, Adapter, clean_environment, digest_of, peer_command
 from speed.nodes import Node, Origin
 from speed.rows import Sample
+
+#: Begin and end on the monotonic clock, and whether the client belongs to it.
+Windows = list[tuple[float, float, bool]]
 
 
 @dataclass
@@ -58,14 +63,16 @@ class Bench:
     #: First lines of the peers' adapters, by name: those that cannot do a kind of work are not started for it again.
     told: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    #: What profiles a load of Longshore while it is timed, when there is something.
+    watch: Callable[[], AbstractContextManager[Windows]] | None = None
     #: Of the group that runs; removed behind it, since the next one needs the disk.
     folders: list[Path] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         # Paths of unix sockets must be short, wherever the data is.
-        self.sockets = Path(tempfile.mkdtemp(prefix="longshore-speed-"))
+        self.sockets = Path(tempfile.mkdtemp(prefix=f"longshore-{os.getpid()}-"))
         #: Where peers have files in memory for the length of a load.
-        self.shared_memory = Path(tempfile.mkdtemp(prefix="longshore-bench-", dir="/dev/shm"))
+        self.shared_memory = Path(tempfile.mkdtemp(prefix=f"longshore-bench-{os.getpid()}-", dir="/dev/shm"))
 
     def end(self) -> None:
         """Nothing is left of the run, however it ended."""
@@ -78,6 +85,10 @@ class Bench:
         """Whether it was asked for."""
         only = self.options.only
         return not only or any(case == name or case.startswith(f"{name}/") for name in only)
+
+    def watched(self) -> AbstractContextManager[Windows]:
+        """What is in here may be profiled; it adds what is timed of it."""
+        return contextlib.nullcontext([]) if self.watch is None else self.watch()
 
     @property
     def is_late(self) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 from ending import Ending
 from machine import describe, versions
 
-from speed import groups, needs, page
+from speed import groups, needs, page, perf, profile_page, profiles
 from speed.agents import PEERS, ROOT, clean_environment, python_of
 from speed.bench import Bench, Options
 from speed.rounds import run_group
@@ -52,6 +52,10 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="the file to write [default: by date, in benches/results]")
     parser.add_argument("--page", type=Path, metavar="RESULTS", help="only write docs/benchmarks.md from this file")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where benchmarks.md and its plots go")
+    parser.add_argument(
+        "--profile", action="store_true", help="profile the hot paths, or those of --only, into benches/profiles"
+    )
+    parser.add_argument("--profiles", type=Path, default=profiles.FOLDER, help="where profiles go")
     parser.add_argument("--no-page", action="store_true", help="write no page")
     return parser.parse_args(words)
 
@@ -72,10 +76,17 @@ def main(words: list[str] | None = None) -> int:
         if not (options.bin_dir / program).exists():
             raise SystemExit(f"{options.bin_dir / program} is missing: run `make bench`, which builds it")
     given.folder.mkdir(parents=True, exist_ok=True)
+    if given.profile:
+        names = profiles.wanted(given.only)
+        if why_not := perf.why_not():
+            raise SystemExit(f"no profile can be made: {why_not}")
+        options.only, options.peers = [], []
     ending = Ending()
     ending.listen()
     bench = Bench(options, Path(tempfile.mkdtemp(prefix="longshore-speed-", dir=given.folder)), ending)
     try:
+        if given.profile:
+            return profile(bench, given, names)
         started = time.monotonic()
         rows = run(bench, command_of(given))
         facts = facts_of(bench, given, time.monotonic() - started)
@@ -94,6 +105,23 @@ def main(words: list[str] | None = None) -> int:
     if not given.no_page:
         page.write(path, given.docs)
     return 0
+
+
+def profile(bench: Bench, given: argparse.Namespace, names: list[str]) -> int:
+    """Profiles instead of figures."""
+    found = facts_of(bench, given, 0)
+    said = ", ".join(f"{what} {version}" for what, version in found["versions"].items())
+    facts = {
+        "date": found["date"],
+        "machine": found["machine"],
+        "disk": found["disk"],
+        "versions": said,
+        "command": f"{command_of(given)} --profile",
+    }
+    failed = profiles.run(bench, names, facts, given.profiles)
+    if not given.no_page:
+        profile_page.write(given.profiles, given.docs)
+    return 1 if failed else 0
 
 
 def options_of(given: argparse.Namespace) -> Options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -44,7 +45,10 @@ def small_files(bench: Bench, stack: ExitStack) -> list[Entry]:
             else:
                 node.free(SMALL)
             node.settle()
-            sample, _answer = node.command("pull", SMALL, target, "--include", "*")
+            with bench.watched() as windows:
+                begin = time.monotonic()
+                sample, _answer = node.command("pull", SMALL, target, "--include", "*")
+                windows.append((begin, time.monotonic(), True))
             found = sum(1 for path in target.iterdir() if path.stat().st_size == SMALL_BYTES)
             if found != count:
                 raise Failed(f"{found} of {count} files were written")

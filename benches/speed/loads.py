@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
@@ -123,18 +124,23 @@ def longshore_load(
         if before is not None:
             before()
         cpu = node.cpu_seconds()
-        answer = node.client().call("load", 180, model=model, verify=number.number == 0)
-        check(bench, answer, model)
-        if answer["reattached"] or answer["fallbacks"]:
-            raise Failed(f"not a plain load: reattached {answer['reattached']}, fallbacks {answer['fallbacks']}")
-        whole = sample_of(answer)
-        region_cpu = answer["daemon_cpu_seconds"]
-        if settles:
-            # What the worker still writes is part of the price, in CPU if not in time.
-            node.settle()
-            behind = node.cpu_seconds() - cpu - region_cpu
-            whole.cpu_seconds = (whole.cpu_seconds or 0) + behind
-            region_cpu += behind
+        client = node.client()
+        with bench.watched() as windows:
+            answer = client.call("load", 180, model=model, verify=number.number == 0)
+            check(bench, answer, model)
+            if answer["reattached"] or answer["fallbacks"]:
+                raise Failed(f"not a plain load: reattached {answer['reattached']}, fallbacks {answer['fallbacks']}")
+            whole = sample_of(answer)
+            timed_end = answer["begin"] + answer["seconds"]
+            windows.append((answer["begin"], timed_end, True))
+            region_cpu = answer["daemon_cpu_seconds"]
+            if settles:
+                # What the worker still writes is part of the price, in CPU if not in time.
+                node.settle()
+                windows.append((timed_end, time.monotonic(), False))
+                behind = node.cpu_seconds() - cpu - region_cpu
+                whole.cpu_seconds = (whole.cpu_seconds or 0) + behind
+                region_cpu += behind
         region = Sample(answer["loader_seconds"], region_cpu, whole.size_bytes, whole.size_bytes, whole.steps)
         return {names[0]: whole, names[1]: region}
 

@@ -50,10 +50,11 @@ def of(options: Options) -> dict[str, Need]:
     # One client, the plain limits, and every adapter.
     resting = (len(options.peers) + 2) * PROCESS_BYTES + 3 * DAEMON_BYTES
     load = LOAD_COPIES * model
-    worker = WORKER_MEMORY_BYTES + DAEMON_BYTES
+    # A budget is not filled by less than there is to keep.
+    worker, empty = (min(most, load) + DAEMON_BYTES for most in (WORKER_MEMORY_BYTES, WORKER_MEMORY_EMPTY_BYTES))
     origin = Need(
         # Two clients more; two workers; the origin's files in the page cache, and one converted copy in its memory.
-        resting + 2 * PROCESS_BYTES + 2 * (WORKER_MEMORY_EMPTY_BYTES + DAEMON_BYTES) + load + 2 * model,
+        resting + 2 * PROCESS_BYTES + 2 * empty + load + 2 * model,
         # Two caches; what a converting peer fetches and writes before it uploads.
         model + 2 * model + 2 * model,
     )

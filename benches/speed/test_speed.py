@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
@@ -15,7 +18,9 @@ ROOT = HERE.parents[1]
 BIN = Path(os.environ.get("LONGSHORE_TEST_BIN", ROOT / "target" / "debug"))
 sys.path[0:0] = [str(HERE.parent), str(ROOT / "scripts" / "gpu")]
 
-from speed import aims, groups, page  # noqa: E402 # behind the path
+from daemons import family  # noqa: E402 # behind the path
+
+from speed import aims, groups, needs, page  # noqa: E402 # behind the path
 from speed.bench import Options  # noqa: E402
 from speed.cli import arguments, command_of, options_of  # noqa: E402
 from speed.rounds import Entry, Round, measure, open_series, wanted_of  # noqa: E402
@@ -91,6 +96,25 @@ def test_one_case_brings_its_limits() -> None:
 def test_a_command_gives_the_same_run_again() -> None:
     given = arguments(["--size", "0.5", "--rounds", "7"])
     assert command_of(given) == "python3 benches/speed --size 0.5 --rounds 7"
+
+
+def test_bench_full_keeps_every_option_of_its_command() -> None:
+    words = ["--size", "2.0", "--shards", "4", "--rounds", "5", "--small-model", "0.5", "--concurrent-peers"]
+    words += ["runai,boto3,s3torchconnector,tensorizer", "--seconds", "4500.0"]
+    assert command_of(arguments(words)).split()[2:] == words
+
+
+def test_every_group_tells_what_it_takes() -> None:
+    small, large = needs.of(options("--size", "1")), needs.of(options("--size", "2"))
+    assert small.keys() == groups.of(options()).keys()
+    assert all(large[name].memory_bytes >= need.memory_bytes > 0 for name, need in small.items())
+    # What `make bench-full` measures on a machine of 24 GiB with 50 GB of disk.
+    full = needs.of(options("--size", "2", "--small-model", "0.5", "--concurrent-peers", "runai,boto3,tensorizer"))
+    assert max(need.memory_bytes for need in full.values()) < 22e9
+    assert max(need.disk_bytes for need in full.values()) < 40e9
+    assert "needs 1000000.0 GB of memory" in needs.Need(10**15, 0).lacking(Path("/tmp"))
+    assert "of disk in tmp" in needs.Need(0, 10**18).lacking(Path("/tmp"))
+    assert not needs.Need(0, 0).lacking(Path("/tmp"))
 
 
 def test_no_case_is_in_two_groups() -> None:
@@ -200,3 +224,32 @@ def test_a_run_over_the_real_processes(tmp_path: Path) -> None:
     assert ours["origin/empty-cache"]["limit_name"] == "limit/get"
     # Nothing is left behind.
     assert not list((tmp_path / "work").iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_leaves_nothing(number: signal.Signals, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with tempfile.TemporaryDirectory() as sockets, log.open("w") as errors:
+        command: list[str | Path] = [
+            sys.executable, HERE, "--bin-dir", BIN, "--size", "0.05", "--rounds", "1000", "--peers", "",
+            "--folder", tmp_path / "work", "--no-page", "--only", "origin/empty-cache",
+        ]  # fmt: skip
+        run = subprocess.Popen(command, stderr=errors, stdout=errors, env={**os.environ, "TMPDIR": sockets})
+        try:
+            deadline = time.monotonic() + 120
+            # In the middle of a round, with all processes that there are.
+            while "over TCP" not in log.read_text():
+                assert run.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.02)
+            started = [pid for pid in family(run.pid) if pid != run.pid]
+            assert len(started) >= 6
+            run.send_signal(number)
+            assert run.wait(60) == 128 + number
+        finally:
+            run.kill()
+            run.wait()
+        assert not [pid for pid in started if Path(f"/proc/{pid}").exists()], log.read_text()
+        assert not list(Path(sockets).iterdir())
+    assert not list((tmp_path / "work").iterdir())
+    assert not list(Path("/dev/shm").glob(f"longshore-bench-{run.pid}-*"))
