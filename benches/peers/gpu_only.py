@@ -42,8 +42,8 @@ PEERS = (
         "thaw-vllm==0.6.0 with thaw-native==0.3.2 (`thaw` on PyPI is another project)",
         "it saves and restores only those parameters of a module that are on a CUDA device; of a module on the CPU its "
         "snapshot is empty",
-        "a CUDA device; `scripts/bench-peers.sh thaw`; `freeze_model_pipelined` once, `make_pinned_mmap`, then "
-        "`restore_model_from_pinned_mmap` into a module of the same shape",
+        "a CUDA device; `scripts/bench-peers.sh thaw`; `freeze_model_pipelined` once, then `restore_model_pipelined` "
+        "into a module of the same shape: `scripts/gpu/thaw_snapshot.py`, which no card has run yet",
     ),
 )
 

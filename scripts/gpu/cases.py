@@ -15,11 +15,12 @@ PEERS = {
     "fastsafetensors": "fastsafetensors",
     "runai": "run:ai model streamer",
     "instanttensor": "InstantTensor",
+    "thaw": "thaw, its own snapshot",
 }
-#: Loaders that read formats of their own, or cannot be had as a package: their own figures, as text.
+#: Figures of others that this report does not measure, as text.
 PUBLISHED = {
-    "thaw": "as published: 16 GB in 0.29 s on an H100, from page-locked memory that is filled already. Not a package "
-    "of PyPI (`thaw` there is another project).",
+    "thaw": "as published: 16 GB in 0.29 s on an H100, from page-locked memory that is filled already. What its "
+    "package (`thaw-vllm`) does with files is among the other rows.",
     "ServerlessLLM": "as published: a 32B model in 3.2 s, in 1.3 s when its pool holds it, on an H100. Reads a format "
     "of its own.",
 }

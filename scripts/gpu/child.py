@@ -284,9 +284,9 @@ class Peer(Holding):
         super().__init__(device)
         from importlib.metadata import version
 
-        from subjects import PACKAGES, PEERS, VERSIONS
+        from subjects import PACKAGES, PEERS, PREPARE, VERSIONS
 
-        self._load = PEERS[name]
+        self._load, self._prepare = PEERS[name], PREPARE.get(name)
         self.version = version(PACKAGES[name])
         wanted = VERSIONS.get(name, "")
         if not self.version.startswith(wanted):
@@ -297,6 +297,9 @@ class Peer(Holding):
 
     def load(self, files: list[str], resident: bool) -> dict[str, Any]:
         """From the call to usable tensors."""
+        if self._prepare is not None:
+            self._prepare(list(files), self.device, resident)
+            self._synchronize()
         cpu, start = time.process_time(), time.perf_counter()
         tensors, kept = self._load(list(files), self.device, resident)
         self._synchronize()

@@ -11,6 +11,8 @@ import subprocess
 from collections.abc import Callable
 from typing import Any
 
+import thaw_snapshot
+
 Loaded = tuple[dict[str, Any], list[Any]]
 
 
@@ -85,7 +87,10 @@ PEERS: dict[str, Callable[[list[str], str, bool], Loaded]] = {
     "fastsafetensors": fastsafetensors,
     "runai": runai,
     "instanttensor": instanttensor,
+    "thaw": thaw_snapshot.load,
 }
+#: Untimed, before each load: those that read a format of their own make it here, once.
+PREPARE: dict[str, Callable[[list[str], str, bool], None]] = {"thaw": thaw_snapshot.prepare}
 #: What is looked for to say whether a peer is there, and its version.
 PACKAGES = {
     "safetensors-0.8": "safetensors",
@@ -93,5 +98,6 @@ PACKAGES = {
     "fastsafetensors": "fastsafetensors",
     "runai": "runai-model-streamer",
     "instanttensor": "instanttensor",
+    "thaw": "thaw-vllm",
 }
 VERSIONS = {"safetensors-0.8": "0.8", "safetensors-0.9rc": "0.9"}

@@ -7,14 +7,18 @@ import os
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(HERE))
 
+import subjects  # noqa: E402
 from agent import Agent  # noqa: E402
 from cases import BY_NAME, CASES, PUBLISHED  # noqa: E402
 from context import OutOfTime, alarm  # noqa: E402
@@ -141,6 +145,45 @@ def test_what_a_page_says_of_the_fake_driver_has_no_speeds():
     section = text.split("## On the fake driver")[1]
     assert "| `gpu/attach` | same process | works |" in section
     assert not SPEED.search(section)
+
+
+def test_thaw_is_given_a_snapshot_and_gives_the_tensors_of_the_files(tmp_path, monkeypatch):
+    """By its functions' documented contract, since it does nothing without a card."""
+
+    def freeze(module, path):
+        parameters = list(module.parameters())
+        torch.save(parameters, path)
+        return {"num_regions": len(parameters)}
+
+    def restore(module, path, direct_io):
+        asked.append((path, direct_io))
+        for parameter, kept in zip(module.parameters(), torch.load(path, weights_only=True), strict=True):
+            parameter.data.copy_(kept)
+        return {"num_regions": len(list(module.parameters()))}
+
+    asked = []
+    thaw = types.ModuleType("thaw_common.snapshot")
+    thaw.freeze_model_pipelined, thaw.restore_model_pipelined = freeze, restore
+    monkeypatch.setitem(sys.modules, "thaw_common", types.ModuleType("thaw_common"))
+    monkeypatch.setitem(sys.modules, "thaw_common.snapshot", thaw)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    wanted = {"layers.0.weight": torch.arange(12.0).view(3, 4), "layers.0.flags": torch.tensor([True, False])}
+    save_file(wanted, folder / "a.safetensors")
+    files = [str(folder / "a.safetensors")]
+    for resident in (True, False):
+        subjects.PREPARE["thaw"](files, "cpu", resident)
+        tensors, _kept = subjects.PEERS["thaw"](files, "cpu", resident)
+        assert {name: each.tolist() for name, each in tensors.items()} == {
+            name: each.tolist() for name, each in wanted.items()
+        }
+    # One snapshot, not in the model's folder, read past the page cache where that holds no file.
+    assert [direct_io for _, direct_io in asked] == [False, True]
+    assert len({path for path, _ in asked}) == 1
+    assert [path.name for path in folder.iterdir()] == ["a.safetensors"]
+    thaw.freeze_model_pipelined = lambda *_: {"num_regions": 0}
+    with pytest.raises(RuntimeError, match="0 of 2 tensors"):
+        subjects.PREPARE["thaw"]([*files, *files], "cpu", True)
 
 
 @pytest.fixture(scope="module")
