@@ -69,6 +69,8 @@ pub struct WorkerState {
     pub disk: Option<Tier>,
     /// Why the disk tier takes no writes.
     pub disk_error: Option<String>,
+    /// What was not done in the first way, and what can be done about it.
+    pub notes: Vec<String>,
     /// Fills that run.
     pub fills_in_flight: u64,
     /// Bytes served since its start.
@@ -178,6 +180,7 @@ impl From<WorkerStatus> for WorkerState {
             memory: tier(status.memory),
             disk: status.disk.map(tier),
             disk_error: status.disk_error,
+            notes: status.notes,
             fills_in_flight: status.fills_in_flight,
             served_bytes: status.served_bytes,
             origin_bytes: status.origin_bytes,

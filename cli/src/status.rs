@@ -102,4 +102,49 @@ fn worker_text(text: &mut String, address: &str, state: &WorkerState) {
     if state.checksum_mismatches > 0 {
         let _ = writeln!(text, "  corrupt {} copies found and read again", state.checksum_mismatches);
     }
+    for note in &state.notes {
+        let _ = writeln!(text, "  note    {note}");
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn state() -> WorkerState {
+        let tier = v1::TierStatus { capacity_bytes: 4_000_000, used_bytes: 1_000_000, chunks: 3 };
+        WorkerState::from(v1::WorkerStatus {
+            id: "w".into(),
+            cache_dir: "/cache".into(),
+            memory: Some(tier),
+            disk: Some(tier),
+            disk_error: "the disk is full".into(),
+            checksum_mismatches: 2,
+            notes: vec!["chunks are copied".into(), "files go through the page cache".into()],
+            ..Default::default()
+        })
+    }
+
+    #[test]
+    fn a_worker_shows_its_tiers_and_what_it_does_in_another_way() {
+        let mut text = String::new();
+        worker_text(&mut text, "host:7070", &state());
+        for line in [
+            "worker host:7070: w\n",
+            "  disk    1.0 MB of 4.0 MB (3 chunks) in /cache\n",
+            "  warning the disk is full\n",
+            "  corrupt 2 copies found and read again\n",
+            "  note    chunks are copied\n  note    files go through the page cache\n",
+        ] {
+            assert!(text.contains(line), "{line:?} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn programs_get_the_notes_too() {
+        let value = worker_json("host:7070", &state()).unwrap();
+        assert_eq!(value["notes"], object!(["chunks are copied", "files go through the page cache"]));
+        assert_eq!(value["address"], "host:7070");
+    }
 }

@@ -120,6 +120,7 @@ impl WorkerService for Grpc {
             uptime_seconds: status.uptime.as_secs_f64(),
             held: status.held.map(tier),
             holds: status.holds.iter().map(held).collect(),
+            notes: status.notes,
         }))
     }
 }

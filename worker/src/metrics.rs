@@ -74,6 +74,8 @@ pub struct Metrics {
     pub origin_errors: IntCounter,
     /// Bytes of objects received from origins. Workers write nothing to them.
     pub origin_bytes: IntCounter,
+    /// Bodies received from origins, by the way that they came.
+    pub origin_bodies: IntCounterVec,
     /// Objects whose version had to be asked for one by one.
     pub origin_unversioned_listings: IntCounter,
     /// Held while counters are copied from the origin layer, so that two scrapes do not add twice.
@@ -138,6 +140,11 @@ impl Metrics {
             origin_retries: counter("origin_retries_total", "Attempts at origins that were repeated.")?,
             origin_errors: counter("origin_errors_total", "Calls to origins that failed in the end.")?,
             origin_bytes: counter("origin_bytes_total", "Bytes of objects received from origins.")?,
+            origin_bodies: counters(
+                "origin_bodies_total",
+                "Bodies received from origins: straight from the connection into a chunk, or streamed through the HTTP library.",
+                "way",
+            )?,
             origin_unversioned_listings: counter(
                 "origin_unversioned_listings_total",
                 "Objects whose version had to be asked for one by one.",
@@ -153,6 +160,9 @@ impl Metrics {
         let kinds = [("list", stats.list_requests), ("stat", stats.stat_requests), ("read", stats.read_requests)];
         for (kind, count) in kinds {
             raise(&self.origin_requests.with_label_values(&[kind]), count);
+        }
+        for (way, count) in [("straight", stats.straight_reads), ("streamed", stats.streamed_reads)] {
+            raise(&self.origin_bodies.with_label_values(&[way]), count);
         }
         raise(&self.origin_retries, stats.retries);
         raise(&self.origin_errors, stats.errors);
@@ -170,4 +180,24 @@ impl Metrics {
 pub fn sum(counter: &IntCounterVec) -> u64 {
     let families = counter.collect();
     families.iter().flat_map(|family| family.get_metric()).map(|metric| metric.get_counter().get_value() as u64).sum()
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn how_bodies_of_origins_came_is_counted_by_way() {
+        let registry = Registry::new();
+        let metrics = Metrics::new(&registry).unwrap();
+        let stats = OriginStats { straight_reads: 5, streamed_reads: 2, ..OriginStats::default() };
+        // A count that is behind, as two scrapes at once may bring it.
+        [stats, stats, OriginStats::default()].iter().for_each(|stats| metrics.copy_origin(stats));
+        let text = String::from_utf8(registry.render().unwrap()).unwrap();
+        for (way, count) in [("straight", 5), ("streamed", 2)] {
+            let line = format!("longshore_worker_origin_bodies_total{{way=\"{way}\"}} {count}\n");
+            assert!(text.contains(&line), "{line}: {text}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::builder::RangedU64ValueParser;
 use longshore_memory::memory_limit_bytes;
 use longshore_runtime::env;
 use longshore_types::{ByteSize, CHUNK_BYTES, Code, Error, Result};
@@ -14,6 +15,9 @@ const MEMORY_DEFAULT_DIVISOR: u64 = 8;
 const MEMORY_DEFAULT_BYTES_MAX: u64 = 8 << 30;
 /// Below this nothing would be left beside one fill of each kind: eight chunks.
 const MEMORY_BYTES_MIN: u64 = 8 * CHUNK_BYTES;
+
+/// Most threads that write chunk files. No disk is faster with more, and each has a stack and a buffer of its own.
+const DISK_THREADS_MAX: u64 = 64;
 
 /// The options of a worker.
 #[derive(clap::Args, Clone, Debug)]
@@ -107,8 +111,8 @@ pub struct WorkerOptions {
     #[arg(long, value_name = "MS", default_value_t = 60_000)]
     pub fill_wait_ms: u64,
 
-    /// Threads that write chunk files, at low priority; as many again help when many chunks wait
-    #[arg(long, default_value_t = 2)]
+    /// Threads that write chunk files, at low priority, at most 64; as many again help when many chunks wait
+    #[arg(long, default_value_t = 2, value_parser = RangedU64ValueParser::<usize>::new().range(1..=DISK_THREADS_MAX))]
     pub disk_threads: usize,
 
     /// How long a fill waits for a slow disk before its chunk is kept in memory only, in milliseconds
@@ -213,5 +217,15 @@ mod tests {
             ..WorkerOptions::default()
         };
         assert_eq!(format!("{parsed:?}"), format!("{built:?}"));
+    }
+
+    #[test]
+    fn the_number_of_threads_is_bounded() {
+        let parse = |threads: &str| <Program as clap::Parser>::try_parse_from(["program", "--disk-threads", threads]);
+        assert_eq!(parse("64").ok().map(|program| program.worker.disk_threads), Some(64));
+        for refused in ["0", "65", "18446744073709551615"] {
+            let message = parse(refused).err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(message.contains("--disk-threads") && message.contains("1..=64"), "{refused}: {message}");
+        }
     }
 }

@@ -3,6 +3,7 @@
 
 mod budget;
 mod holds_page;
+mod notes;
 mod status;
 
 use std::path::PathBuf;

@@ -130,6 +130,7 @@ impl From<v1::WorkerStatus> for WorkerState {
             memory: tier(status.memory.unwrap_or_default()),
             disk: status.disk.map(tier),
             disk_error: text(status.disk_error),
+            notes: status.notes,
             fills_in_flight: status.fills_in_flight,
             served_bytes: status.served_bytes,
             origin_bytes: status.origin_bytes,

@@ -14,6 +14,7 @@ pub(super) struct Copied {
     retries: IntCounter,
     errors: IntCounter,
     bytes: IntCounter,
+    bodies: IntCounterVec,
     written_bytes: IntCounter,
     conflicts: IntCounter,
     verified: IntCounterVec,
@@ -35,6 +36,11 @@ impl Copied {
             retries: registry.counter(&origin("retries_total"), "Attempts at origins that were repeated.")?,
             errors: registry.counter(&origin("errors_total"), "Calls to origins that failed in the end.")?,
             bytes: registry.counter(&origin("bytes_total"), "Bytes of objects received from origins.")?,
+            bodies: registry.counter_vec(
+                &origin("bodies_total"),
+                "Bodies received from origins: straight from the connection into their place, or streamed through the HTTP library.",
+                &["way"],
+            )?,
             written_bytes: registry
                 .counter(&origin("written_bytes_total"), "Bytes of objects and parts written to origins.")?,
             conflicts: registry.counter(
@@ -83,6 +89,8 @@ impl Copied {
         for (kind, count) in kinds {
             raise(&self.requests.with_label_values(&[kind]), count);
         }
+        raise(&self.bodies.with_label_values(&["straight"]), origin.straight_reads);
+        raise(&self.bodies.with_label_values(&["streamed"]), origin.streamed_reads);
         raise(&self.retries, origin.retries);
         raise(&self.errors, origin.errors);
         raise(&self.bytes, origin.bytes);
@@ -123,7 +131,14 @@ mod tests {
         let registry = Registry::new();
         let copied = Copied::new(&registry).unwrap();
         assert!(text(&registry).contains("longshore_loader_origin_requests_total{kind=\"upload\"} 0"));
-        let origin = OriginStats { upload_requests: 3, bytes_written: 7, verified_by_reading: 1, ..Default::default() };
+        let origin = OriginStats {
+            upload_requests: 3,
+            bytes_written: 7,
+            verified_by_reading: 1,
+            straight_reads: 4,
+            streamed_reads: 6,
+            ..Default::default()
+        };
         let sink = SinkStats { held: 2, cache_failures: 5, ..SinkStats::default() };
         for _ in 0..2 {
             copied.raise(&origin, &sink);
@@ -134,6 +149,8 @@ mod tests {
         for line in [
             "longshore_loader_origin_requests_total{kind=\"upload\"} 3",
             "longshore_loader_origin_written_bytes_total 7",
+            "longshore_loader_origin_bodies_total{way=\"straight\"} 4",
+            "longshore_loader_origin_bodies_total{way=\"streamed\"} 6",
             "longshore_loader_origin_verified_total{how=\"reading\"} 1",
             "longshore_loader_checkpoint_puts_total{mode=\"hold\",outcome=\"ok\"} 2",
             "longshore_loader_checkpoint_puts_total{mode=\"cache\",outcome=\"failed\"} 5",

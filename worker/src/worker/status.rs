@@ -4,8 +4,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use longshore_cluster::{Member, MemberId};
+use longshore_memory::shared_memory;
 use longshore_types::Result;
 
+use super::notes::Facts;
 use super::{VERSION, Worker};
 use crate::metrics;
 use crate::store::hold::HeldAttempt;
@@ -56,6 +58,8 @@ pub struct WorkerStatus {
     pub origin_bytes: u64,
     /// Copies with a wrong checksum, here or at others, since the start.
     pub checksum_mismatches: u64,
+    /// What was not done in the first way, why, and what can be done about it. Empty where all is well.
+    pub notes: Vec<String>,
     /// The members of the view, and whether each answered when it was last asked.
     pub members: Vec<(Member, bool)>,
     /// Since the start.
@@ -85,9 +89,15 @@ impl Worker {
             served_bytes: metrics::sum(&self.metrics.served_bytes),
             origin_bytes: self.chunks.origins.stats().bytes,
             checksum_mismatches: metrics::sum(&self.metrics.checksum_mismatches),
+            notes: self.notes(),
             members: members.collect(),
             uptime: self.started.elapsed(),
         }
+    }
+
+    fn notes(&self) -> Vec<String> {
+        let lent = self.options.unix_socket.as_ref().map(|_| shared_memory());
+        Facts { lent, cache_folder: self.cache_folder.as_deref(), metrics: &self.metrics }.notes()
     }
 
     /// The metrics, brought up to date.
