@@ -189,7 +189,7 @@ impl LocalFiles {
         if let Some(file) = self.open.lock().get(&name) {
             return Ok(file.clone());
         }
-        let file = Arc::new(OpenFile::open(path, artifact)?);
+        let file = Arc::new(OpenFile::open(path, artifact, self.direct_io != DirectIo::Never)?);
         let mut open = self.open.lock();
         if open.len() < OPEN_FILES_MAX {
             open.insert(name, file.clone());

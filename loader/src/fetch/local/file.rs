@@ -12,6 +12,7 @@ use std::sync::{Arc, OnceLock};
 use longshore_memory::Landing;
 use longshore_memory::direct::{DirectFile, ReadWay, is_refusal, residency};
 use longshore_types::{Artifact, Code, Error, Result};
+use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, preadv};
 
 /// A file, what it must be, and how it may be read.
@@ -24,15 +25,40 @@ pub(super) struct OpenFile {
     is_declined: AtomicBool,
 }
 
+/// What the kernel reads into the page cache beyond what it is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ReadAhead {
+    /// For a file that is read through the cache, as a whole.
+    Usual,
+    /// For one that is read directly where it is not cached: what was read ahead would come from the disk twice, and
+    /// while it does, nothing else.
+    Nothing,
+}
+
 impl OpenFile {
     /// # Errors
     /// As [`super::LocalFiles::read`].
-    pub(super) fn open(path: &Path, artifact: &Arc<Artifact>) -> Result<OpenFile> {
+    pub(super) fn open(path: &Path, artifact: &Arc<Artifact>, may_be_direct: bool) -> Result<OpenFile> {
         let cached = File::open(path).map_err(|error| failed(path, "open", &error))?;
         let (direct, is_declined) = (OnceLock::new(), AtomicBool::new(false));
         let file = OpenFile { artifact: artifact.clone(), cached, direct, is_declined };
         file.check_version(path)?;
+        // Where the kernel does not say what is cached, nothing is read directly.
+        if may_be_direct && file.cached(&(0..1)).is_some() {
+            file.set_read_ahead(ReadAhead::Nothing);
+        }
         Ok(file)
+    }
+
+    /// Advice alone: a file system that has none reads as it always does.
+    fn set_read_ahead(&self, read_ahead: ReadAhead) {
+        let advice = match read_ahead {
+            ReadAhead::Usual => Advice::Normal,
+            ReadAhead::Nothing => Advice::Random,
+        };
+        if let Err(error) = fadvise(&self.cached, 0, None, advice) {
+            tracing::debug!(%error, ?read_ahead, "cannot say what to read ahead");
+        }
     }
 
     /// The part of `range` that is in the page cache; `None` when the kernel does not say.
@@ -109,7 +135,13 @@ impl OpenFile {
         if let Some(direct) = &opened {
             check_version(direct.file(), path, &self.artifact)?;
         }
-        Ok(self.direct.get_or_init(|| opened).as_ref())
+        let init = || {
+            if opened.is_none() {
+                self.set_read_ahead(ReadAhead::Usual);
+            }
+            opened
+        };
+        Ok(self.direct.get_or_init(init).as_ref())
     }
 
     /// The page cache has the same bytes, and the last word on what is wrong with the file.
@@ -117,6 +149,7 @@ impl OpenFile {
         if self.is_declined.swap(true, Ordering::Relaxed) {
             return;
         }
+        self.set_read_ahead(ReadAhead::Usual);
         let path = path.display();
         match is_refusal(error) {
             true => tracing::debug!(%path, %error, "no direct reads of this file"),

@@ -204,3 +204,22 @@ fn a_load_that_is_given_up_reads_nothing_more() {
     let missing = files.read(Path::new("/none"), &wanted, &mut buffer(5), &CancellationToken::new());
     assert_eq!(missing.unwrap_err().code(), Code::NotFound);
 }
+
+#[test]
+fn what_is_cached_brings_nothing_else_from_the_disk_into_the_cache() {
+    let model = Model::new();
+    if !model.forget() {
+        eprintln!("skipped: temporary files cannot be dropped from the page cache here");
+        return;
+    }
+    let file = File::open(&model.path).unwrap();
+    fadvise(&file, 0, None, Advice::Random).unwrap();
+    // Most of the first extent: the rest of it comes by way of the cache.
+    file.read_exact_at(&mut vec![0; EXTENT_BYTES as usize / 4 * 3], 0).unwrap();
+    let key = model.key(0);
+    let wanted = Wanted { key: &key, range: 0..CHUNK_BYTES, expected: None };
+    let files = LocalFiles::new(DirectIo::Auto);
+    model.read(&files, &wanted, &mut buffer(CHUNK_BYTES as usize)).unwrap();
+    assert_eq!(files.ways().page_cache_bytes, EXTENT_BYTES);
+    assert_eq!(residency(&file, EXTENT_BYTES..u64::MAX), Some(0.0));
+}
