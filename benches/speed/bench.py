@@ -199,16 +199,20 @@ class Bench:
     def peers(self, stack: ExitStack, kind: str, environment: dict[str, str]) -> list[Peer]:
         """All peers, those that cannot do this kind of work too."""
         folder = self.folder("peers")
-        found = [Peer(self, name, folder, environment, kind) for name in self.options.peers]
+        found = [Peer(self, name, folder, environment) for name in self.options.peers]
         for peer in found:
             stack.callback(peer.end)
+            # All import their packages at once.
+            peer.start_if_unknown()
+        for peer in found:
+            peer.ask_for(kind)
         return found
 
 
 class Peer:
     """A peer's adapter, started when it is needed and again when it has ended."""
 
-    def __init__(self, bench: Bench, name: str, folder: Path, environment: dict[str, str], kind: str) -> None:
+    def __init__(self, bench: Bench, name: str, folder: Path, environment: dict[str, str]) -> None:
         self.bench = bench
         self.name = name
         self.subject = PEERS[name]
@@ -220,12 +224,25 @@ class Peer:
         self._prepared: dict[str, str] = {}
         #: Why it failed to start: a row with an error, not one of something that it cannot do.
         self.error = ""
+
+    def start_if_unknown(self) -> None:
+        """Begins to start the program when it never said what it can do."""
+        if self.name not in self.bench.told:
+            try:
+                self._agent = self._new()
+            except (Failed, OSError) as error:
+                self.error = str(error)
+
+    def ask_for(self, kind: str) -> None:
+        """Finds out whether it can do this kind of work."""
+        if self.error:
+            return
         try:
-            if name not in bench.told:
-                bench.told[name] = self.agent().told
-            told = bench.told[name]
+            if self._agent is not None:
+                self.bench.told[self.name] = self._agent.ready().told
+            told = self.bench.told[self.name]
             self.subject = told["subject"]
-            bench.versions.setdefault(self.subject, told["version"])
+            self.bench.versions.setdefault(self.subject, told["version"])
             if kind not in told["can"]:
                 self.why_not = told["cannot"].get(kind) or f"has no {kind.replace('_', ' ')}"
         except (Failed, OSError, KeyError) as error:
@@ -236,9 +253,11 @@ class Peer:
     def agent(self) -> Adapter:
         """The running program."""
         if self._agent is None or not self._agent.is_alive:
-            self._agent = self.bench.peer(self.name, self.environment, self._folder / "log")
-            self._agent.ready()
+            self._agent = self._new().ready()
         return self._agent
+
+    def _new(self) -> Adapter:
+        return self.bench.peer(self.name, self.environment, self._folder / "log")
 
     def prepare(self, model: str) -> str:
         """Once for each model: what its load needs, and what the peer says of it."""

@@ -169,6 +169,11 @@ class Crew:
                 self._prepared.add((at, model))
 
     def end(self) -> None:
+        # All are told before any is waited for.
+        for agent in self._agents:
+            with contextlib.suppress(OSError):
+                if agent.process.stdin is not None:
+                    agent.process.stdin.close()
         for agent in self._agents:
             with contextlib.suppress(OSError):
                 agent.end()
@@ -211,6 +216,8 @@ def first_load(
         if peer is not None:
             peer.prepare(str(model))
             prepared = peer.prepared_folders
+            # Beside a process that starts, no other one of this peer.
+            peer.end()
         start = time.perf_counter()
         agent = bench.peer(name, environment, log)
         try:
