@@ -23,6 +23,8 @@ COMMAND = ["cargo", "bench", "--locked", "-p", "longshore-benches", "--bench", "
 ONCE = re.compile(r"^once: (\S+) ([0-9.]+) (\S+)$", re.MULTILINE)
 #: What the machine can do at most, where a benchmark of the same run measures it.
 LIMITS = {f"micro/random-4k-verified-{threads}": f"micro/random-4k-pread-{threads}" for threads in (1, 4)}
+#: Whose work a benchmark also measures, beside ours: its name is that of ours and this.
+PEERS = ("safetensors",)
 
 
 def main() -> None:
@@ -44,14 +46,15 @@ def main() -> None:
     plain = not options.no_run and options.binary is None and options.filter is None
     said = "make bench-micro" if plain else f"benches/micro.py {' '.join(sys.argv[1:])}"
     found = [{**each, "command": said} for each in found]
-    write(sorted(found, key=lambda row: row["case"]))
+    write(sorted(found, key=lambda row: (row["case"], row["subject"])))
 
 
 def row(case: str, value: float, unit: str, samples: list[float]) -> dict[str, Any]:
     """A row as all results have it."""
+    subject = next((peer for peer in PEERS if case.endswith(f"-{peer}")), "longshore")
     return {
-        "case": case,
-        "subject": "longshore",
+        "case": case.removesuffix(f"-{subject}"),
+        "subject": subject,
         "value": round(value, 3),
         "unit": unit,
         "limit": None,
@@ -83,10 +86,14 @@ def once(text: str) -> list[dict[str, Any]]:
 
 
 def compare(found: list[dict[str, Any]]) -> None:
-    """Puts the limits beside what they limit; both are times, so that a ratio over 1 is slower than the limit."""
-    values = {each["case"]: each["value"] for each in found}
+    """Puts the limits, or what a peer needs, beside ours; all are times, so that a ratio over 1 is slower than that."""
+    values = {(each["case"], each["subject"]): each["value"] for each in found}
     for each in found:
-        limit = values.get(LIMITS.get(each["case"], ""))
+        if each["subject"] != "longshore":
+            continue
+        limit = values.get((LIMITS.get(each["case"], ""), "longshore"))
+        for peer in PEERS:
+            limit = limit or values.get((each["case"], peer))
         if limit:
             each["limit"], each["ratio_to_limit"] = limit, round(each["value"] / limit, 3)
 
@@ -104,7 +111,8 @@ def write(found: list[dict[str, Any]]) -> None:
     path = ROOT / "benches" / "results" / f"micro-{date}-{cores}-cores.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     for each in found:
-        print(f"{each['case']:<44} {each['value']:>16,.1f} {each['unit']}")
+        ratio = "" if each["ratio_to_limit"] is None else f"  {each['ratio_to_limit']:.2f} x"
+        print(f"{each['case']:<36} {each['subject']:<12} {each['value']:>16,.1f} {each['unit']}{ratio}")
     print(f"written: {path.relative_to(ROOT)}")
 
 

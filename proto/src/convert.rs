@@ -1,9 +1,10 @@
 //! Domain types to messages and back. What comes from a message is checked as if a stranger had written it.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use longshore_types::header::parse_dtype;
+use longshore_types::header::Dtypes;
 use longshore_types::{
     Artifact, BLOCK_BYTES, BlockChecksum, ChunkMap, ChunkRun, Code, Error, Extent, Manifest, ModelFile, Piece, Result,
     Tensor, Version, names,
@@ -55,7 +56,7 @@ pub fn manifest_to_proto(manifest: &Manifest) -> v1::Manifest {
                 file: tensor.extent.file as u32,
                 offset_bytes: tensor.extent.offset_bytes,
                 length_bytes: tensor.extent.length_bytes,
-                piece: tensor.piece.as_ref().map(piece_to_proto),
+                piece: tensor.piece.as_deref().map(|piece| Box::new(piece_to_proto(piece))),
             })
             .collect(),
         skipped: skipped_to_proto(&manifest.skipped),
@@ -84,8 +85,9 @@ fn checksums_to_bytes(checksums: &[BlockChecksum]) -> Vec<u8> {
     checksums.iter().flat_map(|checksum| checksum.0.to_le_bytes()).collect()
 }
 
-/// A part of a tensor as a message.
-pub fn piece_to_proto(piece: &Piece) -> v1::Piece {
+/// A part of a tensor as a message. It may be in a box, as those of tensors are.
+pub fn piece_to_proto(piece: &impl Borrow<Piece>) -> v1::Piece {
+    let piece = piece.borrow();
     v1::Piece { start: piece.start.clone(), shape: piece.shape.clone(), of_shape: piece.of_shape.clone() }
 }
 
@@ -105,8 +107,11 @@ pub fn manifest_from_proto(message: v1::Manifest) -> Result<Manifest> {
         .collect::<Result<Vec<_>>>()?;
     let files =
         message.files.into_iter().map(|file| file_from_proto(file, &objects, &url)).collect::<Result<Vec<_>>>()?;
-    let tensors =
-        message.tensors.into_iter().map(|tensor| tensor_from_proto(tensor, &files)).collect::<Result<Vec<_>>>()?;
+    let mut tensors = Vec::with_capacity(message.tensors.len());
+    let mut dtypes = Dtypes::default();
+    for tensor in message.tensors {
+        tensors.push(tensor_from_proto(tensor, &files, &mut dtypes)?);
+    }
     Ok(Manifest {
         url,
         revision: message.revision,
@@ -161,7 +166,7 @@ fn piece_from_proto(message: v1::Piece, name: &str, shape: &[u64]) -> Result<Pie
     Ok(Piece { start, shape: piece_shape, of_shape })
 }
 
-fn tensor_from_proto(message: v1::Tensor, files: &[ModelFile]) -> Result<Tensor> {
+fn tensor_from_proto(message: v1::Tensor, files: &[ModelFile], dtypes: &mut Dtypes) -> Result<Tensor> {
     let file = message.file as usize;
     let end = message.offset_bytes.checked_add(message.length_bytes);
     let fits = files.get(file).zip(end).is_some_and(|(file, end)| end <= file.artifact.size_bytes());
@@ -171,10 +176,10 @@ fn tensor_from_proto(message: v1::Tensor, files: &[ModelFile]) -> Result<Tensor>
             format!("tensor {:?} of the manifest lies outside of its file", message.name),
         ));
     }
-    let piece = message.piece.map(|piece| piece_from_proto(piece, &message.name, &message.shape)).transpose()?;
+    let piece = message.piece.map(|piece| piece_from_proto(*piece, &message.name, &message.shape)).transpose()?;
     Ok(Tensor {
-        piece,
-        dtype: parse_dtype(&message.dtype),
+        piece: piece.map(Box::new),
+        dtype: dtypes.parse(&message.dtype),
         dtype_name: message.dtype,
         name: message.name,
         shape: message.shape,
@@ -185,7 +190,7 @@ fn tensor_from_proto(message: v1::Tensor, files: &[ModelFile]) -> Result<Tensor>
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use longshore_types::{CHUNK_BYTES, names::join};
+    use longshore_types::{CHUNK_BYTES, header::parse_dtype, names::join};
     use prost::Message;
 
     use super::*;
@@ -222,7 +227,7 @@ mod tests {
             dtype: parse_dtype("U8"),
             shape: vec![2, 4],
             extent: Extent { file: number as usize, offset_bytes: 64, length_bytes: 8 },
-            piece: Some(Piece { start: vec![2, 0], shape: vec![2, 4], of_shape: vec![4, 4] }),
+            piece: Some(Box::new(Piece { start: vec![2, 0], shape: vec![2, 4], of_shape: vec![4, 4] })),
         };
         Manifest {
             url: "s3://bucket/run/step-7".into(),

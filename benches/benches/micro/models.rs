@@ -47,6 +47,13 @@ impl Model {
         SafetensorsHeader::parse(&self.head, self.size_bytes, "model.safetensors").expect("a good header")
     }
 
+    /// The whole file, for a library that asks for its length: the data is never touched, and takes no memory.
+    pub fn file(&self) -> Vec<u8> {
+        let mut file = vec![0; self.size_bytes as usize];
+        file[..self.head.len()].copy_from_slice(&self.head);
+        file
+    }
+
     /// Builds the manifest as a worker does it, from the listing to the last tensor.
     pub fn manifest(&self) -> Manifest {
         let version = Version::new("etag:1").expect("a version");

@@ -4,13 +4,13 @@
 //! the other tensors unreadable, an error must name the tensor and the reason, and a duplicate name must not win
 //! silently. What both accept must be the same; a property test holds them together.
 
-use std::collections::{HashMap, HashSet};
-use std::fmt;
+mod raw;
+
+use std::collections::HashMap;
 use std::ops::Range;
 
 use safetensors::Dtype;
 use serde::Deserialize;
-use serde::de::{MapAccess, Visitor};
 
 use crate::error::{Code, Error, Result};
 
@@ -18,10 +18,9 @@ use crate::error::{Code, Error, Result};
 pub const HEADER_BYTES_MAX: u64 = 100_000_000;
 /// Length prefix in front of the header, in bytes: a little-endian `u64`.
 pub const PREFIX_BYTES: u64 = 8;
+
 /// Largest number of dimensions of a tensor. Torch and numpy stop at 64.
 const RANK_MAX: usize = 64;
-/// The key that is no tensor.
-const METADATA: &str = "__metadata__";
 
 /// One tensor as its file's header gives it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,26 +78,60 @@ impl SafetensorsHeader {
     /// [`Code::Corrupt`] naming `file`, the tensor and the reason: no JSON, offsets that overlap, leave a hole or go
     /// out of range, a size that disagrees with dtype and shape.
     pub fn parse(head: &[u8], file_size_bytes: u64, file: &str) -> Result<Self> {
-        let span = header_span(head, file_size_bytes, file)?;
-        let json = usize::try_from(span)
-            .ok()
-            .and_then(|end| head.get(PREFIX_BYTES as usize..end))
-            .ok_or_else(|| Error::new(Code::Internal, format!("{file}: header parsed before it was read")))?;
-        if json.first() != Some(&b'{') {
-            return Err(corrupt(file, "header is not a JSON object".to_owned()));
-        }
-        let raw: RawHeader = serde_json::from_slice(json)
-            .map_err(|error| corrupt(file, format!("header is not valid: {error}")).with_source(error))?;
-        let data_bytes = file_size_bytes - span;
-        let mut tensors = raw
-            .tensors
-            .into_iter()
-            .map(|(name, entry)| check_tensor(name, entry, span, data_bytes, file))
-            .collect::<Result<Vec<_>>>()?;
-        tensors.sort_by_key(|tensor| (tensor.range.start, tensor.range.end));
-        check_tiling(&tensors, span..file_size_bytes, file)?;
-        Ok(SafetensorsHeader { tensors, metadata: raw.metadata, data_start: span })
+        let mut metadata = HashMap::new();
+        let (tensors, data_start) = parse_each(head, file_size_bytes, file, |tensor| tensor, &mut metadata)?;
+        Ok(SafetensorsHeader { tensors, metadata, data_start })
     }
+}
+
+/// What a tensor's header is made into, one by one: a list of a hundred thousand is written once, not twice.
+pub(crate) trait Described {
+    /// Unique in the file.
+    fn name(&self) -> &str;
+    /// First byte in the file, and the one behind the last.
+    fn bounds(&self) -> (u64, u64);
+}
+
+impl Described for TensorHeader {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn bounds(&self) -> (u64, u64) {
+        (self.range.start, self.range.end)
+    }
+}
+
+/// As [`SafetensorsHeader::parse`], for whoever wants something else of each tensor than its [`TensorHeader`]. Gives them
+/// in file order, and the first byte of the data.
+pub(crate) fn parse_each<T: Described>(
+    head: &[u8],
+    file_size_bytes: u64,
+    file: &str,
+    make: impl FnMut(TensorHeader) -> T,
+    metadata: &mut HashMap<String, String>,
+) -> Result<(Vec<T>, u64)> {
+    let span = header_span(head, file_size_bytes, file)?;
+    let json = usize::try_from(span)
+        .ok()
+        .and_then(|end| head.get(PREFIX_BYTES as usize..end))
+        .ok_or_else(|| Error::new(Code::Internal, format!("{file}: header parsed before it was read")))?;
+    if json.first() != Some(&b'{') {
+        return Err(corrupt(file, "header is not a JSON object".to_owned()));
+    }
+    let data = span..file_size_bytes;
+    let mut tensors = raw::read(json, &Frame { file, data: data.clone() }, make, metadata)?;
+    // Files are written in this order: then there is nothing to do.
+    tensors.sort_by_key(Described::bounds);
+    check_tiling(&tensors, data, file)?;
+    Ok((tensors, span))
+}
+
+/// What the tensors of a file must fit.
+struct Frame<'a> {
+    file: &'a str,
+    /// The data section.
+    data: Range<u64>,
 }
 
 fn corrupt(file: &str, reason: String) -> Error {
@@ -110,6 +143,26 @@ pub fn parse_dtype(name: &str) -> Option<Dtype> {
     Dtype::deserialize(serde::de::value::StrDeserializer::<serde::de::value::Error>::new(name)).ok()
 }
 
+/// [`parse_dtype`] for many: tensors that follow each other nearly always have the same.
+#[derive(Default)]
+pub struct Dtypes {
+    last: Option<(String, Option<Dtype>)>,
+}
+
+impl Dtypes {
+    /// The dtype of the next one.
+    pub fn parse(&mut self, name: &str) -> Option<Dtype> {
+        match &self.last {
+            Some((last, dtype)) if last == name => *dtype,
+            _ => {
+                let dtype = parse_dtype(name);
+                self.last = Some((name.to_owned(), dtype));
+                dtype
+            }
+        }
+    }
+}
+
 /// Bytes of a tensor, or `None` when the product overflows or does not fill whole bytes (packed 4 and 6 bit types).
 pub fn tensor_bytes(dtype: Dtype, shape: &[u64]) -> Option<u64> {
     let elements = shape.iter().try_fold(1u64, |product, &dim| product.checked_mul(dim))?;
@@ -117,107 +170,56 @@ pub fn tensor_bytes(dtype: Dtype, shape: &[u64]) -> Option<u64> {
     bits.is_multiple_of(8).then_some(bits / 8)
 }
 
-fn check_tensor(name: String, raw: RawTensor, data_start: u64, data_bytes: u64, file: &str) -> Result<TensorHeader> {
-    let [begin, end] = raw.data_offsets;
-    if begin > end || end > data_bytes {
-        return Err(corrupt(
-            file,
-            format!("tensor {name:?} has offsets [{begin}, {end}], outside of the {data_bytes} bytes of data"),
-        ));
+impl Frame<'_> {
+    /// Where a tensor lies in the file.
+    fn check(&self, name: &str, tensor: &raw::RawTensor<'_>, dtype: Option<Dtype>) -> Result<Range<u64>> {
+        let raw::RawTensor { dtype: dtype_name, shape, data_offsets: [begin, end] } = tensor;
+        let (begin, end, data_bytes) = (*begin, *end, self.data.end - self.data.start);
+        if begin > end || end > data_bytes {
+            return Err(corrupt(
+                self.file,
+                format!("tensor {name:?} has offsets [{begin}, {end}], outside of the {data_bytes} bytes of data"),
+            ));
+        }
+        if shape.len() > RANK_MAX {
+            return Err(corrupt(
+                self.file,
+                format!("tensor {name:?} has {} dimensions, at most {RANK_MAX}", shape.len()),
+            ));
+        }
+        if let Some(dtype) = dtype
+            && tensor_bytes(dtype, shape) != Some(end - begin)
+        {
+            return Err(corrupt(
+                self.file,
+                format!(
+                    "tensor {name:?} has {} bytes, which disagrees with dtype {dtype_name} and shape {shape:?}",
+                    end - begin
+                ),
+            ));
+        }
+        Ok(self.data.start + begin..self.data.start + end)
     }
-    if raw.shape.len() > RANK_MAX {
-        return Err(corrupt(file, format!("tensor {name:?} has {} dimensions, at most {RANK_MAX}", raw.shape.len())));
-    }
-    let dtype = parse_dtype(&raw.dtype);
-    if let Some(dtype) = dtype
-        && tensor_bytes(dtype, &raw.shape) != Some(end - begin)
-    {
-        return Err(corrupt(
-            file,
-            format!(
-                "tensor {name:?} has {} bytes, which disagrees with dtype {} and shape {:?}",
-                end - begin,
-                raw.dtype,
-                raw.shape
-            ),
-        ));
-    }
-    let range = data_start + begin..data_start + end;
-    Ok(TensorHeader { name, dtype_name: raw.dtype, dtype, shape: raw.shape, range })
 }
 
 /// The format allows neither overlap nor hole nor bytes behind the last tensor.
-fn check_tiling(tensors: &[TensorHeader], data: Range<u64>, file: &str) -> Result<()> {
+fn check_tiling<T: Described>(tensors: &[T], data: Range<u64>, file: &str) -> Result<()> {
     let mut at = data.start;
     for tensor in tensors {
-        if tensor.range.start < at {
-            return Err(corrupt(file, format!("tensor {:?} overlaps the one before it", tensor.name)));
+        let (start, end) = tensor.bounds();
+        if start < at {
+            return Err(corrupt(file, format!("tensor {:?} overlaps the one before it", tensor.name())));
         }
-        if tensor.range.start > at {
+        if start > at {
             return Err(corrupt(
                 file,
-                format!("{} bytes before tensor {:?} belong to no tensor", tensor.range.start - at, tensor.name),
+                format!("{} bytes before tensor {:?} belong to no tensor", start - at, tensor.name()),
             ));
         }
-        at = tensor.range.end;
+        at = end;
     }
     if at != data.end {
         return Err(corrupt(file, format!("{} bytes at the end belong to no tensor", data.end - at)));
     }
     Ok(())
-}
-
-fn twice<E: serde::de::Error>(name: &str) -> E {
-    E::custom(format!("{name:?} is there twice"))
-}
-
-#[derive(Deserialize)]
-struct RawTensor {
-    dtype: String,
-    shape: Vec<u64>,
-    data_offsets: [u64; 2],
-}
-
-#[derive(Default)]
-struct RawHeader {
-    tensors: Vec<(String, RawTensor)>,
-    metadata: HashMap<String, String>,
-}
-
-impl<'de> Deserialize<'de> for RawHeader {
-    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct HeaderVisitor;
-        impl<'de> Visitor<'de> for HeaderVisitor {
-            type Value = RawHeader;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object of tensors")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
-                let mut header = RawHeader::default();
-                let mut has_metadata = false;
-                while let Some(name) = map.next_key::<String>()? {
-                    if name == METADATA {
-                        if std::mem::replace(&mut has_metadata, true) {
-                            return Err(twice(METADATA));
-                        }
-                        header.metadata = map.next_value()?;
-                    } else {
-                        let tensor = map
-                            .next_value()
-                            .map_err(|error| serde::de::Error::custom(format!("tensor {name:?}: {error}")))?;
-                        header.tensors.push((name, tensor));
-                    }
-                }
-                // When all are known: the set is made once, of names that stay where they are.
-                let mut seen = HashSet::with_capacity(header.tensors.len());
-                match header.tensors.iter().find(|(name, _)| !seen.insert(name.as_str())) {
-                    Some((name, _)) => Err(twice(name)),
-                    None => Ok(header),
-                }
-            }
-        }
-        deserializer.deserialize_map(HeaderVisitor)
-    }
 }

@@ -82,7 +82,7 @@ pub struct Tensor {
     /// Where its bytes lie.
     pub extent: Extent,
     /// Set when this is a rectangular part of a larger tensor, which is stored in several.
-    pub piece: Option<Piece>,
+    pub piece: Option<Box<Piece>>,
 }
 
 /// Where a stored part lies in the tensor that it is part of. Parts are named `name#0`, `name#1` and so on; whoever wants

@@ -138,3 +138,33 @@ fn an_unknown_dtype_leaves_the_others_readable() {
     assert_eq!((header.tensors[0].dtype, header.tensors[0].dtype_name.as_str()), (None, "Q3_K"));
     assert_eq!(header.tensors[1].dtype, Some(Dtype::U8));
 }
+
+#[test]
+fn names_are_compared_as_they_are_read_and_not_as_they_are_written() {
+    let tensor =
+        |name: &str, at: u64| format!(r#""{name}":{{"dtype":"U8","shape":[1],"data_offsets":[{at},{}]}}"#, at + 1);
+    let json = |names: [&str; 2]| format!("{{{},{}}}", tensor(names[0], 0), tensor(names[1], 1));
+    assert!(reason(&file(&json(["a", r"\u0061"]), 2)).contains("\"a\" is there twice"));
+    assert!(reason(&file(&json(["__metadata__", r"\u005f_metadata__"]), 2)).contains("not valid"));
+    let header = parse(&file(&json(["b", r"\u0061\n"]), 2)).unwrap();
+    assert_eq!([&header.tensors[0].name, &header.tensors[1].name], ["b", "a\n"]);
+    let twice = r#"{"__metadata__":{"a":"b"},"__metadata__":{}}"#;
+    assert!(reason(&file(twice, 0)).contains("\"__metadata__\" is there twice"));
+}
+
+#[test]
+fn what_is_not_a_text_or_not_the_end_is_refused() {
+    let json = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    assert!(parse(&file(&format!("{json}   "), 1)).is_ok());
+    assert!(reason(&file(&format!("{json}{{}}"), 1)).contains("not valid"));
+    let mut no_text = file(json, 1);
+    no_text[10] = 0xff;
+    assert!(reason(&no_text).contains("not valid"));
+    let ranks = |rank: usize| {
+        format!(r#"{{"a":{{"dtype":"U8","shape":[{}],"data_offsets":[0,1]}}}}"#, vec!["1"; rank].join(","))
+    };
+    assert!(parse(&file(&ranks(64), 1)).is_ok());
+    assert!(reason(&file(&ranks(65), 1)).contains("65 dimensions"));
+    let deep = format!("{{\"a\":{}", "[".repeat(100_000));
+    assert!(reason(&file(&deep, 0)).contains("not valid"));
+}

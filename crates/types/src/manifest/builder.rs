@@ -13,11 +13,11 @@ use std::sync::Arc;
 use super::committed::{self, Found};
 use super::heads::Heads;
 use super::select::Selection;
-use super::{FILES_MAX, Manifest, ModelFile, Resolved, Tensor};
+use super::{Extent, FILES_MAX, Manifest, ModelFile, Resolved, Tensor};
 use crate::artifact::Artifact;
 use crate::checkpoint::Commit;
 use crate::error::{Code, Error, Result};
-use crate::header::{self, SafetensorsHeader};
+use crate::header::{self, TensorHeader};
 use crate::names::check_relative;
 
 /// Largest index file that is read, in bytes: the largest public ones have about 20 MB.
@@ -76,7 +76,8 @@ pub struct ManifestBuilder {
     /// The tensors that a commit tells of, by file and offset.
     committed: Vec<Tensor>,
     revision: String,
-    headers: BTreeMap<usize, SafetensorsHeader>,
+    /// The tensors of files whose header was read, as it names them; the file of their extents is still to be set.
+    headers: BTreeMap<usize, Vec<Tensor>>,
     /// Safetensors files of the load whose header is not known.
     heads: Heads,
     chosen: Vec<usize>,
@@ -205,9 +206,27 @@ impl ManifestBuilder {
             self.heads.want(file, entry, span);
             return Ok(());
         }
-        let header = SafetensorsHeader::parse(&head, size, &entry.name)?;
+        let (tensors, _) = header::parse_each(&head, size, &entry.name, of_header, &mut HashMap::new())?;
         self.heads.done(file);
-        self.headers.insert(file, header);
+        self.headers.insert(file, tensors);
         Ok(())
+    }
+}
+
+/// A tensor as a header has it.
+fn of_header(raw: TensorHeader) -> Tensor {
+    let TensorHeader { name, dtype_name, dtype, shape, range } = raw;
+    let extent = Extent { file: 0, offset_bytes: range.start, length_bytes: range.end - range.start };
+    Tensor { name, dtype_name, dtype, shape, extent, piece: None }
+}
+
+impl header::Described for Tensor {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn bounds(&self) -> (u64, u64) {
+        let Extent { offset_bytes, length_bytes, .. } = self.extent;
+        (offset_bytes, offset_bytes + length_bytes)
     }
 }

@@ -152,10 +152,8 @@ fn tensors_of(stored: &StoredTensor) -> impl Iterator<Item = Tensor> {
             dtype: parse_dtype(&stored.dtype),
             shape: shape.clone(),
             extent: Extent { file: *file as usize, offset_bytes: *offset_bytes, length_bytes: *length_bytes },
-            piece: (!is_whole).then(|| Piece {
-                start: start.clone(),
-                shape: shape.clone(),
-                of_shape: stored.shape.clone(),
+            piece: (!is_whole).then(|| {
+                Box::new(Piece { start: start.clone(), shape: shape.clone(), of_shape: stored.shape.clone() })
             }),
         }
     })

@@ -1,5 +1,6 @@
 //! The first bytes of safetensors files, on their way in: put together from pieces, and compared with what they must be.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use super::ModelFile;
@@ -61,13 +62,18 @@ impl Heads {
     ///
     /// # Errors
     /// [`Code::Corrupt`] naming the file and the block.
-    pub(super) fn supply(&mut self, read: &ReadNeeded, bytes: &[u8], file: &ModelFile) -> Result<Option<Vec<u8>>> {
+    pub(super) fn supply<'a>(
+        &mut self,
+        read: &ReadNeeded,
+        bytes: &'a [u8],
+        file: &ModelFile,
+    ) -> Result<Option<Cow<'a, [u8]>>> {
         let end = self.wanted.get(&read.file).copied().unwrap_or_default();
         if read.range.end > end {
             return Err(Error::new(Code::Internal, format!("a read of {:?} that nobody asked for", read.range)));
         }
         let head = match read.range.start == 0 && read.range.end == end {
-            true => bytes.to_vec(),
+            true => Cow::Borrowed(bytes),
             false => {
                 let fresh = || (vec![0; end as usize], end);
                 let (buffer, missing) = self.partial.entry(read.file).or_insert_with(fresh);
@@ -76,7 +82,7 @@ impl Heads {
                 if *missing > 0 {
                     return Ok(None);
                 }
-                self.partial.remove(&read.file).map(|(buffer, _)| buffer).unwrap_or_default()
+                Cow::Owned(self.partial.remove(&read.file).map(|(buffer, _)| buffer).unwrap_or_default())
             }
         };
         check(file, &head)?;

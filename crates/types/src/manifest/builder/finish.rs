@@ -4,26 +4,35 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{ManifestBuilder, WARNINGS_MAX};
 use crate::error::{Code, Error, Result};
-use crate::header::TensorHeader;
-use crate::manifest::{Extent, Manifest, ModelFile, Tensor};
+use crate::manifest::{Manifest, ModelFile, Tensor};
 use crate::names::{base_of, folder_of, join};
 
 impl ManifestBuilder {
     pub(super) fn finish(&mut self) -> Result<Manifest> {
         let mut files = Vec::with_capacity(self.chosen.len());
-        let count = self.committed.len() + self.headers.values().map(|header| header.tensors.len()).sum::<usize>();
-        let mut tensors: Vec<Tensor> = Vec::with_capacity(count);
+        let mut tensors: Vec<Tensor> = Vec::new();
         let mut warnings = Warnings::default();
+        let is_committed = !self.committed.is_empty();
         let mut committed = std::mem::take(&mut self.committed).into_iter().peekable();
         for (position, &file) in self.chosen.iter().enumerate() {
             let entry = &self.files[file];
             let header = self.headers.remove(&file);
             files.push(ModelFile { is_tensors: entry.is_tensors || header.is_some(), ..entry.clone() });
+            let first = tensors.len();
             // Those of files that were not chosen are left out.
             while committed.next_if(|tensor| tensor.extent.file < file).is_some() {}
-            let told = std::iter::from_fn(|| committed.next_if(|tensor| tensor.extent.file == file));
-            let read = header.into_iter().flat_map(|header| header.tensors).map(|raw| from_header(&entry.name, raw));
-            for mut tensor in told.chain(read) {
+            tensors.extend(std::iter::from_fn(|| committed.next_if(|tensor| tensor.extent.file == file)));
+            let mut read = header.unwrap_or_default();
+            let folder = folder_of(&entry.name);
+            if !folder.is_empty() {
+                read.iter_mut().for_each(|tensor| tensor.name = join(folder, &tensor.name));
+            }
+            match tensors.is_empty() {
+                // A list of a hundred thousand stays where it is.
+                true => tensors = read,
+                false => tensors.append(&mut read),
+            }
+            for tensor in &mut tensors[first..] {
                 if tensor.dtype.is_none() {
                     warnings.push(format!(
                         "tensor {:?} in {} has the unknown dtype {:?}: delivered as bytes",
@@ -31,12 +40,13 @@ impl ManifestBuilder {
                     ));
                 }
                 tensor.extent.file = position;
-                tensors.push(tensor);
             }
         }
-        let holders = holders(&tensors, &files)?;
-        self.check_indexes(&holders)?;
-        drop(holders);
+        // Of one header it is known that its names are unique.
+        let of_headers = files.iter().filter(|file| file.is_tensors).count();
+        if is_committed || of_headers > 1 || !self.indexes.is_empty() {
+            self.check_indexes(&holders(&tensors, &files)?)?;
+        }
         Ok(Manifest {
             url: self.resolved.url.clone(),
             revision: self.revision.clone(),
@@ -80,22 +90,6 @@ fn holders<'a>(tensors: &'a [Tensor], files: &'a [ModelFile]) -> Result<HashMap<
         }
     }
     Ok(holders)
-}
-
-/// A tensor as a header has it; the file of its extent is still to be set.
-fn from_header(file_name: &str, raw: TensorHeader) -> Tensor {
-    let length_bytes = raw.range.end - raw.range.start;
-    Tensor {
-        name: match folder_of(file_name) {
-            "" => raw.name,
-            folder => join(folder, &raw.name),
-        },
-        dtype_name: raw.dtype_name,
-        dtype: raw.dtype,
-        shape: raw.shape,
-        extent: Extent { file: 0, offset_bytes: raw.range.start, length_bytes },
-        piece: None,
-    }
 }
 
 #[derive(Default)]
