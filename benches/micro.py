@@ -105,7 +105,7 @@ def write(found: list[dict[str, Any]]) -> None:
     record = {
         "date": date,
         "machine": f"{cpu()}, {cores} cores, Linux {platform.release()}",
-        "versions": {"longshore": revision(), "rustc": rustc},
+        "versions": {"longshore": revision(), "rustc": rustc, **{peer: locked(peer) for peer in PEERS}},
         "rows": found,
     }
     path = ROOT / "benches" / "results" / f"micro-{date}-{cores}-cores.json"
@@ -120,6 +120,12 @@ def cpu() -> str:
     """The name of the processor."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def locked(crate: str) -> str:
+    """The version of a crate that is measured."""
+    found = re.search(rf'^name = "{crate}"\nversion = "(.*)"$', (ROOT / "Cargo.lock").read_text(), re.MULTILINE)
+    return found[1] if found else "unknown"
 
 
 def revision() -> str:
