@@ -28,7 +28,7 @@ use longshore_memory::direct::residency;
 use longshore_types::{BLOCK_BYTES, BlockChecksum, ChunkId, ChunkKey, Code, Error, Result};
 use longshore_wire::GrowingChunk;
 use parking_lot::Mutex;
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, IFlags, fadvise, ioctl_getflags, ioctl_setflags};
 
 use super::format::{self, FormatError};
 use super::index::Index;
@@ -283,11 +283,28 @@ fn chunk_path(folder: &Path, id: &ChunkId) -> PathBuf {
 
 fn make_folders(folder: &Path) -> Result<()> {
     fs::create_dir_all(folder.join("tmp")).map_err(|error| not_writable(folder, error))?;
+    let chunks = folder.join("chunks");
+    if !chunks.exists() {
+        fs::create_dir_all(&chunks).map_err(|error| not_writable(folder, error))?;
+        spread(&chunks);
+    }
     for first in 0..=255u8 {
         let fan_out = folder.join("chunks").join(format!("{first:02x}"));
         fs::create_dir_all(fan_out).map_err(|error| not_writable(folder, error))?;
     }
     Ok(())
+}
+
+/// Asks the file system to place the folders in `chunks` apart from each other, as it does with those at its top. Writers
+/// then do not meet in one group of inodes, nor look for a free one among all that were evicted a moment ago.
+fn spread(chunks: &Path) {
+    let spread = || -> io::Result<()> {
+        let folder = File::open(chunks)?;
+        Ok(ioctl_setflags(&folder, ioctl_getflags(&folder)? | IFlags::TOPDIR)?)
+    };
+    if let Err(error) = spread() {
+        tracing::debug!(folder = %chunks.display(), %error, "the file system takes no wish about where folders lie");
+    }
 }
 
 /// The error of a cache folder that cannot be used.

@@ -146,6 +146,32 @@ fn a_failing_disk_is_left_alone_and_tried_again() {
 }
 
 #[test]
+fn without_a_promise_files_are_written_under_their_own_names() {
+    let folder = tempfile::tempdir().unwrap();
+    let none = DiskOptions { sync: SyncPolicy::None, ..options(folder.path()) };
+    let (tier, metrics) = open(none.clone());
+    let chunks: Vec<_> = [5, 4096, 100_000, 3 << 20].map(|len| chunk(len as u32, len)).into();
+    // No temporary name is needed.
+    fs::remove_dir(folder.path().join("tmp")).unwrap();
+    chunks.iter().for_each(|chunk| _ = put(&tier, chunk));
+    assert!(chunks.iter().all(|chunk| is_there(&tier, chunk)));
+    fs::create_dir(folder.path().join("tmp")).unwrap();
+    // The index has lost one: its readers keep what they have, the name gets another file.
+    let held = tier.get(chunks[2].key(), &chunks[2].key().id()).unwrap();
+    tier.index.lock().remove(&chunks[2].key().id());
+    put(&tier, &chunks[2]);
+    assert!(is_there(&tier, &chunks[2]) && tier.is_intact(&held, chunks[2].key()));
+    assert_eq!(metrics.disk_errors.with_label_values(&["write"]).get(), 0);
+    drop(tier);
+    // Killed while it wrote: some pages of the data are there, the trailer is not.
+    let cut = chunk_path(folder.path(), &chunks[3].key().id());
+    fs::File::options().write(true).open(&cut).unwrap().set_len(2 << 20).unwrap();
+    let (tier, _) = open(none);
+    assert!(!is_there(&tier, &chunks[3]) && !cut.exists());
+    assert_eq!(tier.usage().2, 3);
+}
+
+#[test]
 fn during_its_rest_a_failed_disk_is_not_touched() {
     let folder = tempfile::tempdir().unwrap();
     let (tier, metrics) = open(DiskOptions { retry_pause: LONG, ..options(folder.path()) });

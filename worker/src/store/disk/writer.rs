@@ -161,7 +161,7 @@ impl DiskTier {
                 fs::create_dir_all(folder)?;
                 sync_folder(folder.parent().unwrap_or(folder))?;
             }
-            self.write_temporary(&temporary, chunk, &checksums)?;
+            self.write_new(&temporary, chunk, &checksums)?;
             File::open(&temporary)?.sync_all()?;
             fs::rename(&temporary, path)?;
             sync_folder(folder)
@@ -201,10 +201,25 @@ impl DiskTier {
         self.space.settle(bytes);
     }
 
+    /// Writes the file of a chunk under its own name where there is none: the index does not know it before it is whole, and
+    /// a scan knows by its trailer what was cut short. Names and renames across folders exclude each other in the kernel,
+    /// and for a small chunk they cost as much as its bytes. What is there already is replaced at once instead, for
+    /// those who read it; so is everything where a file with a name has been promised to be on the disk.
     fn write_file(&self, id: &ChunkId, chunk: &GrowingChunk, checksums: &[BlockChecksum]) -> Result<(), Unwritten> {
+        let path = self.path(id);
+        if self.sync == SyncPolicy::None {
+            match self.write_new(&path, chunk, checksums) {
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => {
+                    let _ = fs::remove_file(&path);
+                    return Err(error.into());
+                }
+                Ok(()) => return Ok(()),
+            }
+        }
         let temporary = self.temporary_path();
-        let written = self.write_temporary(&temporary, chunk, checksums);
-        let named = written.and_then(|()| fs::rename(&temporary, self.path(id)));
+        let written = self.write_new(&temporary, chunk, checksums);
+        let named = written.and_then(|()| fs::rename(&temporary, path));
         if named.is_err() {
             // The write's error is what matters; a file left behind goes at the next start.
             let _ = fs::remove_file(&temporary);
@@ -212,7 +227,7 @@ impl DiskTier {
         Ok(named?)
     }
 
-    fn write_temporary(&self, path: &Path, chunk: &GrowingChunk, checksums: &[BlockChecksum]) -> io::Result<()> {
+    fn write_new(&self, path: &Path, chunk: &GrowingChunk, checksums: &[BlockChecksum]) -> io::Result<()> {
         let data = chunk.get(0..chunk.len_bytes()).ok_or_else(|| io::Error::other("the chunk is not complete"))?;
         let may_be_direct = self.takes_direct.load(Ordering::Relaxed);
         let (file, way) = file::create(path, chunk.key(), data, checksums, may_be_direct)?;

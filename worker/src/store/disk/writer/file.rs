@@ -31,7 +31,8 @@ pub(super) enum WriteWay {
     Refused,
 }
 
-/// Makes the file of a chunk, whose bytes are `data`, at a path where there is none.
+/// Makes the file of a chunk, whose bytes are `data`, at a path where there is none: else that is the error, and nothing is
+/// touched.
 pub(super) fn create(
     path: &Path,
     key: &ChunkKey,
@@ -45,12 +46,17 @@ pub(super) fn create(
     if is_large && may_be_direct && end.is_aligned() {
         match write_direct(path, pages, end.bytes()) {
             Ok(file) => return Ok((file, WriteWay::Direct)),
-            Err(error) if is_refusal(&error) => {}
+            Err(error) if is_refusal(&error) => {
+                // A refused open may have left an empty file, a refused write a part of it.
+                match std::fs::remove_file(path) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
             Err(error) => return Err(error),
         }
     }
-    // A refused open may have left an empty file, a refused write a part of it.
-    let file = OpenOptions::new().write(true).create(true).truncate(true).open(path)?;
+    let file = OpenOptions::new().write(true).create_new(true).open(path)?;
     write_all(&file, pages, end.bytes())?;
     Ok((file, if is_large { WriteWay::Refused } else { WriteWay::PageCache }))
 }
