@@ -26,7 +26,8 @@ const REFUSED_KEPT: Duration = Duration::from_secs(1);
 const STARVED_PAUSE_MS: u32 = 100;
 /// Bytes of an answer that wait in the kernel until the network takes them; what is on its way is not counted, so that this
 /// limits no connection. Without it the kernel copies megabytes ahead for each, into memory that it first has to get, and
-/// that is out of the cores' caches before it is sent.
+/// that is out of the cores' caches before it is sent: the time of a load then varies more. The sum of the CPU is about the
+/// same; more of it is the sender's.
 const UNSENT_BYTES_MAX: u32 = 128 << 10;
 
 /// Accepts until `token` is cancelled.
