@@ -27,7 +27,7 @@ FORK = re.compile(r"PERF_RECORD_FORK\((\d+):\d+\):\((\d+):\d+\)")
 FRAME = re.compile(r"^\s+[0-9a-f]+ (?P<symbol>.+) \((?P<module>[^()]*(?:\([^()]*\))?)\)$")
 #: The kernel's own entry of a system call; the frame before it is the call.
 SYSTEM_CALLS = ("do_syscall_64", "do_syscall_x64", "x64_sys_call", "invoke_syscall", "el0_svc_common")
-CALL = re.compile(r"^(?:_+(?:x64_|arm64_)?sys_|ksys_|do_)?(\w+?)(?:\.\w+)*$")
+CALL = re.compile(r"^(?:_*(?:do_|x64_|arm64_|se_)?sys_|ksys_|do_)?(\w+?)(?:\.\w+)*$")
 #: First words of other entries, and what they mean.
 ENTRIES = [
     ("asm_sysvec", "interrupts"),

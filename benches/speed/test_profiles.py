@@ -76,6 +76,7 @@ def test_symbols_tell_nothing_of_the_machine() -> None:
     [
         (["copy", "vfs_read", "__x64_sys_pread64", "do_syscall_64"], "system call pread64"),
         (["copy", "ksys_read.isra.0", "do_syscall_64"], "system call read"),
+        (["io_read", "__do_sys_io_uring_enter", "do_syscall_64"], "system call io_uring_enter"),
         (["clear_page_erms", "exc_page_fault", "asm_exc_page_fault"], "page faults"),
         (["net_rx_action", "asm_sysvec_apic_timer_interrupt", "asm_exc_page_fault"], "interrupts"),
         (["io_read", "io_wq_worker", "ret_from_fork_asm"], "kernel threads"),
