@@ -4,11 +4,14 @@ mod target;
 
 use std::fmt::Write;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use futures::{StreamExt, TryStreamExt, stream};
-use longshore_types::{ChunkKey, Code, Error, Manifest, Result, Selection, format_bytes, redact_url};
+use longshore_types::chunk::chunk_count;
+use longshore_types::{
+    CHUNK_BYTES, ChunkKey, Code, Error, Manifest, ModelFile, Result, Selection, format_bytes, redact_url,
+};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
@@ -17,10 +20,12 @@ use crate::chunks::{CHUNKS_IN_FLIGHT, ChunkReader};
 use crate::node::Node;
 use crate::output::{Output, seconds};
 use crate::progress::Progress;
-use target::{Pending, Target};
+use target::Target;
 
-/// Files that are open at once: a model of many small files must not exhaust the descriptors.
+/// Files of several chunks that are open at once.
 const FILES_IN_FLIGHT: usize = 4;
+/// Files of one chunk that are fetched at once, each by a thread: a cloud store answers slowly, whatever the cores.
+const SMALL_FILES_IN_FLIGHT: usize = 32;
 const PROGRESS_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Runs the command.
@@ -70,33 +75,69 @@ struct Pull {
 }
 
 impl Pull {
+    /// Writes all files. Those that are complete when it fails have their names.
     async fn write_all(self: &Arc<Self>, manifest: &Manifest) -> Result<()> {
-        let files = manifest.files.iter().map(|file| {
-            let (pull, name, artifact) = (self.clone(), file.name.clone(), file.artifact.clone());
-            async move {
-                let (opener, size_bytes) = (pull.clone(), artifact.size_bytes());
-                let pending = Arc::new(blocking(move || opener.target.begin(&name, size_bytes)).await?);
-                let chunks = ChunkKey::all(&artifact).map(|key| pull.clone().write_chunk(key, pending.clone()));
-                let mut chunks = stream::iter(chunks).buffer_unordered(CHUNKS_IN_FLIGHT);
-                while chunks.try_next().await?.is_some() {}
-                drop(chunks);
-                let pending = Arc::into_inner(pending)
-                    .ok_or_else(|| Error::new(Code::Internal, "a file is still being written after its last chunk"))?;
-                blocking(move || pending.commit()).await
-            }
-        });
+        let (small, large): (Vec<_>, Vec<_>) =
+            manifest.files.iter().cloned().partition(|file| file.artifact.size_bytes() <= CHUNK_BYTES);
+        let written = futures::future::try_join(self.write_small(small), self.write_large(large)).await;
+        let pull = self.clone();
+        let finished = blocking(move || pull.target.finish()).await;
+        written.and(finished)
+    }
+
+    async fn write_large(self: &Arc<Self>, files: Vec<ModelFile>) -> Result<()> {
+        let files = files.into_iter().map(|file| self.clone().write_file(file));
         stream::iter(files).buffer_unordered(FILES_IN_FLIGHT).try_collect::<Vec<()>>().await?;
         Ok(())
     }
 
-    async fn write_chunk(self: Arc<Self>, key: ChunkKey, pending: Arc<Pending>) -> Result<()> {
-        blocking(move || {
-            let bytes = self.reader.read(&key)?;
-            pending.write_at(&bytes, key.range().start)?;
-            self.done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-            Ok(())
-        })
-        .await
+    /// A file of several chunks, each on its own.
+    async fn write_file(self: Arc<Self>, file: ModelFile) -> Result<()> {
+        let keys = keys_of(&file)?;
+        let opener = self.clone();
+        let pending = Arc::new(blocking(move || opener.target.begin(&file.name, file.artifact.size_bytes())).await?);
+        let chunks = keys.into_iter().enumerate().map(|(index, key)| {
+            let (pull, pending) = (self.clone(), pending.clone());
+            blocking(move || {
+                let bytes = pull.reader.read(&key)?;
+                pending.write_at(&bytes, index as u64 * CHUNK_BYTES)?;
+                pull.done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+                Ok(())
+            })
+        });
+        let mut chunks = stream::iter(chunks).buffer_unordered(CHUNKS_IN_FLIGHT);
+        while chunks.try_next().await?.is_some() {}
+        drop(chunks);
+        let pending = Arc::into_inner(pending)
+            .ok_or_else(|| Error::new(Code::Internal, "a file is still being written after its last chunk"))?;
+        blocking(move || pending.commit()).await
+    }
+
+    /// Files of one chunk, or empty: a few threads take one after the other, and none of them hands anything over.
+    async fn write_small(self: &Arc<Self>, files: Vec<ModelFile>) -> Result<()> {
+        let threads = SMALL_FILES_IN_FLIGHT.min(files.len());
+        let shared = Arc::new((files, AtomicUsize::new(0)));
+        let work = (0..threads).map(|_| {
+            let (pull, shared) = (self.clone(), shared.clone());
+            blocking(move || {
+                let (files, next) = &*shared;
+                while let Some(file) = files.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    // One that fails is the last one of all.
+                    pull.write_whole(file).inspect_err(|_| next.store(files.len(), Ordering::Relaxed))?;
+                }
+                Ok(())
+            })
+        });
+        let ended = futures::future::join_all(work).await;
+        ended.into_iter().collect()
+    }
+
+    fn write_whole(&self, file: &ModelFile) -> Result<()> {
+        let Some(key) = keys_of(file)?.pop() else { return self.target.write_small(&file.name, &[]) };
+        let bytes = self.reader.read(&key)?;
+        self.target.write_small(&file.name, &bytes)?;
+        self.done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        Ok(())
     }
 
     fn print(
@@ -138,6 +179,14 @@ impl Pull {
                 let _ = writeln!(text, "warning   {warning}");
             }
         })
+    }
+}
+
+/// The chunks that a file lies in, in order. A file without an object of its own names chunks of others.
+fn keys_of(file: &ModelFile) -> Result<Vec<ChunkKey>> {
+    match &file.chunks {
+        Some(chunks) => (0..chunk_count(file.artifact.size_bytes())).map(|index| chunks.key(index)).collect(),
+        None => Ok(ChunkKey::all(&file.artifact).collect()),
     }
 }
 

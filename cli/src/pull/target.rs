@@ -2,8 +2,12 @@
 //!
 //! Every step into the tree is taken relative to the open folder above it, without following symbolic links, so that
 //! neither `..` nor a link that lies there (or is put there meanwhile) is a way out. A file is written under a
-//! temporary name in its own folder and renamed when it is complete. Who is interrupted calls [`Target::abandon`]:
-//! threads that still wait for bytes then write into files that have no name any more.
+//! temporary name in its own folder and renamed when it is complete and on the disk. Who is interrupted calls
+//! [`Target::abandon`]: threads that still wait for bytes then write into files that have no name any more.
+//!
+//! Small files are made durable many at once ([`batch`]): to wait for the disk for each takes longer than to bring it.
+
+mod batch;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -12,6 +16,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use longshore_types::{Code, Error, Result, names};
 use parking_lot::Mutex;
@@ -19,11 +24,18 @@ use rustix::fs::{AtFlags, CWD, FallocateFlags, Mode, OFlags, fallocate, fsync, m
 use rustix::io::Errno;
 
 use crate::files::file_error;
+use batch::{Batch, Written};
 
 /// The folder.
 pub struct Target {
-    folder: OwnedFd,
+    folder: Arc<OwnedFd>,
     path: PathBuf,
+    /// Tells the temporary names of this pull from those of others in the same folder.
+    mark: String,
+    count: AtomicU64,
+    /// Where the last file went: the next one mostly goes there too.
+    latest: Mutex<(String, Arc<OwnedFd>)>,
+    batch: Mutex<Batch>,
     unfinished: Arc<Mutex<Unfinished>>,
 }
 
@@ -43,6 +55,8 @@ pub struct Pending {
     path: PathBuf,
     len_bytes: u64,
     unfinished: Arc<Mutex<Unfinished>>,
+    /// Somebody else gives it its name, or removes it.
+    is_handed_on: bool,
 }
 
 const FOLDER_FLAGS: OFlags = OFlags::DIRECTORY.union(OFlags::CLOEXEC);
@@ -55,8 +69,16 @@ impl Target {
     pub fn open(path: &Path) -> Result<Target> {
         let opened = std::fs::create_dir_all(path)
             .and_then(|()| openat(CWD, path, OFlags::RDONLY | FOLDER_FLAGS, Mode::empty()).map_err(io::Error::from));
-        let folder = opened.map_err(|error| file_error("open folder", path, error))?;
-        Ok(Target { folder, path: path.to_owned(), unfinished: Arc::default() })
+        let folder = Arc::new(opened.map_err(|error| file_error("open folder", path, error))?);
+        Ok(Target {
+            latest: Mutex::new((String::new(), folder.clone())),
+            folder,
+            path: path.to_owned(),
+            mark: uuid::Uuid::new_v4().simple().to_string(),
+            count: AtomicU64::new(0),
+            batch: Mutex::default(),
+            unfinished: Arc::default(),
+        })
     }
 
     /// Begins the file `name` of `len_bytes`, and takes the space for it.
@@ -65,13 +87,53 @@ impl Target {
     /// [`Code::InvalidArgument`] for a name that is no plain relative path, [`Code::FailedPrecondition`] where a link
     /// or a file is in the way, [`Code::Exhausted`] when the disk is full.
     pub fn begin(&self, name: &str, len_bytes: u64) -> Result<Pending> {
+        let pending = self.create(name, len_bytes)?;
+        pending.allocate()?;
+        Ok(pending)
+    }
+
+    /// Writes the small file `name`, all of it. Its name comes with those of others, at the latest with
+    /// [`Target::finish`].
+    ///
+    /// # Errors
+    /// As [`Target::begin`] and [`Pending::write_at`], and for others those of [`Target::finish`].
+    pub fn write_small(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let pending = self.create(name, bytes.len() as u64)?;
+        pending.write_at(bytes, 0)?;
+        let full = self.batch.lock().add(pending.written());
+        full.map_or(Ok(()), |full| self.settle(full))
+    }
+
+    /// Gives the small files their names that have none yet.
+    ///
+    /// # Errors
+    /// The code of the failure, naming a file.
+    pub fn finish(&self) -> Result<()> {
+        let rest = std::mem::take(&mut *self.batch.lock());
+        self.settle(rest)
+    }
+
+    /// Makes files durable, then gives each its name.
+    fn settle(&self, batch: Batch) -> Result<()> {
+        batch.sync(&self.folder, &self.path)?;
+        for file in &batch.files {
+            let mut unfinished = self.unfinished.lock();
+            renameat(&*file.folder, &file.temporary, &*file.folder, &file.base)
+                .map_err(|error| file_error("finish", &self.path.join(&file.base), error.into()))?;
+            unfinished.names.remove(&file.temporary);
+        }
+        batch.sync_folders(&self.path)
+    }
+
+    fn create(&self, name: &str, len_bytes: u64) -> Result<Pending> {
         names::check_relative(name, &self.path.display().to_string())?;
         let path = self.path.join(name);
         let failed = |error: Errno| file_error("write", &path, error.into());
-        let folder = Arc::new(self.descend(names::folder_of(name)).map_err(failed)?);
+        let folder = self.folder_of(names::folder_of(name)).map_err(failed)?;
         let base = names::base_of(name).to_owned();
         // Short, so that a name of the longest length still has a temporary one.
-        let temporary = format!(".longshore-{}.part", uuid::Uuid::new_v4().simple());
+        let number = self.count.fetch_add(1, Ordering::Relaxed);
+        let temporary = format!(".longshore-{}-{number}.part", self.mark);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let file = {
             // Made and noted in one step, so that none is overlooked when all are abandoned.
@@ -84,9 +146,7 @@ impl Target {
             File::from(file)
         };
         let unfinished = self.unfinished.clone();
-        let pending = Pending { file, folder, temporary, base, path, len_bytes, unfinished };
-        pending.allocate()?;
-        Ok(pending)
+        Ok(Pending { file, folder, temporary, base, path, len_bytes, unfinished, is_handed_on: false })
     }
 
     /// Removes every unfinished file, and lets no further one begin.
@@ -94,6 +154,19 @@ impl Target {
         let mut unfinished = self.unfinished.lock();
         unfinished.is_abandoned = true;
         unfinished.names.drain().for_each(|(name, folder)| remove(&folder, &name));
+    }
+
+    /// The folder of a file, opened.
+    fn folder_of(&self, relative: &str) -> Result<Arc<OwnedFd>, Errno> {
+        {
+            let latest = self.latest.lock();
+            if latest.0 == relative {
+                return Ok(latest.1.clone());
+            }
+        }
+        let folder = Arc::new(self.descend(relative)?);
+        *self.latest.lock() = (relative.to_owned(), folder.clone());
+        Ok(folder)
     }
 
     /// Opens the folders on the way to a file, making those that are missing.
@@ -137,6 +210,13 @@ impl Pending {
         self.file.write_all_at(bytes, offset_bytes).map_err(|error| file_error("write", &self.path, error))
     }
 
+    /// What is left to be done for a file that is complete. Its descriptor is closed.
+    fn written(mut self) -> Written {
+        self.is_handed_on = true;
+        let (temporary, base) = (std::mem::take(&mut self.temporary), std::mem::take(&mut self.base));
+        Written { folder: self.folder.clone(), temporary, base, len_bytes: self.len_bytes }
+    }
+
     /// Makes the file durable and gives it its name, in place of a file that had it.
     ///
     /// # Errors
@@ -161,6 +241,9 @@ impl Pending {
 
 impl Drop for Pending {
     fn drop(&mut self) {
+        if self.is_handed_on {
+            return;
+        }
         if let Some(folder) = self.unfinished.lock().names.remove(&self.temporary) {
             remove(&folder, &self.temporary);
         }
@@ -214,6 +297,39 @@ mod tests {
         drop(second);
         assert_eq!(target.begin("c", 3).err().unwrap().code(), Code::Cancelled);
         assert!(names_in(folder.path()).is_empty());
+    }
+
+    #[test]
+    fn small_files_get_their_names_together() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::open(folder.path()).unwrap();
+        std::fs::write(folder.path().join("b"), "an older one").unwrap();
+        for name in ["a", "sub/a", "b", "sub/b"] {
+            target.write_small(name, name.as_bytes()).unwrap();
+        }
+        assert_eq!(std::fs::read(folder.path().join("b")).unwrap(), b"an older one");
+        assert!(!folder.path().join("sub/a").exists());
+        target.finish().unwrap();
+        for name in ["a", "sub/a", "b", "sub/b"] {
+            assert_eq!(std::fs::read(folder.path().join(name)).unwrap(), name.as_bytes());
+        }
+        assert_eq!((names_in(folder.path()).len(), names_in(&folder.path().join("sub")).len()), (3, 2));
+    }
+
+    #[test]
+    fn many_small_files_do_not_wait_for_the_last_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = Target::open(folder.path()).unwrap();
+        for number in 0..batch::FILES_MAX {
+            assert!(!folder.path().join("0").exists());
+            target.write_small(&number.to_string(), b"x").unwrap();
+        }
+        assert_eq!(names_in(folder.path()).len(), batch::FILES_MAX);
+        assert!(folder.path().join("0").exists());
+        target.write_small("another", b"x").unwrap();
+        target.abandon();
+        assert_eq!(names_in(folder.path()).len(), batch::FILES_MAX);
+        assert_eq!(target.write_small("one more", b"x").unwrap_err().code(), Code::Cancelled);
     }
 
     #[test]
