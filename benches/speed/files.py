@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -31,7 +31,7 @@ def small_files(bench: Bench, stack: ExitStack) -> list[Entry]:
     assert bench.data
     store = bench.origin(stack, *small_objects(count))
     node = bench.node(stack, "small", store.environment, count * SMALL_BYTES * 2).start(1, unix_socket=True)
-    target = bench.folder("pulled") / "small"
+    pulled = bench.folder("pulled")
 
     def files(sample: Sample) -> Sample:
         sample.amount, sample.size_bytes = count, count * SMALL_BYTES
@@ -39,7 +39,8 @@ def small_files(bench: Bench, stack: ExitStack) -> list[Entry]:
 
     def pull(is_cached: bool) -> Callable[[Round], Measured]:
         def measure(_: Round) -> Measured:
-            shutil.rmtree(target, ignore_errors=True)
+            # Never removed before the end: ext4 searches long for an inode where many were deleted a minute ago.
+            target = Path(tempfile.mkdtemp(dir=pulled)) / "small"
             if is_cached:
                 node.command("warm", SMALL, "--include", "*")
             else:

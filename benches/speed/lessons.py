@@ -44,6 +44,10 @@ LEARNED = {
   behind the load, by threads at nice 15.
 * A loader on the worker's host reads growing chunks through a descriptor; of those the worker sends only the checksums
   of the blocks.""",
+    "small-files-pull": """
+* Nearly half of the CPU time was `recently_deleted` and its neighbours in the kernel: ext4 searches long for an inode
+  where many were deleted a minute ago, and the report removed the files of the pull before. Each pull of the report has
+  a new folder since, and all go at the end.""",
 }
 
 

@@ -76,7 +76,8 @@ def of(options: Options) -> dict[str, Need]:
             eight + 2 * options.small_model_bytes,
         ),
         "startup": Need(3 * PROCESS_BYTES + LOAD_COPIES * options.small_model_bytes, eight * 2),
-        "small files": Need(resting + worker + 2 * small, 2 * small),
+        # Each pull has a folder of its own; two are made in every other round.
+        "small files": Need(resting + worker + 2 * small, (2 + 2 * (options.rounds // 2 + 2)) * small),
         "random reads": Need(resting + worker + 2 * model, 3 * model),
         "metadata": Need(resting + worker, 1 << 28),
     }

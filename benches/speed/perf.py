@@ -7,6 +7,7 @@ import os
 import re
 import select
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,6 @@ SAMPLES_A_SECOND = 1999
 #: Whose CPU a row counts; the origin's is shown apart.
 COUNTED = ("loader", "worker", "client", "command line")
 HEAD = re.compile(r"^\s*(?P<thread>.+?)\s+(?P<pid>\d+)/(?P<tid>\d+)\s+(?P<at>\d+\.\d+):\s*$")
-FORK = re.compile(r"PERF_RECORD_FORK\((\d+):\d+\):\((\d+):\d+\)")
 FRAME = re.compile(r"^\s+[0-9a-f]+ (?P<symbol>.+) \((?P<module>[^()]*(?:\([^()]*\))?)\)$")
 #: The kernel's own entry of a system call; the frame before it is the call.
 SYSTEM_CALLS = ("do_syscall_64", "do_syscall_x64", "x64_sys_call", "invoke_syscall", "el0_svc_common")
@@ -127,11 +127,16 @@ class Recorder:
     def watch(self) -> Iterator[Windows]:
         """What is in here is recorded, and what it adds to the windows counts."""
         self.known.look()
+        stop = threading.Event()
+        follower = threading.Thread(target=self.known.follow, args=(stop, threading.get_native_id()), daemon=True)
         self._tell("enable")
+        follower.start()
         try:
             yield self.known.windows
         finally:
             self._tell("disable")
+            stop.set()
+            follower.join()
             # Threads too that came meanwhile.
             self.known.look()
 
@@ -151,7 +156,8 @@ class Recorder:
         """What the samples say."""
         command = [
             "perf", "script", "-i", str(self.data), "-F", "comm,pid,tid,time,ip,sym,dso", "--no-inline", "--ns",
-            "--show-task-events", "-f",
+            # Of nobody else on the machine: to read their symbols takes minutes.
+            "-f", "--pid", ",".join(str(pid) for pid, role in self.known.roles.items() if role),
         ]  # fmt: skip
         with (
             self.log.open("ab") as log,
@@ -184,6 +190,14 @@ class Known:
                 with contextlib.suppress(OSError):
                     self.threads[int(task.parent.name)] = task.read_text().strip()
 
+    def follow(self, stop: threading.Event, thread: int) -> None:
+        """Takes note of commands that this thread starts, which may have ended when the load has."""
+        while not stop.wait(0.03):
+            with contextlib.suppress(OSError):
+                for word in Path(f"/proc/self/task/{thread}/children").read_text().split():
+                    if not self.roles.get(int(word)) and (role := role_of(int(word))):
+                        self.roles[int(word)] = role
+
     def counts(self, pid: int, at: float) -> str:
         """The role of a process, when what it did then counts."""
         role = self.roles.get(pid, "")
@@ -195,16 +209,12 @@ class Known:
 
 
 def counted(lines: Iterable[str], known: Known) -> Found:
-    """The samples of those with a role, and of what this process started while it was watched: a command line."""
+    """The samples of those with a role, at times that count."""
     found = Found()
     head: re.Match[str] | None = None
     stack: list[tuple[str, str]] = []
     for line in lines:
-        if match := FORK.search(line):
-            child, parent = int(match[1]), int(match[2])
-            if parent == known.above and child != parent:
-                known.roles.setdefault(child, "command line")
-        elif frame := FRAME.match(line):
+        if frame := FRAME.match(line):
             stack.append((frame["symbol"], frame["module"]))
         else:
             _count(found, head, stack, known)

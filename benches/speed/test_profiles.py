@@ -15,8 +15,6 @@ from speed import lessons, perf, profile_page, profiles  # noqa: E402 # behind t
 from speed.perf import Known, counted, entry_of, symbol_of  # noqa: E402
 
 SCRIPT = """\
-harness   7/7   1.000000000: PERF_RECORD_FORK(40:40):(7:7)
-longshore   40/40   1.000000001: PERF_RECORD_COMM exec: longshore:40/40
 :31   30/31   5.000000000:
 \tffffffff821e8f67 clear_page_erms ([kernel.kallsyms])
 \tffffffff81000c82 asm_exc_page_fault ([kernel.kallsyms])
@@ -46,7 +44,7 @@ somebody   99/99   5.500000000:
 
 
 def known() -> Known:
-    roles = {30: "loader", 50: "origin", 60: "client"}
+    roles = {30: "loader", 40: "command line", 50: "origin", 60: "client"}
     # The loader works on when the client has its answer.
     return Known(roles, {31: "fetch-7"}, [(4.0, 6.0, True), (9.0, 10.0, False)], above=7)
 
