@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use longshore_types::{Code, Error, Result};
+use moka::policy::EvictionPolicy;
 use moka::sync::Cache;
 use parking_lot::Mutex;
 
@@ -79,6 +80,14 @@ impl<T> Clone for Flight<T> {
     }
 }
 
+/// What a miss turns out to be.
+enum Joined<T> {
+    /// An answer has come since.
+    Fresh(Result<Arc<T>>),
+    /// One is on its way.
+    Flight(Flight<T>),
+}
+
 /// A cache of answers by text key, bounded by bytes.
 pub struct AnswerCache<T> {
     entries: Cache<String, Entry<T>>,
@@ -89,8 +98,12 @@ pub struct AnswerCache<T> {
 impl<T: Send + Sync + 'static> AnswerCache<T> {
     /// At most about `bytes_max` by what `weigh` says.
     pub fn new(bytes_max: u64, weigh: fn(&T) -> usize) -> Arc<Self> {
-        let entries =
-            Cache::builder().max_capacity(bytes_max).weigher(|_, entry: &Entry<T>| entry.weight_bytes).build();
+        let entries = Cache::builder()
+            .max_capacity(bytes_max)
+            .weigher(|_, entry: &Entry<T>| entry.weight_bytes)
+            // The default policy may refuse a new answer once it is full, and that is asked again then.
+            .eviction_policy(EvictionPolicy::lru())
+            .build();
         Arc::new(AnswerCache { entries, flights: Mutex::default(), weigh })
     }
 
@@ -117,7 +130,10 @@ impl<T: Send + Sync + 'static> AnswerCache<T> {
             if let Some(entry) = entry.as_ref().filter(|entry| entry.rests(&freshness)) {
                 return (entry.outcome.clone(), Outcome::Stale);
             }
-            let flight = self.flight(key, &fetch);
+            let flight = match self.join(key, &freshness, called_at, &fetch) {
+                Joined::Fresh(outcome) => return (outcome, Outcome::Hit),
+                Joined::Flight(flight) => flight,
+            };
             let stale = entry.filter(|entry| entry.outcome.is_ok() && !freshness.revalidate);
             let Some(stale) = stale else {
                 let outcome = flight.result.await;
@@ -159,13 +175,24 @@ impl<T: Send + Sync + 'static> AnswerCache<T> {
         }
     }
 
-    fn flight<F>(self: &Arc<Self>, key: &str, fetch: impl Fn() -> F) -> Flight<T>
+    /// The flight for a key that had no fresh answer. A flight leaves its answer in the cache before it is over, so
+    /// without a flight there may be one by now: looked at under the lock, or what was asked a moment ago is asked again.
+    fn join<F>(
+        self: &Arc<Self>,
+        key: &str,
+        freshness: &Freshness,
+        called_at: Instant,
+        fetch: impl Fn() -> F,
+    ) -> Joined<T>
     where
         F: Future<Output = Result<T>> + Send + 'static,
     {
         let mut flights = self.flights.lock();
         if let Some(flight) = flights.get(key) {
-            return flight.clone();
+            return Joined::Flight(flight.clone());
+        }
+        if let Some(entry) = self.entries.get(key).filter(|entry| entry.is_fresh(freshness, called_at)) {
+            return Joined::Fresh(entry.outcome);
         }
         let asked_at = Instant::now();
         let (cache, owned_key, work) = (self.clone(), key.to_owned(), fetch());
@@ -179,7 +206,7 @@ impl<T: Send + Sync + 'static> AnswerCache<T> {
         let result = task.map(move |joined| joined.map_err(ended).flatten()).boxed().shared();
         let flight = Flight { asked_at, result };
         flights.insert(key.to_owned(), flight.clone());
-        flight
+        Joined::Flight(flight)
     }
 
     fn land(&self, key: &str, asked_at: Instant, outcome: Result<Arc<T>>) -> Result<Arc<T>> {

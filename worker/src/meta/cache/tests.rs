@@ -123,3 +123,24 @@ async fn a_revalidation_does_not_join_a_fetch_that_left_before_it() {
     assert_eq!(early.await.unwrap().unwrap(), 0);
     assert_eq!(late.await.unwrap().unwrap(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_comes_as_an_answer_lands_does_not_ask_again() {
+    let cache = AnswerCache::<u32>::new(64 << 20, |_| 4);
+    for round in 0..20_000 {
+        let calls = Arc::new(AtomicU32::new(0));
+        let key = format!("key {round}");
+        let asks = (0..4).map(|_| {
+            let (cache, calls, key) = (cache.clone(), calls.clone(), key.clone());
+            tokio::spawn(async move {
+                let fetch = || {
+                    calls.fetch_add(1, Ordering::SeqCst);
+                    std::future::ready(Ok(1))
+                };
+                cache.get(&key, FRESH, fetch).await.0.unwrap()
+            })
+        });
+        futures::future::join_all(asks).await;
+        assert_eq!(calls.load(Ordering::SeqCst), 1, "{key}");
+    }
+}
