@@ -39,18 +39,16 @@ def limit_entry(
     note: str,
     work: Callable[[], dict[str, float]],
     *,
-    before: Callable[[], None] | None = None,
+    before: Callable[[], object] | None = None,
 ) -> Entry:
     """A plain limit over the model's bytes."""
 
     def measure(_: Round) -> Measured:
-        if before is not None:
-            before()
         found = work()
         size = bench.model_bytes
         return Sample(found["seconds"], found.get("cpu_seconds"), size, size)
 
-    return Entry(case, subject, "GB/s", measure, note=note)
+    return Entry(case, subject, "GB/s", measure, note=note, before=before)
 
 
 def read_limits(bench: Bench, stack: ExitStack, names: Iterable[str]) -> dict[str, Entry]:
@@ -113,7 +111,6 @@ def longshore_load(
     bench: Bench,
     node: Node,
     model: str,
-    before: Callable[[], None] | None = None,
     *,
     settles: bool = False,
     names: tuple[str, str] = LONGSHORE,
@@ -121,8 +118,6 @@ def longshore_load(
     """A load by the client, and by the loader alone."""
 
     def measure(number: Round) -> Measured:
-        if before is not None:
-            before()
         cpu = node.cpu_seconds()
         client = node.client()
         with bench.watched() as windows:
@@ -162,14 +157,13 @@ def peer_entries(
     for peer in peers:
 
         def measure(number: Round, peer: Peer = peer) -> Measured:
-            if before is not None:
-                before(peer)
             answer = peer.load(model, number.number == 0)
             check(bench, answer, model)
             return sample_of(answer)
 
         entry = Entry(case, peer.subject, "GB/s", None if peer.why_not or peer.error else measure)
         entry.why_not, entry.error = peer.why_not, peer.error
+        entry.before = None if before is None else functools.partial(before, peer)
         if entry.measure is not None:
             try:
                 entry.note = peer.prepare(model).removeprefix("nothing to prepare")
@@ -214,24 +208,19 @@ def local(bench: Bench, stack: ExitStack) -> list[Entry]:
         limit_entry(bench, *cold_limit, "sequential O_DIRECT reads of 4 MiB, eight in flight", lambda: fio(bench))
     )
     along = {REGION: REGION_NOTE}
-    load = longshore_load(bench, node, model, lambda: make_resident([folder]))
-    shared = {"limit": warm_limit, "cache_state": "resident"}
-    entries.append(
-        Entry("local/resident", "longshore", "GB/s", load, "resident", LONGSHORE_NOTE, warm_limit, along=along)
-    )
+    load = longshore_load(bench, node, model)
+    for case, state, limit, prepare in [
+        ("local/resident", "resident", warm_limit, make_resident),
+        ("local/cold", "cold", cold_limit, drop_from_page_cache),
+    ]:
+        before = functools.partial(prepare, [folder])
+        entries.append(Entry(case, "longshore", "GB/s", load, state, LONGSHORE_NOTE, limit, along=along, before=before))
 
-    def resident(peer: Peer) -> None:
-        make_resident([folder, *peer.prepared_folders])
+        def before_peer(peer: Peer, prepare: Callable[[Iterable[Path]], None] = prepare) -> None:
+            prepare([folder, *peer.prepared_folders])
 
-    entries += peer_entries(bench, "local/resident", peers, model, resident, **shared)
-    load = longshore_load(bench, node, model, lambda: drop_from_page_cache([folder]))
-    shared = {"limit": cold_limit, "cache_state": "cold"}
-    entries.append(Entry("local/cold", "longshore", "GB/s", load, "cold", LONGSHORE_NOTE, cold_limit, along=along))
-
-    def cold(peer: Peer) -> None:
-        drop_from_page_cache([folder, *peer.prepared_folders])
-
-    return entries + peer_entries(bench, "local/cold", peers, model, cold, **shared)
+        entries += peer_entries(bench, case, peers, model, before_peer, limit=limit, cache_state=state)
+    return entries
 
 
 def clean_of_s3() -> dict[str, str]:
@@ -248,16 +237,34 @@ def worker(bench: Bench, stack: ExitStack) -> list[Entry]:
     limits = read_limits(bench, stack, ["limit/read-warm", "limit/read-shared", "limit/tcp"])
     entries = [*limits.values()]
     for case, is_unix, limit in [
-        ("worker/same-host", True, (THREADS, "pread")),
+        ("worker/same-host", True, ("limit/read-chunks", "pread")),
         ("worker/tcp", False, ("limit/tcp", "sendfile to recv")),
     ]:
         node = bench.node(stack, "worker", origin.environment).start(1, is_unix)
         before = functools.partial(make_resident, [node.folder])
-        load, along = longshore_load(bench, node, MODEL, before), {REGION: REGION_NOTE}
+        if is_unix:
+            entries.append(chunk_files(bench, stack, node, limit, before))
+        load, along = longshore_load(bench, node, MODEL), {REGION: REGION_NOTE}
         state = "on the worker's disk, resident"
-        entries.append(Entry(case, "longshore", "GB/s", load, state, LONGSHORE_NOTE, limit, along=along))
+        entries.append(Entry(case, "longshore", "GB/s", load, state, LONGSHORE_NOTE, limit, along=along, before=before))
         entries += cannot(bench, case, "GB/s", NO_WORKERS)
     return entries
+
+
+def chunk_files(
+    bench: Bench, stack: ExitStack, node: Node, limit: tuple[str, str], before: Callable[[], None]
+) -> Entry:
+    """The plain read of what a worker has on its disk, which this fills."""
+    node.command("warm", MODEL)
+    node.settle()
+    files = [str(path) for path in sorted((node.folder / "worker-0" / "cache" / "chunks").rglob("*")) if path.is_file()]
+    size = sum(os.path.getsize(path) for path in files)
+    if size < bench.model_bytes:
+        raise Failed(f"the worker's chunk files have {size} bytes, the model {bench.model_bytes}")
+    agent = bench.limits(stack)
+    note = "two threads read the worker's chunk files, each into one warm buffer of 16 MiB over and over"
+    work = functools.partial(agent.call, "read-warm", 120, files=files, threads=2)
+    return limit_entry(bench, *limit, note, work, before=before)
 
 
 def scaling(count: int) -> Callable[[Bench, ExitStack], list[Entry]]:
@@ -271,9 +278,10 @@ def scaling(count: int) -> Callable[[Bench, ExitStack], list[Entry]]:
         note = f"{count} workers share the model; they, the loader and the client share the cores of this machine"
         limit, along = ("limit/tcp", "sendfile to recv"), {REGION: REGION_NOTE}
         before = functools.partial(make_resident, [node.folder])
-        state, load = "on the workers' disks, resident", longshore_load(bench, node, MODEL, before)
+        state, load = "on the workers' disks, resident", longshore_load(bench, node, MODEL)
         case = f"worker/tcp-{count}"
-        return [*limits.values(), Entry(case, "longshore", "GB/s", load, state, note, limit, along=along)]
+        own = Entry(case, "longshore", "GB/s", load, state, note, limit, along=along, before=before)
+        return [*limits.values(), own]
 
     return make
 
@@ -308,10 +316,11 @@ def origin(is_paced: bool) -> Callable[[Bench, ExitStack], list[Entry]]:
             (OVER_TCP, False, "a worker over TCP"),
         ]:
             cold = bench.node(stack, "cold", store.environment).start(1, is_unix, WORKER_MEMORY_EMPTY_BYTES)
-            load = longshore_load(bench, cold, MODEL, functools.partial(cold.free, MODEL), settles=True, names=subject)
+            load = longshore_load(bench, cold, MODEL, settles=True, names=subject)
             note = f"{LONGSHORE_NOTE}, through {where}; CPU includes what the worker writes afterwards"
-            along = {subject[1]: REGION_NOTE}
-            entries.append(Entry(empty, subject[0], "GB/s", load, "empty cache", note, limit, every, along))
+            own = Entry(empty, subject[0], "GB/s", load, "empty cache", note, limit, every, {subject[1]: REGION_NOTE})
+            own.before = functools.partial(cold.free, MODEL)
+            entries.append(own)
         return entries + cannot(bench, empty, "GB/s", NO_CACHE)
 
     return make

@@ -185,12 +185,19 @@ def notes(rows: list[dict[str, Any]], order: list[str]) -> list[str]:
 
 def micro_section(micro: dict[str, Any]) -> list[str]:
     text = words.MICRO.format(name=micro["name"], date=micro["date"], machine=micro["machine"])
-    lines = ["## Micro benchmarks\n", text, "", "| case | median | fastest to slowest | aim |", "|---|---|---|---|"]
+    lines = [
+        "## Micro benchmarks\n",
+        text,
+        "",
+        "| case | subject | median | fastest to slowest | beside |",
+        "|---|---|---|---|---|",
+    ]
     for row in micro["rows"]:
         scale, unit = scaled(row["value"], row["unit"])
-        aim = "" if row["limit"] is None else f"at most {number(row['limit'] / scale)} {unit}"
+        beside = "" if row["limit"] is None else f"{row['ratio_to_limit']:.2f} x {number(row['limit'] / scale)} {unit}"
         span = f"{number(row['min'] / scale)} to {number(row['max'] / scale)}"
-        lines.append(f"| `{row['case']}` | {number(row['value'] / scale)} {unit} | {span} | {aim} |")
+        case, value = f"`{row['case']}` | {row['subject']}", f"{number(row['value'] / scale)} {unit}"
+        lines.append(f"| {case} | {value} | {span} | {beside} |")
     return [*lines, ""]
 
 

@@ -53,6 +53,8 @@ class Entry:
     every: int = 1
     #: Rows that are measured along with this one: subject to note.
     along: dict[str, str] = field(default_factory=dict)
+    #: Makes things as the row's cache state says, untimed.
+    before: Callable[[], object] | None = None
     #: Memory of a load; that of the model when it is None.
     load_bytes: int | None = None
     #: Why there is nothing to measure; the note says so.
@@ -123,15 +125,16 @@ def measure(
     entry: Entry,
     series: dict[tuple[str, str], Series],
     number: Round,
-    before: Callable[[], object] | None = None,
+    touch: Callable[[], object] | None = None,
 ) -> None:
-    """One row in one round, `before` untimed; whatever fails is the row's, never the run's."""
+    """One row in one round, `touch` as the last thing before; whatever fails is the row's, never the run's."""
     own = series[entry.case, entry.subject]
     if entry.measure is None or own.failures >= FAILURES_MAX:
         return
     try:
-        if before is not None:
-            before()
+        for untimed in (entry.before, touch):
+            if untimed is not None:
+                untimed()
         found = entry.measure(number)
     except Exception as error:  # noqa: BLE001 # a defect of a peer, or of ours, is told in its row
         own.failures += 1

@@ -63,7 +63,8 @@ HISTORY = """## Before
 Until November 2026 this page came from a report that measured Longshore beside limits alone, with huge pages for shared
 memory and without; its results are in the repository's history."""
 
-MICRO = """From `benches/results/{name}` ({date}. {machine}), which `make bench-micro` measures with Criterion."""
+MICRO = """From `benches/results/{name}` ({date}. {machine}), which `make bench-micro` measures with Criterion.
+*Beside* is the time of the same work by another library, or by plain reads, in the same run."""
 
 CHECKPOINTS = """From `benches/results/{name}` ({date}. {machine}. {size:.2f} GB; command: `{command}`), which
 `make bench-checkpoint` measures; more of it in [benchmarks-checkpoint.md](benchmarks-checkpoint.md)."""
