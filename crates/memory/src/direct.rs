@@ -7,6 +7,7 @@
 //! no direct reads. Deliberately absent: writing.
 
 mod cut;
+mod populate;
 mod residency;
 mod ring;
 
@@ -21,6 +22,7 @@ use rustix::fs::{AtFlags, OFlags, StatxFlags, statx};
 use rustix::io::{Errno, pread, retry_on_intr};
 
 use self::cut::{Cut, cut};
+pub use self::populate::populate;
 pub use self::residency::residency;
 use self::ring::Used;
 use self::ring::stream::PIECE_BYTES;

@@ -4,6 +4,7 @@
 
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 
@@ -100,6 +101,19 @@ impl RawMemory {
         let _ = unsafe { madvise(start, mapped_len, Advice::LinuxHugepage) };
         // SAFETY: as above.
         let _ = unsafe { madvise(start, mapped_len, Advice::LinuxDontDump) };
+    }
+
+    /// Has the kernel find the pages of a part of the mapping, as reads of it would, but with an error for what a read would
+    /// be killed for. The part starts on a page; beyond the mapping there is nothing to find.
+    pub(crate) fn populate(&self, part: Range<usize>) -> io::Result<()> {
+        let Origin::Mapping(mapped_len) = self.origin else { return Ok(()) };
+        let end = part.end.min(mapped_len);
+        if part.start >= end {
+            return Ok(());
+        }
+        let start = self.start.as_ptr().wrapping_add(part.start).cast();
+        // SAFETY: the range lies within our own mapping, and the advice leaves its contents alone.
+        Ok(unsafe { madvise(start, end - part.start, Advice::LinuxPopulateRead) }?)
     }
 
     /// Forbids to write to the memory from now on.

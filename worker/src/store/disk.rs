@@ -12,11 +12,11 @@ mod health;
 mod lock;
 mod scan;
 mod space;
+mod warm;
 mod writer;
 
 use std::fs::{self, File};
 use std::io;
-use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ use longshore_memory::direct::residency;
 use longshore_types::{BLOCK_BYTES, BlockChecksum, ChunkId, ChunkKey, Code, Error, Result};
 use longshore_wire::GrowingChunk;
 use parking_lot::Mutex;
-use rustix::fs::{Advice, IFlags, fadvise, ioctl_getflags, ioctl_setflags};
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 
 use super::format::{self, FormatError};
 use super::index::Index;
@@ -91,9 +91,7 @@ impl DiskChunk {
     /// Asks the disk for these bytes at once, where the page cache lacks them: a reader asks for a little at a time. Does
     /// not wait for them.
     pub fn prefetch(&self, range: &Range<u64>) {
-        let len = NonZeroU64::new(range.end.saturating_sub(range.start));
-        // A hint: where it is not taken, the reads themselves find the bytes.
-        let _ = fadvise(&self.file, range.start, len, Advice::WillNeed);
+        warm::warm(&self.file, range);
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use longshore_memory::Arena;
 use longshore_types::{Artifact, CHUNK_BYTES, Version};
+use rustix::fs::{Advice, fadvise};
 
 use super::*;
 use crate::store::format::PAGE_BYTES;
