@@ -229,7 +229,7 @@ fn a_disk_that_fails_is_shown_and_costs_the_reader_nothing() {
     let (origin, content) = origin();
     let folder = tempfile::tempdir().unwrap();
     let local = Local::open(options(folder.path()), &origin);
-    fs::remove_dir(folder.path().join("tmp")).unwrap();
+    fs::remove_dir_all(folder.path().join("chunks")).unwrap();
     for key in &local.chunks(URL) {
         fetch_whole(&local.endpoint(), key, &content).unwrap();
     }
