@@ -2,7 +2,8 @@
 //!
 //! The first who misses leads: it takes a permit and memory on its own (data) thread, and starts a task that writes
 //! into a [`GrowingChunk`]. Everybody gets that chunk as soon as it is known where the bytes come from, and follows
-//! the writer. The task goes on when all of them leave. Invariant: a flight is in [`Flights`] from the miss until the
+//! the writer. A fill that asks no other worker is one blocking call from its first byte to the queue of the disk: for
+//! a small chunk each change of threads costs as much as its bytes. It goes on when all of them leave. Invariant: a flight is in [`Flights`] from the miss until the
 //! complete chunk is in the store, so that a chunk is never fetched twice at once.
 //!
 //! Fills that ask another worker to fill have permits and connections of their own: a fill from the origin, which
@@ -15,6 +16,7 @@ mod permits;
 mod put;
 
 use std::io::IoSliceMut;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -27,6 +29,7 @@ use longshore_wire::{
 use moka::sync::Cache;
 use prometheus::IntCounter;
 use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -82,6 +85,10 @@ pub struct Chunks {
     put_permits: Permits,
     negative: Cache<ChunkId, Error>,
     runtime: Handle,
+    /// Cancelled when the runtime shuts down: what reads from an origin ends.
+    ends: CancellationToken,
+    /// Its watch ends with this.
+    _alive: oneshot::Sender<()>,
     metrics: Arc<Metrics>,
 }
 
@@ -106,6 +113,15 @@ impl Chunks {
         runtime: Handle,
         metrics: Arc<Metrics>,
     ) -> Arc<Self> {
+        let (alive, gone) = oneshot::channel();
+        let ends = CancellationToken::new();
+        let guard = ends.clone().drop_guard();
+        // A runtime that shuts down drops its tasks but waits for what blocks.
+        runtime.spawn(async move {
+            let _guard = guard;
+            // An error is what it waits for: the other half is never sent on.
+            let _ = gone.await;
+        });
         Arc::new(Chunks {
             store,
             origins,
@@ -120,6 +136,8 @@ impl Chunks {
             negative: Cache::builder().max_capacity(NEGATIVE_CHUNKS_MAX).time_to_live(options.negative_ttl).build(),
             options,
             runtime,
+            ends,
+            _alive: alive,
             metrics,
         })
     }
@@ -213,7 +231,11 @@ impl Chunks {
         let span = tracing::info_span!("fill", chunk = %id, url, index = key.index(), bytes = key.len_bytes());
         let chunks = self.clone();
         self.metrics.fills_in_flight.inc();
-        self.runtime.spawn(async move { chunks.run(fill, writer).await }.instrument(span));
+        if fill.route.asks.is_empty() {
+            self.runtime.spawn_blocking(move || span.in_scope(|| chunks.fill_from_origin(fill, writer)));
+        } else {
+            self.runtime.spawn(async move { chunks.run(fill, writer).await }.instrument(span));
+        }
         Ok(())
     }
 
@@ -226,14 +248,52 @@ impl Chunks {
         GrowingChunk::begin(key.clone(), buffer)
     }
 
-    async fn run(self: Arc<Self>, fill: Fill, writer: GrowingWriter) {
-        let (source, written) = self.write_all(&fill, writer).await;
+    /// Asks the other workers first; what blocks then is one call.
+    async fn run(self: Arc<Self>, fill: Fill, mut writer: GrowingWriter) {
+        let is_whole = self.write_from_peers(&fill, &mut writer).await;
+        let span = tracing::Span::current();
+        let rest = tokio::task::spawn_blocking(move || {
+            span.in_scope(|| match is_whole {
+                true => self.conclude(&fill, Tier::Peer, Ok((writer, Ok(())))),
+                false => self.fill_from_origin(fill, writer),
+            });
+        });
+        if let Err(error) = rest.await {
+            tracing::error!(%error, "the end of a fill was lost");
+        }
+    }
+
+    /// Brings what is missing from the origin. Blocks, until the chunk is in the queue of the disk.
+    fn fill_from_origin(&self, fill: Fill, writer: GrowingWriter) {
+        fill.flight.reached_origin();
+        fill.flight.start(Ok((fill.chunk.clone(), Tier::Origin)));
+        let written = self.write_from_origin(&fill, writer);
+        self.conclude(&fill, Tier::Origin, written);
+    }
+
+    /// Straight into the chunk's memory. It ends soon when the runtime shuts down.
+    fn write_from_origin(&self, fill: &Fill, mut writer: GrowingWriter) -> Result<Written> {
+        let key = &fill.flight.key;
+        let bytes = self.metrics.fill_bytes.with_label_values(&[Tier::Origin.as_str()]);
+        let read = catch_unwind(AssertUnwindSafe(move || {
+            let range = key.range();
+            let rest = range.start + writer.written_bytes()..range.end;
+            let mut sink = Filling { writer: &mut writer, bytes };
+            let read = self.origins.read_into(key.artifact(), rest, &mut sink, &self.runtime, &self.ends);
+            (writer, read)
+        }));
+        // What the panic said has been printed by its hook.
+        read.map_err(|_| Error::new(Code::Internal, "the reading from the origin panicked"))
+    }
+
+    /// Ends a fill, well or not.
+    fn conclude(&self, fill: &Fill, source: Tier, written: Result<Written>) {
         let (writer, written) = match written {
             Ok(written) => written,
             // The writer is lost, which its readers have learned already.
             Err(error) => {
                 self.count(source, fill.started, &Err(error.clone()));
-                return self.give_up(&fill, &error);
+                return self.give_up(fill, &error);
             }
         };
         let outcome = written.and_then(|()| match writer.remaining_bytes() {
@@ -244,12 +304,12 @@ impl Chunks {
         self.count(source, fill.started, &outcome);
         match outcome {
             Ok(()) => match writer.finish() {
-                Ok(()) => self.keep(fill, source).await,
-                Err(error) => self.give_up(&fill, &error),
+                Ok(()) => self.keep(fill, source),
+                Err(error) => self.give_up(fill, &error),
             },
             Err(error) => {
                 tracing::warn!(%source, code = %error.code(), %error, "fill failed");
-                self.give_up(&fill, &error);
+                self.give_up(fill, &error);
                 writer.fail(error);
             }
         }
@@ -271,61 +331,21 @@ impl Chunks {
         fill.flight.start(Err(error.clone()));
     }
 
-    /// Puts a complete chunk into the store.
-    async fn keep(self: &Arc<Self>, fill: Fill, source: Tier) {
-        let (id, key, started) = (fill.id, fill.flight.key.clone(), fill.started);
-        let url = key.artifact().url();
+    /// Puts a complete chunk into the store. The fill's permit is held until the queue of the disk has taken it: that is
+    /// what keeps a fast origin from outrunning the disk at once.
+    fn keep(&self, fill: &Fill, source: Tier) {
+        let (id, url) = (fill.id, fill.flight.key.artifact().url());
         self.store.memory.put(id, fill.chunk.clone());
         self.flights.land(&id);
         // A copy of what an owner has belongs there; memory is enough for it here.
         let belongs_here = fill.route.is_mine || source == Tier::Origin;
-        if belongs_here && (self.options.cache_local_origin || Origins::local_path(url).is_none()) {
-            self.write_behind(fill).await;
+        let is_for_disk = belongs_here && (self.options.cache_local_origin || Origins::local_path(url).is_none());
+        if let Some(disk) = self.store.disk.as_ref().filter(|_| is_for_disk) {
+            disk.put(fill.chunk.clone());
         }
-        if self.store.was_freed(url, started) {
+        if self.store.was_freed(url, fill.started) {
             self.store.forget(&id);
         }
-    }
-
-    /// Queues a chunk for the disk. The permit is held until the queue has taken it: that is what keeps a fast origin
-    /// from outrunning the disk at once.
-    async fn write_behind(&self, fill: Fill) {
-        let Some(disk) = self.store.disk.clone() else { return };
-        let queued = tokio::task::spawn_blocking(move || {
-            disk.put(fill.chunk.clone());
-            drop(fill);
-        });
-        if let Err(error) = queued.await {
-            tracing::error!(%error, "queueing a chunk for the disk failed");
-        }
-    }
-
-    /// Writes the whole chunk from the first sources that can give it, and says which was the last.
-    async fn write_all(self: &Arc<Self>, fill: &Fill, mut writer: GrowingWriter) -> (Tier, Result<Written>) {
-        if !fill.route.asks.is_empty() && self.write_from_peers(fill, &mut writer).await {
-            return (Tier::Peer, Ok((writer, Ok(()))));
-        }
-        fill.flight.reached_origin();
-        fill.flight.start(Ok((fill.chunk.clone(), Tier::Origin)));
-        (Tier::Origin, self.write_from_origin(fill, writer).await)
-    }
-
-    /// On a thread that may block, straight into the chunk's memory. It ends soon when this is dropped.
-    async fn write_from_origin(&self, fill: &Fill, mut writer: GrowingWriter) -> Result<Written> {
-        let (origins, runtime, key) = (self.origins.clone(), self.runtime.clone(), fill.flight.key.clone());
-        let bytes = self.metrics.fill_bytes.with_label_values(&[Tier::Origin.as_str()]);
-        let token = CancellationToken::new();
-        let _ends = token.clone().drop_guard();
-        let read = tokio::task::spawn_blocking(move || {
-            let range = key.range();
-            let rest = range.start + writer.written_bytes()..range.end;
-            let mut sink = Filling { writer: &mut writer, bytes };
-            let read = origins.read_into(key.artifact(), rest, &mut sink, &runtime, &token);
-            (writer, read)
-        });
-        read.await.map_err(|error| {
-            Error::new(Code::Internal, "the thread of a fill ended before its time").with_source(error)
-        })
     }
 }
 

@@ -15,7 +15,10 @@ pub struct Permits {
 struct Inner {
     capacity: usize,
     taken: Mutex<usize>,
+    /// One permit has come back.
     freed: Condvar,
+    /// All have.
+    idle: Condvar,
 }
 
 /// The right to run one fill; given back on drop.
@@ -27,7 +30,8 @@ pub struct Permit {
 impl Permits {
     /// `capacity` permits, at least one.
     pub fn new(capacity: usize) -> Self {
-        Permits { inner: Arc::new(Inner { capacity: capacity.max(1), taken: Mutex::new(0), freed: Condvar::new() }) }
+        let (freed, idle) = (Condvar::new(), Condvar::new());
+        Permits { inner: Arc::new(Inner { capacity: capacity.max(1), taken: Mutex::new(0), freed, idle }) }
     }
 
     /// Waits for a permit; `None` when `timeout` passes first.
@@ -48,7 +52,7 @@ impl Permits {
         let deadline = Instant::now() + timeout;
         let mut taken = self.inner.taken.lock();
         while *taken > 0 {
-            if self.inner.freed.wait_until(&mut taken, deadline).timed_out() {
+            if self.inner.idle.wait_until(&mut taken, deadline).timed_out() {
                 return *taken == 0;
             }
         }
@@ -63,9 +67,13 @@ impl Permits {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        *self.inner.taken.lock() -= 1;
-        // All, because those who wait for a permit and those who wait for none share the condition.
-        self.inner.freed.notify_all();
+        let mut taken = self.inner.taken.lock();
+        *taken -= 1;
+        // One, because one permit came back: more would wake up only to wait again.
+        self.inner.freed.notify_one();
+        if *taken == 0 {
+            self.inner.idle.notify_all();
+        }
     }
 }
 

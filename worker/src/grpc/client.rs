@@ -18,8 +18,10 @@ use crate::store::Freed;
 
 /// For a connection to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// A peer that does not answer a ping in this time is gone.
-const KEEP_ALIVE: Duration = Duration::from_secs(5);
+/// How often a peer is pinged while it works on a call, and the time it has to answer before its connection is given
+/// up: a peer that is gone would otherwise hold a call for its whole time. Short of that, a machine whose processors
+/// are all taken answers late and is not gone.
+const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// For one call: the owner may have to list a slow origin.
 const CALL_TIMEOUT: Duration = Duration::from_secs(120);
 /// Channels that are kept; the table starts afresh beyond it.
