@@ -3,8 +3,9 @@
 //! The first who misses leads: it takes a permit and memory on its own (data) thread, and starts a task that writes
 //! into a [`GrowingChunk`]. Everybody gets that chunk as soon as it is known where the bytes come from, and follows
 //! the writer. A fill that asks no other worker is one blocking call from its first byte to the queue of the disk: for
-//! a small chunk each change of threads costs as much as its bytes. It goes on when all of them leave. Invariant: a flight is in [`Flights`] from the miss until the
-//! complete chunk is in the store, so that a chunk is never fetched twice at once.
+//! a small chunk each change of threads costs as much as its bytes. It goes on when all of them leave. Invariant: a
+//! flight is in [`Flights`] from the miss until the complete chunk is in the store, so that a chunk is never fetched
+//! twice at once.
 //!
 //! Fills that ask another worker to fill have permits and connections of their own: a fill from the origin, which
 //! others may wait for, never waits for one of those, or two workers could wait for each other.
