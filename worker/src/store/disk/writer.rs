@@ -51,14 +51,9 @@ fn write_loop(queue: &WriteQueue, tier: &Weak<DiskTier>, turn: Turn) {
         tracing::debug!(%error, "chunk files are written at the process's own priority");
     }
     while let Some(chunk) = queue.pop(turn) {
-        let tier = tier.upgrade();
-        if let Some(tier) = &tier {
-            tier.write_behind(&chunk);
-        }
-        while !queue.done(&chunk) {
-            if let Some(tier) = &tier {
-                tier.remove(&chunk.key().id());
-            }
+        match tier.upgrade() {
+            Some(tier) => tier.write_behind(queue, &chunk),
+            None => _ = queue.done(&chunk, || ()),
         }
     }
 }
@@ -77,24 +72,41 @@ impl From<io::Error> for Unwritten {
 }
 
 impl DiskTier {
-    fn write_behind(&self, chunk: &GrowingChunk) {
-        let (id, Some(checksums)) = (chunk.key().id(), chunk.checksums()) else { return };
-        if self.contains(&id) {
-            return;
-        }
-        if !self.health.may_write() {
-            return self.skip("disk_failed");
-        }
-        let started = Instant::now();
-        let bytes = format::file_bytes(chunk.key());
-        match self.make_room(bytes).and_then(|()| {
-            let written = self.write_file(&id, chunk, &checksums);
-            if written.is_ok() {
+    /// Writes a chunk that the queue gave out, and ends its write there.
+    fn write_behind(&self, queue: &WriteQueue, chunk: &Arc<GrowingChunk>) {
+        let (id, bytes) = (chunk.key().id(), format::file_bytes(chunk.key()));
+        let is_written = self.write_within_room(id, bytes, chunk);
+        let is_wanted = queue.done(chunk, || {
+            if is_written {
                 self.index.lock().insert(id, bytes);
             }
+        });
+        if is_written {
             self.space.settle(bytes);
+            if !is_wanted {
+                // What replaced it may have its name by now, and goes with it: it is still in memory, or at its origin.
+                self.index.lock().remove(&id);
+                self.unlink(&id);
+            }
+        }
+    }
+
+    /// Whether there is a file now that the index does not know yet, and whose room is still to be settled.
+    fn write_within_room(&self, id: ChunkId, bytes: u64, chunk: &GrowingChunk) -> bool {
+        let Some(checksums) = chunk.checksums().filter(|_| !self.contains(&id)) else { return false };
+        if !self.health.may_write() {
+            self.skip("disk_failed");
+            return false;
+        }
+        let started = Instant::now();
+        let written = self.make_room(bytes).and_then(|()| {
+            let written = self.write_file(&id, chunk, &checksums);
+            if written.is_err() {
+                self.space.settle(bytes);
+            }
             written
-        }) {
+        });
+        match &written {
             Ok(()) => {
                 self.metrics.disk_writes.inc();
                 self.metrics.disk_written_bytes.inc_by(bytes);
@@ -105,8 +117,9 @@ impl DiskTier {
                 }
             }
             Err(Unwritten::NoRoom) => self.skip("no_room"),
-            Err(Unwritten::Failed(error)) => self.write_failed(&error),
+            Err(Unwritten::Failed(error)) => self.write_failed(error),
         }
+        written.is_ok()
     }
 
     fn write_failed(&self, error: &io::Error) {

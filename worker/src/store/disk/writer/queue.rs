@@ -47,7 +47,7 @@ struct State {
 /// A chunk that a thread is writing.
 struct Writing {
     chunk: Arc<GrowingChunk>,
-    /// It was freed meanwhile: its file goes as soon as it is there.
+    /// It was freed or replaced meanwhile: its file goes as soon as it is there, and nobody reads it.
     is_unwanted: bool,
 }
 
@@ -122,20 +122,20 @@ impl WriteQueue {
         state.flushing > 0 || state.waiting.len() > self.capacity / 2
     }
 
-    /// Ends a write. False when the chunk has become unwanted: its file must go, then this is called again.
-    pub(super) fn done(&self, chunk: &Arc<GrowingChunk>) -> bool {
+    /// Ends a write. `publish` makes the file known, unless the chunk has become unwanted: false then, and the file must go.
+    /// Who discards a chunk before this finds it here, and afterwards where it was published.
+    pub(super) fn done(&self, chunk: &Arc<GrowingChunk>, publish: impl FnOnce()) -> bool {
         let mut state = self.state.lock();
         state.stalled = false;
-        if let Some(position) = state.writing.iter().position(|writing| Arc::ptr_eq(&writing.chunk, chunk)) {
-            if std::mem::take(&mut state.writing[position].is_unwanted) {
-                return false;
-            }
-            state.writing.swap_remove(position);
+        let position = state.writing.iter().position(|writing| Arc::ptr_eq(&writing.chunk, chunk));
+        let is_wanted = position.is_none_or(|position| !state.writing.swap_remove(position).is_unwanted);
+        if is_wanted {
+            publish();
         }
         if state.is_idle() {
             self.idle.notify_all();
         }
-        true
+        is_wanted
     }
 
     /// Drops the chunks on their way that `matches`.
@@ -204,7 +204,7 @@ mod tests {
             move || {
                 while let Some(chunk) = queue.pop(Turn::WhenPressed) {
                     sender.send(chunk.clone()).unwrap();
-                    assert!(queue.done(&chunk));
+                    assert!(queue.done(&chunk, || ()));
                 }
             }
         });
@@ -218,5 +218,22 @@ mod tests {
         assert!(taken.try_recv().is_err(), "nobody waits any more");
         queue.close();
         helper.join().unwrap();
+    }
+
+    #[test]
+    fn what_was_discarded_while_it_was_written_is_not_published() {
+        let queue = WriteQueue::new(4, LONG);
+        let (old, new) = (chunk(0), chunk(0));
+        assert!(queue.push(old.clone()));
+        assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &old));
+        queue.discard(|key| key == old.key());
+        // Another content of the same chunk comes after it.
+        assert!(queue.push(new.clone()));
+        assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &new));
+        let mut published = Vec::new();
+        assert!(!queue.done(&old, || published.push("old")));
+        assert!(queue.done(&new, || published.push("new")));
+        assert_eq!(published, ["new"]);
+        assert!(queue.wait_idle(Duration::ZERO));
     }
 }
