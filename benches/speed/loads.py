@@ -275,7 +275,8 @@ def scaling(count: int) -> Callable[[Bench, ExitStack], list[Entry]]:
         origin = bench.origin(stack)
         limits = read_limits(bench, stack, ["limit/tcp"])
         node = bench.node(stack, f"workers-{count}", origin.environment).start(count)
-        note = f"{count} workers share the model; they, the loader and the client share the cores of this machine"
+        those = "one worker has" if count == 1 else f"{count} workers share"
+        note = f"{those} the model; workers, loader and client share the cores of this machine"
         limit, along = ("limit/tcp", "sendfile to recv"), {REGION: REGION_NOTE}
         before = functools.partial(make_resident, [node.folder])
         state, load = "on the workers' disks, resident", longshore_load(bench, node, MODEL)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,11 +23,18 @@ class Failed(Exception):
     """Something that is measured did not work; the text goes into its row."""
 
 
+#: Below what the kernel gives to connections by itself: none of those can take a port between the look and the
+#: daemon's own bind.
+_ports = (port for port in itertools.cycle(random.sample(range(10_000, 32_768), 2_000)))
+
+
 def free_address() -> str:
-    """A loopback address that is free now."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{found.getsockname()[1]}"
+    """A loopback address that is free now, and another one with each call."""
+    for port in itertools.islice(_ports, 2_000):
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return f"127.0.0.1:{port}"
+    raise Failed("no loopback port from 10000 to 32767 is free")
 
 
 def _stat(pid: int) -> list[str]:
