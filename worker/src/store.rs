@@ -157,6 +157,10 @@ impl Store {
             && !(chunk.checksums().is_some_and(|is| is_expected(request, &is)) && memory::is_intact(&chunk))
         {
             self.memory.remove(id);
+            if let Some(disk) = &self.disk {
+                // The same copy may be on its way there.
+                disk.discard(id);
+            }
             self.count_bad(id, Tier::Memory);
         }
         if let Some(disk) = &self.disk

@@ -211,10 +211,15 @@ impl DiskTier {
         bytes
     }
 
-    /// Drops a chunk wherever it is on its way to the disk.
+    /// Drops a chunk that is on the disk or on its way there.
     pub fn forget(&self, id: &ChunkId) {
-        self.queue.discard(|key| key.id() == *id);
+        self.discard(id);
         self.remove(id);
+    }
+
+    /// Drops a chunk that is on its way to the disk.
+    pub fn discard(&self, id: &ChunkId) {
+        self.queue.discard(|key| key.id() == *id);
     }
 
     /// Drops all chunks of artifacts at `url` or under it, those on their way here too. Reads every trailer: 4 KiB a chunk.

@@ -53,7 +53,7 @@ fn write_loop(queue: &WriteQueue, tier: &Weak<DiskTier>, turn: Turn) {
     while let Some(chunk) = queue.pop(turn) {
         match tier.upgrade() {
             Some(tier) => tier.write_behind(queue, &chunk),
-            None => _ = queue.done(&chunk, || ()),
+            None => queue.done(&chunk, |_| ()),
         }
     }
 }
@@ -76,19 +76,19 @@ impl DiskTier {
     fn write_behind(&self, queue: &WriteQueue, chunk: &Arc<GrowingChunk>) {
         let (id, bytes) = (chunk.key().id(), format::file_bytes(chunk.key()));
         let is_written = self.write_within_room(id, bytes, chunk);
-        let is_wanted = queue.done(chunk, || {
-            if is_written {
-                self.index.lock().insert(id, bytes);
+        queue.done(chunk, |is_wanted| {
+            if !is_written {
+                return;
             }
-        });
-        if is_written {
-            self.space.settle(bytes);
-            if !is_wanted {
+            if is_wanted {
+                self.index.lock().insert(id, bytes);
+            } else {
                 // What replaced it may have its name by now, and goes with it: it is still in memory, or at its origin.
                 self.index.lock().remove(&id);
                 self.unlink(&id);
             }
-        }
+            self.space.settle(bytes);
+        });
     }
 
     /// Whether there is a file now that the index does not know yet, and whose room is still to be settled.

@@ -122,20 +122,17 @@ impl WriteQueue {
         state.flushing > 0 || state.waiting.len() > self.capacity / 2
     }
 
-    /// Ends a write. `publish` makes the file known, unless the chunk has become unwanted: false then, and the file must go.
-    /// Who discards a chunk before this finds it here, and afterwards where it was published.
-    pub(super) fn done(&self, chunk: &Arc<GrowingChunk>, publish: impl FnOnce()) -> bool {
+    /// Ends a write: `conclude` makes the file known, or removes it when it is told that the chunk has become unwanted. Who
+    /// discards a chunk before this finds it here, and afterwards where it was published; who waits for the queue to be idle
+    /// waits for this too.
+    pub(super) fn done(&self, chunk: &Arc<GrowingChunk>, conclude: impl FnOnce(bool)) {
         let mut state = self.state.lock();
         state.stalled = false;
         let position = state.writing.iter().position(|writing| Arc::ptr_eq(&writing.chunk, chunk));
-        let is_wanted = position.is_none_or(|position| !state.writing.swap_remove(position).is_unwanted);
-        if is_wanted {
-            publish();
-        }
+        conclude(position.is_none_or(|position| !state.writing.swap_remove(position).is_unwanted));
         if state.is_idle() {
             self.idle.notify_all();
         }
-        is_wanted
     }
 
     /// Drops the chunks on their way that `matches`.
@@ -204,7 +201,7 @@ mod tests {
             move || {
                 while let Some(chunk) = queue.pop(Turn::WhenPressed) {
                     sender.send(chunk.clone()).unwrap();
-                    assert!(queue.done(&chunk, || ()));
+                    queue.done(&chunk, |is_wanted| assert!(is_wanted));
                 }
             }
         });
@@ -231,9 +228,9 @@ mod tests {
         assert!(queue.push(new.clone()));
         assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &new));
         let mut published = Vec::new();
-        assert!(!queue.done(&old, || published.push("old")));
-        assert!(queue.done(&new, || published.push("new")));
-        assert_eq!(published, ["new"]);
+        queue.done(&old, |is_wanted| published.push(("old", is_wanted)));
+        queue.done(&new, |is_wanted| published.push(("new", is_wanted)));
+        assert_eq!(published, [("old", false), ("new", true)]);
         assert!(queue.wait_idle(Duration::ZERO));
     }
 }
