@@ -43,6 +43,8 @@ class Options:
     calls: int
     workers: list[int]
     seconds: float
+    #: See `rounds.run_rounds`.
+    short_seconds: float
     peers: list[str]
     only: list[str]
     #: Subjects beside Longshore that load with eight processes at once.

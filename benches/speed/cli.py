@@ -46,6 +46,12 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
         default=3600,
         help="after so long only the first two rounds of a group are measured, and after twice as long no group",
     )
+    parser.add_argument(
+        "--short-seconds",
+        type=float,
+        default=30,
+        help="a group goes on up to three times --rounds while its rounds took less than this in all",
+    )
     parser.add_argument("--needs", action="store_true", help="only tell the memory and disk that each group takes")
     parser.add_argument("--only", action="append", default=[], metavar="CASE", help="a case, or the first part of one")
     parser.add_argument("--folder", type=Path, default=ROOT / "target", help="a folder on the disk to measure")
@@ -136,6 +142,7 @@ def options_of(given: argparse.Namespace) -> Options:
         calls=max(given.calls, 100),
         workers=[int(count) for count in given.workers.split(",") if count],
         seconds=given.seconds,
+        short_seconds=given.short_seconds,
         peers=[name for name in given.peers.split(",") if name],
         only=given.only,
         concurrent_peers=[name for name in given.concurrent_peers.split(",") if name],
@@ -158,6 +165,7 @@ def command_of(given: argparse.Namespace) -> str:
         "peers",
         "concurrent_peers",
         "seconds",
+        "short_seconds",
         "bin_dir",
     ):
         value = getattr(given, name)

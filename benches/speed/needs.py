@@ -16,6 +16,7 @@ from machine import memory_bytes
 
 from speed.bench import Options
 from speed.nodes import WORKER_MEMORY_BYTES, WORKER_MEMORY_EMPTY_BYTES
+from speed.rounds import SHORT_TIMES
 
 #: A Python process with torch and a loader's package that rests: 0.29 to 0.31 GB of its own, and what maps files.
 PROCESS_BYTES = 350_000_000
@@ -76,8 +77,8 @@ def of(options: Options) -> dict[str, Need]:
             eight + 2 * options.small_model_bytes,
         ),
         "startup": Need(3 * PROCESS_BYTES + LOAD_COPIES * options.small_model_bytes, eight * 2),
-        # Each pull has a folder of its own; two are made in every other round.
-        "small files": Need(resting + worker + 2 * small, (2 + 2 * (options.rounds // 2 + 2)) * small),
+        # Each pull to the disk has a folder of its own; two are made in every other round.
+        "small files": Need(resting + worker + 3 * small, (2 + 2 * (SHORT_TIMES * options.rounds // 2 + 2)) * small),
         "random reads": Need(resting + worker + 2 * model, 3 * model),
         "metadata": Need(resting + worker, 1 << 28),
     }

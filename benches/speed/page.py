@@ -66,7 +66,8 @@ def page(value: dict[str, Any], name: str, others: dict[str, dict[str, Any] | No
     lines = [
         words.INTRODUCTION.format(name=name),
         f"{value['date']}. {value['machine']}. Disk: {value['disk']}. {versions}. Model: {value['model']}. "
-        f"{value['rounds']} rounds behind one that warms up and verifies; {minutes:.0f} minutes in all. "
+        f"{value['rounds']} rounds or more, where time allowed, behind one that warms up and verifies; "
+        f"{minutes:.0f} minutes in all. "
         f"Command: `{value['command']}`; with `--only CASE` a case alone.",
         words.METHOD.rstrip() + "\n",
         words.COLUMNS,

@@ -19,6 +19,9 @@ from speed.rows import Sample, Series
 LOADS = ("GB/s", "s")
 #: After so many failed rounds a row is left alone.
 FAILURES_MAX = 2
+#: A group goes on while its rounds took less than `Options.short_seconds` in all, up to so many times the rounds that
+#: were asked for: good medians of what takes little time cost little time. What is measured has no say in it.
+SHORT_TIMES = 3
 
 
 @dataclass
@@ -97,21 +100,26 @@ def run_group(bench: Bench, name: str, make: Callable[[Bench, ExitStack], list[E
 def run_rounds(
     bench: Bench, name: str, entries: list[Entry], series: dict[tuple[str, str], Series], memory: Adapter
 ) -> None:
-    """As many as there is time for; one is measured in any case."""
-    for number in range(bench.options.rounds + 1):
-        if bench.is_late and number > 1:
-            print(f"{name}: no time for round {number}", file=sys.stderr, flush=True)
-            break
+    """As many as there is time for; one is measured in any case, and more of what takes little time."""
+    rounds, spent = bench.options.rounds, 0.0
+    for number in range(SHORT_TIMES * rounds + 1):
+        if number > 1 and spent >= bench.options.short_seconds:
+            if number > rounds:
+                break
+            if bench.is_late:
+                print(f"{name}: no time for round {number}", file=sys.stderr, flush=True)
+                break
         begin = time.monotonic()
         shift = number % max(len(entries), 1)
         for entry in entries[shift:] + entries[:shift]:
-            left_out = number > 0 and (bench.options.rounds - number) % entry.every
+            left_out = number > 0 and (rounds - number) % entry.every
             if entry.measure is not None and not left_out:
                 size = bench.model_bytes if entry.load_bytes is None else entry.load_bytes
                 touch = functools.partial(memory.call, "touch-memory", 120, bytes=2 * size)
                 measure(entry, series, Round(number), touch if entry.unit in LOADS else None)
         took = time.monotonic() - begin
-        print(f"{name}: round {number} of {bench.options.rounds}, {took:.0f} s", file=sys.stderr, flush=True)
+        spent += took
+        print(f"{name}: round {number} of {rounds}, {took:.0f} s", file=sys.stderr, flush=True)
 
 
 def wanted_of(entries: list[Entry], is_wanted: Callable[[str], bool]) -> list[Entry]:

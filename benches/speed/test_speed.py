@@ -9,7 +9,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,9 +24,10 @@ sys.path[0:0] = [str(HERE.parent), str(ROOT / "scripts" / "gpu")]
 from daemons import family  # noqa: E402 # behind the path
 
 from speed import aims, groups, needs, page  # noqa: E402 # behind the path
-from speed.bench import Options  # noqa: E402
+from speed.agents import Adapter  # noqa: E402
+from speed.bench import Bench, Options  # noqa: E402
 from speed.cli import arguments, command_of, options_of  # noqa: E402
-from speed.rounds import Entry, Round, measure, open_series, wanted_of  # noqa: E402
+from speed.rounds import Entry, Round, measure, open_series, run_rounds, wanted_of  # noqa: E402
 from speed.rows import Row, Sample, Series  # noqa: E402
 
 #: What every row has, whatever became of it.
@@ -79,6 +83,32 @@ def test_the_first_round_is_not_counted() -> None:
     made = open_series([entry])
     measure(entry, made, Round(0))
     assert not made[entry.case, entry.subject].samples
+
+
+@dataclass
+class FakeBench:
+    """What `run_rounds` asks of a run."""
+
+    options: Options
+    is_late: bool
+    model_bytes: int = 0
+
+
+@pytest.mark.parametrize(
+    ("short_seconds", "is_late", "rounds"),
+    [(0.0, False, 4), (0.0, True, 2), (60.0, False, 10), (60.0, True, 10)],
+)
+def test_what_takes_little_time_is_measured_more_often(short_seconds: float, is_late: bool, rounds: int) -> None:
+    numbers: list[int] = []
+
+    def work(number: Round) -> Sample:
+        numbers.append(number.number)
+        return Sample(1.0)
+
+    entry = Entry("attach/host", "longshore", "ms", work)
+    bench = FakeBench(options("--rounds", "3", "--short-seconds", str(short_seconds)), is_late)
+    run_rounds(cast(Bench, bench), "attach", [entry], open_series([entry]), Mock(Adapter))
+    assert numbers == list(range(rounds))
 
 
 def test_one_case_brings_its_limits() -> None:
@@ -137,10 +167,16 @@ def test_aims_are_judged_by_the_rows() -> None:
     ]
     cold = next(line for line in aims.table(rows) if line.startswith("| cold local file"))
     assert cold.endswith("| 98% of fio; 2.00 x slow | yes |")
-    rows[2]["value"] = 2.5
-    cold = next(line for line in aims.table(rows) if line.startswith("| cold local file"))
+    rows[2] |= {"value": 2.5, "min": 1.9, "max": 2.6}
+    lines = aims.table(rows)
+    cold = next(line for line in lines if line.startswith("| cold local file"))
     assert cold.endswith("0.80 x slow | no |")
+    assert lines[-1].endswith("overlap: longshore 2.00 to 2.00 GB/s, slow 1.90 to 2.60 GB/s.")
+    rows[2]["min"] = 2.1
+    assert "overlap" not in aims.table(rows)[-1]
     assert all(line.endswith("| not measured |") for line in aims.table([])[2:])
+    # A cause holds for rows that were not all measured, too.
+    assert [aim.case for aim in aims.AIMS if aim.cause is not None and not aim.cause({})] == []
 
 
 def test_work_of_another_kind_is_shown_and_not_judged() -> None:
@@ -199,6 +235,7 @@ def test_a_run_over_the_real_processes(tmp_path: Path) -> None:
     command: list[str | Path] = [
         sys.executable, HERE, "--bin-dir", BIN, "--size", "0.02", "--small-files", "20", "--rounds", "1", "--peers", "",
         "--concurrent-peers", "", "--folder", tmp_path / "work", "--results", results, "--no-page", "--calls", "400",
+        "--short-seconds", "0",
     ]  # fmt: skip
     command += [word for case in TRIED for word in ("--only", case)]
     with log.open("w") as errors:

@@ -13,9 +13,10 @@ METHOD = """
 Longshore and every peer do the same work in the same run, on the same machine, next to the plain limit of that work.
 The cases of a section are measured in rounds: each round measures every row once, in an order that differs from round
 to round, so that a noisy machine hits all alike. The first round warms up, compares the SHA-256 of all tensors with
-that of the files, and is not counted. Values are medians over the rounds with their extremes; ratios are medians of
-the ratios within each round. Peers run with their best documented settings, each in its own environment
-(`scripts/bench-peers.sh`); what a peer cannot do is said below the table.
+that of the files, and is not counted. A group whose rounds take little time gets up to three times as many. Values are
+medians over the rounds with their extremes; ratios are medians of the ratios within each round. Peers run with their
+best documented settings, each in its own environment (`scripts/bench-peers.sh`); what a peer cannot do is said below
+the table.
 
 A load counts from the call in a Python process until all of the model's tensors are torch CPU tensors with every page
 in memory; loaders that map memory, Longshore among them, read one byte of each page. `longshore, host region` is the
@@ -36,11 +37,11 @@ the number of counted rounds.
 LOAD_TIME = """Dark blue is Longshore, light blue the part of it that the dashed limit limits, orange are the peers."""
 
 SMALL = """Light blue are other ways to ask Longshore, grey is the plain work of this machine. The peers read the files
-into memory, `longshore pull` writes them to the disk."""
+into memory; `longshore pull` writes them to the disk, or to a folder in memory, and a worker keeps a copy."""
 
 AIMS_NOTE = """
-Ratios to limits are those of `longshore, host region`, ratios to peers those of `longshore`. Two figures stand in the
-table for information and are not judged, because the work is another one:
+Ratios to limits are those of `longshore, host region`; ratios to peers are `longshore`'s median over theirs. Two
+figures stand in the table for information and are not judged, because the work is another one:
 
 * Resident local file: a peer that maps the file hands out the page cache's own pages. It copies nothing, so its time is
   that of filling page tables, and the bytes go when the page cache needs the room. Longshore is judged beside the
