@@ -91,7 +91,9 @@ impl Store {
             (Some(chunk), _) => Some(ChunkReply { tier: Tier::Memory, body: ChunkBody::Memory(chunk) }),
             (None, Some(file)) => {
                 // It was written past the page cache. Whoever reads it gets it from there, and so do all who follow.
-                file.prefetch(&request.range);
+                if let Some(disk) = &self.disk {
+                    disk.prefetch(&file, &request.range);
+                }
                 Some(file_reply(Tier::Disk, file))
             }
             (None, None) => {

@@ -37,6 +37,7 @@ use crate::metrics::Metrics;
 use health::Health;
 pub use lock::FolderLock;
 use space::Space;
+use warm::Warmer;
 use writer::WriteQueue;
 
 /// From this share on a file counts as resident.
@@ -87,12 +88,6 @@ impl DiskChunk {
     pub fn is_resident(&self, len_bytes: u64) -> bool {
         residency(&self.file, 0..len_bytes).is_some_and(|share| share >= RESIDENT_SHARE_MIN)
     }
-
-    /// Asks the disk for these bytes at once, where the page cache lacks them: a reader asks for a little at a time. Does
-    /// not wait for them.
-    pub fn prefetch(&self, range: &Range<u64>) {
-        warm::warm(&self.file, range);
-    }
 }
 
 /// See the module.
@@ -104,6 +99,7 @@ pub struct DiskTier {
     space: Space,
     health: Health,
     queue: Arc<WriteQueue>,
+    warmer: Warmer,
     /// Until its file system has refused a direct write.
     takes_direct: AtomicBool,
     metrics: Arc<Metrics>,
@@ -131,6 +127,7 @@ impl DiskTier {
             space,
             health: Health::new(options.retry_pause),
             queue: Arc::new(WriteQueue::new(options.queue_chunks, options.queue_wait)),
+            warmer: Warmer::start(metrics.clone())?,
             takes_direct: AtomicBool::new(true),
             metrics,
             folder: options.folder,
@@ -167,6 +164,12 @@ impl DiskTier {
         self.metrics.disk_dropped.with_label_values(&[reason]).inc();
         self.remove(id);
         None
+    }
+
+    /// Asks the disk for these bytes of a chunk at once, where the page cache lacks them: a reader asks for a little at a
+    /// time. Does not wait for them.
+    pub fn prefetch(&self, chunk: &DiskChunk, range: &Range<u64>) {
+        self.warmer.warm(&chunk.file, range);
     }
 
     /// Counts a use of a chunk that was found elsewhere, so that it is not the first to go.

@@ -7,7 +7,7 @@ use longshore_memory::{SharedMemory, SharedPages};
 use crate::metrics::Metrics;
 
 /// What the status says of ways that are only counted, each with how often.
-const WORDS: [(&str, &str); 9] = [
+const WORDS: [(&str, &str); 11] = [
     ("peer_suspect", "a chunk was not asked for of a worker that had not answered before; see the members"),
     ("peer_failed", "a worker failed to give a chunk, which came from the next source; see the members"),
     ("head_owner_suspect", "a header was not asked for of a worker that had not answered before; see the members"),
@@ -18,6 +18,16 @@ const WORDS: [(&str, &str); 9] = [
     (
         "listings_not_saved",
         "a listing could not be written to the cache folder, and is lost with a restart; is it full?",
+    ),
+    (
+        "disk_read_queue_full",
+        "a chunk file came from the disk in small pages, whose copies cost more CPU, because many others were on their way; \
+         fewer loads at once, or a faster disk, avoid it",
+    ),
+    (
+        "disk_read_small_pages",
+        "a chunk file could not be brought from the disk in huge pages, and its copies cost more CPU; Linux from 5.14 on \
+         can, else the log says why",
     ),
     ("put_replaced", "a chunk of a checkpoint replaced one of other content; do two processes save under one name?"),
 ];

@@ -10,9 +10,9 @@ use super::*;
 use crate::store::format::PAGE_BYTES;
 
 /// Long enough for any disk; nothing waits for it to pass.
-const LONG: Duration = Duration::from_secs(60);
+pub(super) const LONG: Duration = Duration::from_secs(60);
 
-fn options(folder: &Path) -> DiskOptions {
+pub(super) fn options(folder: &Path) -> DiskOptions {
     DiskOptions {
         folder: folder.to_owned(),
         budget_bytes: Some(1 << 40),
@@ -25,31 +25,36 @@ fn options(folder: &Path) -> DiskOptions {
     }
 }
 
-fn open(options: DiskOptions) -> (Arc<DiskTier>, Arc<Metrics>) {
+pub(super) fn open(options: DiskOptions) -> (Arc<DiskTier>, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new(&longshore_runtime::metrics::Metrics::new()).unwrap());
     (DiskTier::open(options, metrics.clone()).unwrap(), metrics)
 }
 
 /// A complete chunk of `len` bytes that depend on `number`.
 fn chunk(number: u32, len: u64) -> Arc<GrowingChunk> {
+    chunk_of(number, len, number)
+}
+
+/// A complete chunk of `len` bytes that depend on `content`.
+pub(super) fn chunk_of(number: u32, len: u64, content: u32) -> Arc<GrowingChunk> {
     let version = Version::new("etag:\"1\"").unwrap();
     let artifact = Artifact::new(format!("s3://bucket/{}/{number}", number % 3), version, len).unwrap();
     let key = ChunkKey::new(Arc::new(artifact), 0).unwrap();
     let buffer = Arena::new(CHUNK_BYTES).try_buffer(len as usize).unwrap();
     let (mut writer, chunk) = GrowingChunk::begin(key, buffer).unwrap();
-    let bytes: Vec<u8> = (0..len).map(|at| (at as u32).wrapping_mul(31).wrapping_add(number) as u8).collect();
+    let bytes: Vec<u8> = (0..len).map(|at| (at as u32).wrapping_mul(31).wrapping_add(content) as u8).collect();
     writer.write(&bytes).unwrap();
     writer.finish().unwrap();
     chunk
 }
 
-fn put(tier: &DiskTier, chunk: &Arc<GrowingChunk>) -> ChunkId {
+pub(super) fn put(tier: &DiskTier, chunk: &Arc<GrowingChunk>) -> ChunkId {
     tier.put(chunk.clone());
     assert!(tier.flush(LONG));
     chunk.key().id()
 }
 
-fn is_there(tier: &DiskTier, chunk: &GrowingChunk) -> bool {
+pub(super) fn is_there(tier: &DiskTier, chunk: &GrowingChunk) -> bool {
     let Some(found) = tier.get(chunk.key(), &chunk.key().id()) else { return false };
     let mut bytes = vec![0; chunk.len_bytes() as usize];
     found.file.read_exact_at(&mut bytes, 0).unwrap();
@@ -294,7 +299,7 @@ fn a_file_counts_as_resident_when_all_of_it_is() {
         return;
     }
     assert!(!found.is_resident(chunk.len_bytes()));
-    found.prefetch(&(0..chunk.len_bytes()));
+    tier.prefetch(&found, &(0..chunk.len_bytes()));
     assert!(is_there(&tier, &chunk));
     assert!(found.is_resident(chunk.len_bytes()));
 }

@@ -76,6 +76,12 @@ impl DiskTier {
     fn write_behind(&self, queue: &WriteQueue, chunk: &Arc<GrowingChunk>) {
         let (id, bytes) = (chunk.key().id(), format::file_bytes(chunk.key()));
         let is_written = self.write_within_room(id, bytes, chunk);
+        self.conclude(queue, chunk, is_written);
+    }
+
+    /// Makes a file known, or removes it when its chunk was freed or replaced meanwhile.
+    fn conclude(&self, queue: &WriteQueue, chunk: &Arc<GrowingChunk>, is_written: bool) {
+        let (id, bytes) = (chunk.key().id(), format::file_bytes(chunk.key()));
         queue.done(chunk, |is_wanted| {
             if !is_written {
                 return;
@@ -83,8 +89,7 @@ impl DiskTier {
             if is_wanted {
                 self.index.lock().insert(id, bytes);
             } else {
-                // What replaced it may have its name by now, and goes with it: it is still in memory, or at its origin.
-                self.index.lock().remove(&id);
+                // What replaced it is written after this.
                 self.unlink(&id);
             }
             self.space.settle(bytes);
@@ -93,7 +98,12 @@ impl DiskTier {
 
     /// Whether there is a file now that the index does not know yet, and whose room is still to be settled.
     fn write_within_room(&self, id: ChunkId, bytes: u64, chunk: &GrowingChunk) -> bool {
-        let Some(checksums) = chunk.checksums().filter(|_| !self.contains(&id)) else { return false };
+        let Some(checksums) = chunk.checksums() else { return false };
+        if self.get(chunk.key(), &id).is_some_and(|there| there.checksums == checksums) {
+            return false;
+        }
+        // Another content under its name is older: who came first was written first.
+        self.remove(&id);
         if !self.health.may_write() {
             self.skip("disk_failed");
             return false;
@@ -268,3 +278,6 @@ impl DiskTier {
 fn sync_folder(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,12 +3,15 @@
 //! When the queue is full a fill waits a bounded time for room, so that a fast origin does not outrun a slow disk at
 //! once. When that time passes the chunk is not written and the skip is counted; until the disk has finished a write
 //! again nobody else waits, so that a hanging disk costs one wait, not one for each fill.
+//!
+//! Copies of one chunk are written one after the other, in the order in which they came: they have one name, and it is the
+//! newest that is to keep it.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use longshore_types::ChunkKey;
+use longshore_types::{ChunkId, ChunkKey};
 use longshore_wire::GrowingChunk;
 use parking_lot::{Condvar, Mutex};
 
@@ -35,7 +38,7 @@ pub struct WriteQueue {
 
 #[derive(Default)]
 struct State {
-    waiting: VecDeque<Arc<GrowingChunk>>,
+    waiting: VecDeque<Waiting>,
     writing: Vec<Writing>,
     /// A wait for room has timed out and no write has ended since.
     stalled: bool,
@@ -44,8 +47,14 @@ struct State {
     flushing: usize,
 }
 
+struct Waiting {
+    id: ChunkId,
+    chunk: Arc<GrowingChunk>,
+}
+
 /// A chunk that a thread is writing.
 struct Writing {
+    id: ChunkId,
     chunk: Arc<GrowingChunk>,
     /// It was freed or replaced meanwhile: its file goes as soon as it is there, and nobody reads it.
     is_unwanted: bool,
@@ -60,6 +69,15 @@ impl std::fmt::Debug for State {
 impl State {
     fn is_idle(&self) -> bool {
         self.writing.is_empty() && self.waiting.is_empty()
+    }
+
+    /// Takes the first that waits, but for chunks of which another copy is being written.
+    fn take(&mut self) -> Option<Arc<GrowingChunk>> {
+        let is_free = |next: &Waiting| self.writing.iter().all(|writing| writing.id != next.id);
+        let position = self.waiting.iter().position(is_free)?;
+        let Waiting { id, chunk } = self.waiting.remove(position)?;
+        self.writing.push(Writing { id, chunk: chunk.clone(), is_unwanted: false });
+        Some(chunk)
     }
 }
 
@@ -78,7 +96,7 @@ impl WriteQueue {
 
     /// Adds a chunk; false when there was no room in time.
     pub fn push(&self, chunk: Arc<GrowingChunk>) -> bool {
-        let deadline = Instant::now() + self.wait;
+        let (id, deadline) = (chunk.key().id(), Instant::now() + self.wait);
         let mut state = self.state.lock();
         while state.waiting.len() >= self.capacity && !state.closed {
             if state.stalled || self.room.wait_until(&mut state, deadline).timed_out() {
@@ -89,7 +107,7 @@ impl WriteQueue {
         if state.closed {
             return false;
         }
-        state.waiting.push_back(chunk);
+        state.waiting.push_back(Waiting { id, chunk });
         self.work.notify_one();
         if self.is_pressed(&state) {
             self.pressed.notify_one();
@@ -102,9 +120,8 @@ impl WriteQueue {
         let mut state = self.state.lock();
         loop {
             if (turn == Turn::Always || self.is_pressed(&state))
-                && let Some(chunk) = state.waiting.pop_front()
+                && let Some(chunk) = state.take()
             {
-                state.writing.push(Writing { chunk: chunk.clone(), is_unwanted: false });
                 self.room.notify_one();
                 return Some(chunk);
             }
@@ -133,12 +150,19 @@ impl WriteQueue {
         if state.is_idle() {
             self.idle.notify_all();
         }
+        if !state.waiting.is_empty() {
+            // A newer copy of it may have waited for this.
+            self.work.notify_one();
+            if self.is_pressed(&state) {
+                self.pressed.notify_one();
+            }
+        }
     }
 
     /// Drops the chunks on their way that `matches`.
     pub fn discard(&self, matches: impl Fn(&ChunkKey) -> bool) {
         let mut state = self.state.lock();
-        state.waiting.retain(|chunk| !matches(chunk.key()));
+        state.waiting.retain(|waiting| !matches(waiting.chunk.key()));
         for writing in &mut state.writing {
             writing.is_unwanted |= matches(writing.chunk.key());
         }
@@ -224,13 +248,36 @@ mod tests {
         assert!(queue.push(old.clone()));
         assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &old));
         queue.discard(|key| key == old.key());
-        // Another content of the same chunk comes after it.
-        assert!(queue.push(new.clone()));
-        assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &new));
+        // Another content of the same chunk comes after it, and another chunk after that.
+        let other = chunk(1);
+        assert!(queue.push(new.clone()) && queue.push(other.clone()));
+        assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &other), "the newer copy waits for the older one");
         let mut published = Vec::new();
+        queue.done(&other, |is_wanted| published.push(("other", is_wanted)));
         queue.done(&old, |is_wanted| published.push(("old", is_wanted)));
+        assert!(!queue.wait_idle(Duration::ZERO));
+        assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &new));
         queue.done(&new, |is_wanted| published.push(("new", is_wanted)));
-        assert_eq!(published, [("old", false), ("new", true)]);
+        assert_eq!(published, [("other", true), ("old", false), ("new", true)]);
         assert!(queue.wait_idle(Duration::ZERO));
+    }
+
+    #[test]
+    fn who_waits_for_the_older_copy_is_woken_when_it_is_written() {
+        for turn in [Turn::Always, Turn::WhenPressed] {
+            let queue = Arc::new(WriteQueue::new(1, LONG));
+            let (old, new) = (chunk(0), chunk(0));
+            assert!(queue.push(old.clone()));
+            assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &old));
+            assert!(queue.push(new.clone()));
+            let (sender, taken) = mpsc::channel();
+            let thread = std::thread::spawn({
+                let queue = queue.clone();
+                move || sender.send(queue.pop(turn)).unwrap()
+            });
+            queue.done(&old, |_| ());
+            assert!(Arc::ptr_eq(&taken.recv_timeout(LONG).unwrap().unwrap(), &new));
+            thread.join().unwrap();
+        }
     }
 }
