@@ -5,7 +5,7 @@
 //! the writer. A fill that asks no other worker is one blocking call from its first byte to the queue of the disk: for
 //! a small chunk each change of threads costs as much as its bytes. It goes on when all of them leave. Invariant: a
 //! flight is in [`Flights`] from the miss until the complete chunk is in the store, so that a chunk is never fetched
-//! twice at once.
+//! twice at once. It ends with its fill, however that ends: with all bytes, an error, a panic, or the runtime.
 //!
 //! Fills that ask another worker to fill have permits and connections of their own: a fill from the origin, which
 //! others may wait for, never waits for one of those, or two workers could wait for each other.
@@ -15,31 +15,30 @@ mod heads;
 mod peer;
 mod permits;
 mod put;
+mod work;
 
-use std::io::IoSliceMut;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use longshore_memory::MAPPED_FROM_BYTES;
-use longshore_origin::{Origins, Sink};
+use longshore_origin::Origins;
 use longshore_types::{ChunkId, ChunkKey, Code, Error, Result, redact_url};
 use longshore_wire::{
     ChunkBody, ChunkReply, ChunkRequest, ClientOptions, DataClient, GrowingChunk, GrowingWriter, Mode, Tier,
 };
 use moka::sync::Cache;
-use prometheus::IntCounter;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::metrics::Metrics;
-use crate::peers::{Peers, Route};
+use crate::peers::Peers;
 use crate::store::Store;
 use flight::{Flight, Flights, Joined};
 pub use heads::HeadFills;
-use permits::{Permit, Permits};
+use permits::Permits;
+use work::Fill;
 
 /// Bytes fetched from another worker at a time: four blocks.
 pub const PEER_STEP_BYTES: u64 = 4 << 20;
@@ -91,16 +90,6 @@ pub struct Chunks {
     /// Its watch ends with this.
     _alive: oneshot::Sender<()>,
     metrics: Arc<Metrics>,
-}
-
-/// A fill at work.
-struct Fill {
-    id: ChunkId,
-    flight: Arc<Flight>,
-    chunk: Arc<GrowingChunk>,
-    route: Route,
-    started: Instant,
-    _permit: Permit,
 }
 
 impl Chunks {
@@ -172,7 +161,7 @@ impl Chunks {
             Some(Joined::Lead(flight)) => {
                 if let Err(error) = self.begin(&flight, id, request.mode) {
                     flight.start(Err(error.clone()));
-                    self.flights.land(&id);
+                    self.flights.land(&id, &flight);
                     return Err(error);
                 }
                 let (chunk, tier) = flight.wait(self.options.wait)?;
@@ -228,14 +217,14 @@ impl Chunks {
             Error::new(Code::Exhausted, format!("{running} fills are running and none ended within {waited:?}"))
         })?;
         let (writer, chunk) = self.begin_chunk(key, self.options.wait)?;
-        let fill = Fill { id, flight: flight.clone(), chunk, route, started: Instant::now(), _permit: permit };
+        let (chunks, flight, started) = (self.clone(), flight.clone(), Instant::now());
+        let fill = Fill { chunks, id, flight, chunk, route, started, is_counted: false, _permit: permit };
         let span = tracing::info_span!("fill", chunk = %id, url, index = key.index(), bytes = key.len_bytes());
-        let chunks = self.clone();
         self.metrics.fills_in_flight.inc();
         if fill.route.asks.is_empty() {
-            self.runtime.spawn_blocking(move || span.in_scope(|| chunks.fill_from_origin(fill, writer)));
+            self.runtime.spawn_blocking(move || span.in_scope(|| fill.read_origin(writer)));
         } else {
-            self.runtime.spawn(async move { chunks.run(fill, writer).await }.instrument(span));
+            self.runtime.spawn(fill.run(writer).instrument(span));
         }
         Ok(())
     }
@@ -247,127 +236,5 @@ impl Chunks {
             self.metrics.fallback("memory_not_shared");
         }
         GrowingChunk::begin(key.clone(), buffer)
-    }
-
-    /// Asks the other workers first; what blocks then is one call.
-    async fn run(self: Arc<Self>, fill: Fill, mut writer: GrowingWriter) {
-        let is_whole = self.write_from_peers(&fill, &mut writer).await;
-        let span = tracing::Span::current();
-        let rest = tokio::task::spawn_blocking(move || {
-            span.in_scope(|| match is_whole {
-                true => self.conclude(&fill, Tier::Peer, Ok((writer, Ok(())))),
-                false => self.fill_from_origin(fill, writer),
-            });
-        });
-        if let Err(error) = rest.await {
-            tracing::error!(%error, "the end of a fill was lost");
-        }
-    }
-
-    /// Brings what is missing from the origin. Blocks, until the chunk is in the queue of the disk.
-    fn fill_from_origin(&self, fill: Fill, writer: GrowingWriter) {
-        fill.flight.reached_origin();
-        fill.flight.start(Ok((fill.chunk.clone(), Tier::Origin)));
-        let written = self.write_from_origin(&fill, writer);
-        self.conclude(&fill, Tier::Origin, written);
-    }
-
-    /// Straight into the chunk's memory. It ends soon when the runtime shuts down.
-    fn write_from_origin(&self, fill: &Fill, mut writer: GrowingWriter) -> Result<Written> {
-        let key = &fill.flight.key;
-        let bytes = self.metrics.fill_bytes.with_label_values(&[Tier::Origin.as_str()]);
-        let read = catch_unwind(AssertUnwindSafe(move || {
-            let range = key.range();
-            let rest = range.start + writer.written_bytes()..range.end;
-            let mut sink = Filling { writer: &mut writer, bytes };
-            let read = self.origins.read_into(key.artifact(), rest, &mut sink, &self.runtime, &self.ends);
-            (writer, read)
-        }));
-        // What the panic said has been printed by its hook.
-        read.map_err(|_| Error::new(Code::Internal, "the reading from the origin panicked"))
-    }
-
-    /// Ends a fill, well or not.
-    fn conclude(&self, fill: &Fill, source: Tier, written: Result<Written>) {
-        let (writer, written) = match written {
-            Ok(written) => written,
-            // The writer is lost, which its readers have learned already.
-            Err(error) => {
-                self.count(source, fill.started, &Err(error.clone()));
-                return self.give_up(fill, &error);
-            }
-        };
-        let outcome = written.and_then(|()| match writer.remaining_bytes() {
-            0 => Ok(()),
-            missing => Err(Error::new(Code::Corrupt, format!("{source} ended {missing} bytes before the chunk did"))),
-        });
-        // Counted, and a failure forgotten, before the readers learn of the end: who asks next sees it.
-        self.count(source, fill.started, &outcome);
-        match outcome {
-            Ok(()) => match writer.finish() {
-                Ok(()) => self.keep(fill, source),
-                Err(error) => self.give_up(fill, &error),
-            },
-            Err(error) => {
-                tracing::warn!(%source, code = %error.code(), %error, "fill failed");
-                self.give_up(fill, &error);
-                writer.fail(error);
-            }
-        }
-    }
-
-    fn count(&self, source: Tier, started: Instant, outcome: &Result<()>) {
-        let seconds = started.elapsed().as_secs_f64();
-        self.metrics.fill_seconds.with_label_values(&[source.as_str()]).observe(seconds);
-        let label = outcome.as_ref().map_or_else(|error| error.code().as_str(), |()| "ok");
-        self.metrics.fills.with_label_values(&[source.as_str(), label]).inc();
-        self.metrics.fills_in_flight.dec();
-    }
-
-    fn give_up(&self, fill: &Fill, error: &Error) {
-        if error.code() == Code::NotFound {
-            self.negative.insert(fill.id, error.clone());
-        }
-        self.flights.land(&fill.id);
-        fill.flight.start(Err(error.clone()));
-    }
-
-    /// Puts a complete chunk into the store. The fill's permit is held until the queue of the disk has taken it: that is
-    /// what keeps a fast origin from outrunning the disk at once.
-    fn keep(&self, fill: &Fill, source: Tier) {
-        let (id, url) = (fill.id, fill.flight.key.artifact().url());
-        self.store.memory.put(id, fill.chunk.clone());
-        self.flights.land(&id);
-        // A copy of what an owner has belongs there; memory is enough for it here.
-        let belongs_here = fill.route.is_mine || source == Tier::Origin;
-        let is_for_disk = belongs_here && (self.options.cache_local_origin || Origins::local_path(url).is_none());
-        if let Some(disk) = self.store.disk.as_ref().filter(|_| is_for_disk) {
-            disk.put(fill.chunk.clone());
-        }
-        if self.store.was_freed(url, fill.started) {
-            self.store.forget(&id);
-        }
-    }
-}
-
-/// The writer of a chunk, and how its filling went.
-type Written = (GrowingWriter, Result<()>);
-
-/// A chunk that is being filled from its front.
-struct Filling<'a> {
-    writer: &'a mut GrowingWriter,
-    bytes: IntCounter,
-}
-
-impl Sink for Filling<'_> {
-    fn spare(&mut self, len_max: usize) -> Vec<IoSliceMut<'_>> {
-        let spare = self.writer.spare();
-        let len = spare.len().min(len_max);
-        vec![IoSliceMut::new(&mut spare[..len])]
-    }
-
-    fn filled(&mut self, len: usize) -> Result<()> {
-        self.bytes.inc_by(len as u64);
-        self.writer.commit(len)
     }
 }

@@ -114,8 +114,13 @@ impl Flights {
         flight.at_origin.load(Ordering::Acquire).then(|| flight.clone())
     }
 
-    /// Ends a flight; what it brought is in the store by now.
-    pub fn land(&self, id: &ChunkId) {
-        self.by_id.lock().remove(id);
+    /// Ends a flight; what it brought is in the store by now. False when it had ended before.
+    pub fn land(&self, id: &ChunkId, flight: &Arc<Flight>) -> bool {
+        let mut by_id = self.by_id.lock();
+        let is_flying = by_id.get(id).is_some_and(|flying| Arc::ptr_eq(flying, flight));
+        if is_flying {
+            by_id.remove(id);
+        }
+        is_flying
     }
 }
