@@ -95,11 +95,12 @@ impl ChunkReader {
         &self.counts
     }
 
-    /// The bytes of a chunk. Blocks: call it on a blocking thread.
+    /// The bytes of a chunk, when `check` finds them right; those that it does not are read anew. Blocks: call it on a
+    /// blocking thread.
     ///
     /// # Errors
-    /// Those of the origin, which is asked last.
-    pub fn read(&self, key: &ChunkKey) -> Result<Buffer> {
+    /// Those of the origin, which is asked last, and then that of `check`.
+    pub fn read(&self, key: &ChunkKey, check: &dyn Fn(&[u8]) -> Result<()>) -> Result<Buffer> {
         // A file of this machine is not the workers' business: they may not even have it.
         let is_local = Origins::local_path(key.artifact().url()).is_some();
         let Sources { to_ask: sources, avoided } =
@@ -108,7 +109,8 @@ impl ChunkReader {
         for source in &sources {
             // A wrong checksum: the same source once more, which then checks its copy and reads it anew.
             for recheck in [false, true] {
-                match self.read_from(source, key, recheck) {
+                let read = self.read_from(source, key, recheck);
+                match read.and_then(|buffer| check(&buffer).map(|()| buffer)) {
                     Ok(buffer) => return Ok(buffer),
                     Err(error) => {
                         tracing::warn!(source = %source.label, %error, "reading the chunk again");
@@ -123,7 +125,9 @@ impl ChunkReader {
         if !is_local && (!sources.is_empty() || self.cluster.has_workers()) {
             self.counts.origin_direct.fetch_add(1, Ordering::Relaxed);
         }
-        self.read_origin(key)
+        let buffer = self.read_origin(key)?;
+        check(&buffer).inspect_err(|_| _ = self.counts.mismatches.fetch_add(1, Ordering::Relaxed))?;
+        Ok(buffer)
     }
 
     fn failed(&self, source: &Source, error: &Error) {

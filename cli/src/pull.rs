@@ -2,6 +2,7 @@
 
 mod target;
 
+use std::borrow::Cow;
 use std::fmt::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 use futures::{StreamExt, TryStreamExt, stream};
 use longshore_types::chunk::chunk_count;
 use longshore_types::{
-    CHUNK_BYTES, ChunkKey, Code, Error, Manifest, ModelFile, Result, Selection, format_bytes, redact_url,
+    BLOCKS_PER_CHUNK, CHUNK_BYTES, ChunkKey, Code, Error, Manifest, ModelFile, Result, Selection, format_bytes, names,
+    redact_url,
 };
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -94,16 +96,13 @@ impl Pull {
     /// A file of several chunks, each on its own.
     async fn write_file(self: Arc<Self>, file: ModelFile) -> Result<()> {
         let keys = keys_of(&file)?;
-        let opener = self.clone();
-        let pending = Arc::new(blocking(move || opener.target.begin(&file.name, file.artifact.size_bytes())).await?);
+        let (opener, file) = (self.clone(), Arc::new(file));
+        let begun = file.clone();
+        let pending = blocking(move || opener.target.begin(&name_of(&begun), begun.artifact.size_bytes())).await?;
+        let pending = Arc::new(pending);
         let chunks = keys.into_iter().enumerate().map(|(index, key)| {
-            let (pull, pending) = (self.clone(), pending.clone());
-            blocking(move || {
-                let bytes = pull.reader.read(&key)?;
-                pending.write_at(&bytes, index as u64 * CHUNK_BYTES)?;
-                pull.done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                Ok(())
-            })
+            let (pull, pending, file) = (self.clone(), pending.clone(), file.clone());
+            blocking(move || pull.read(&file, index, &key, |bytes| pending.write_at(bytes, index as u64 * CHUNK_BYTES)))
         });
         let mut chunks = stream::iter(chunks).buffer_unordered(CHUNKS_IN_FLIGHT);
         while chunks.try_next().await?.is_some() {}
@@ -133,9 +132,23 @@ impl Pull {
     }
 
     fn write_whole(&self, file: &ModelFile) -> Result<()> {
-        let Some(key) = keys_of(file)?.pop() else { return self.target.write_small(&file.name, &[]) };
-        let bytes = self.reader.read(&key)?;
-        self.target.write_small(&file.name, &bytes)?;
+        let Some(key) = keys_of(file)?.pop() else { return self.target.write_small(&name_of(file), &[]) };
+        self.read(file, 0, &key, |bytes| self.target.write_small(&name_of(file), bytes))
+    }
+
+    /// Reads chunk `index` of a file, which is the beginning of `key`, and writes it when it is what it must be.
+    fn read(
+        &self,
+        file: &ModelFile,
+        index: usize,
+        key: &ChunkKey,
+        write: impl FnOnce(&[u8]) -> Result<()>,
+    ) -> Result<()> {
+        let url = key.artifact().url();
+        let check = |bytes: &[u8]| file.check_blocks(index * BLOCKS_PER_CHUNK, of_file(file, index, bytes)?, url);
+        let chunk = self.reader.read(key, &check)?;
+        let bytes = of_file(file, index, &chunk)?;
+        write(bytes)?;
         self.done_bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
         Ok(())
     }
@@ -182,12 +195,33 @@ impl Pull {
     }
 }
 
+/// Where a file goes in the folder. One of a checkpoint that is an object goes by the object's name, which has the
+/// attempt in it: the checkpoint's index names it so.
+fn name_of(file: &ModelFile) -> Cow<'_, str> {
+    let is_committed_object = file.checksums.is_some() && file.chunks.is_none();
+    match (names::folder_of(&file.name), names::base_of(file.artifact.url())) {
+        // Escaped: not the name itself, and no index has it.
+        (_, object) if !is_committed_object || object.contains('%') => Cow::Borrowed(&file.name),
+        ("", object) => Cow::Borrowed(object),
+        (folder, object) => Cow::Owned(format!("{folder}/{object}")),
+    }
+}
+
 /// The chunks that a file lies in, in order. A file without an object of its own names chunks of others.
 fn keys_of(file: &ModelFile) -> Result<Vec<ChunkKey>> {
     match &file.chunks {
         Some(chunks) => (0..chunk_count(file.artifact.size_bytes())).map(|index| chunks.key(index)).collect(),
         None => Ok(ChunkKey::all(&file.artifact).collect()),
     }
+}
+
+/// What of a chunk is the file's: it may go on behind the file's end, but not end before.
+fn of_file<'a>(file: &ModelFile, index: usize, chunk: &'a [u8]) -> Result<&'a [u8]> {
+    let len = CHUNK_BYTES.min(file.artifact.size_bytes().saturating_sub(index as u64 * CHUNK_BYTES)) as usize;
+    chunk.get(..len).ok_or_else(|| {
+        let why = format!("chunk {index} of {} has {} bytes, should have {len}", file.name, chunk.len());
+        Error::new(Code::Corrupt, why)
+    })
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {

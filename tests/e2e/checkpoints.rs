@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use longshore_proto::v1;
-use longshore_testkit::cluster::{Cluster, ClusterSpec};
+use longshore_testkit::cluster::{CliOutput, Cluster, ClusterSpec};
 use longshore_testkit::modelgen::{Model, ModelSpec};
 use longshore_testkit::{Content, FakeOrigin, Fault, FaultKind};
 use longshore_tests::{Client, SaveClient, Saving, SlabClient};
@@ -58,6 +58,13 @@ fn save(cluster: &Cluster, step: u64, model: &Model, options: v1::SaveOptions) -
 
 fn url(step: u64) -> String {
     format!("{RUN}/step-{step}")
+}
+
+/// Pulls a step into a new folder.
+fn pull(embedded: &Embedded, step: u64) -> (CliOutput, PathBuf) {
+    let folder = embedded.folder.path().join("out");
+    std::fs::create_dir(&folder).unwrap();
+    (embedded.run(&["pull", &url(step), folder.to_str().unwrap()]), folder)
 }
 
 #[test]
@@ -137,6 +144,13 @@ fn a_flipped_bit_anywhere_is_refused_by_name() {
             assert!(error.message().contains(object), "{object} is named: {error}");
             let named = commit.tensors.iter().any(|tensor| error.message().contains(&tensor.name));
             assert!(named, "a tensor is named: {error}");
+            let embedded = Embedded::with(&origin);
+            let (pulled, folder) = pull(&embedded, 1);
+            assert_eq!(pulled.code(), Code::Corrupt.exit_code(), "{pulled}");
+            assert!(pulled.stderr.contains(object), "{object} is named: {pulled}");
+            let written = std::fs::read_dir(&folder).unwrap();
+            let mut written = written.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+            assert!(!written.any(|name| name == object || name.ends_with(".part")));
             assert!(origin.flip_byte(path, offset));
         }
     }
@@ -220,6 +234,21 @@ fn deltas_send_what_changed_and_outlive_their_parents() {
     save(&cluster, 3, &third, delta);
     for (step, model) in [(1, &first), (2, &second), (3, &third)] {
         load_and_check(&cluster, 1, &url(step), model);
+        let embedded = Embedded::with(&origin);
+        let (pulled, folder) = pull(&embedded, step);
+        assert!(pulled.success(), "{pulled}");
+        let index = folder.join("model.safetensors.index.json");
+        // A delta has none.
+        assert_eq!(index.exists(), step == 1);
+        if let Ok(text) = std::fs::read_to_string(&index) {
+            let shards = serde_json::from_str::<serde_json::Value>(&text).unwrap()["weight_map"].clone();
+            let shards = shards.as_object().unwrap().values();
+            assert!(
+                shards.clone().count() > 0 && shards.clone().all(|name| folder.join(name.as_str().unwrap()).exists())
+            );
+            std::fs::remove_file(&index).unwrap();
+        }
+        embedded.exec_and_check(folder.to_str().unwrap(), model);
     }
     for step in 1..=3 {
         Client::connect(&cluster.loader_socket(1)).unwrap().unload(&url(step)).unwrap();

@@ -26,6 +26,10 @@ use safetensors::Dtype;
 
 use crate::artifact::Artifact;
 use crate::checksum::BlockChecksum;
+use crate::chunk::BLOCK_BYTES;
+use crate::error::{Code, Error, Result};
+use crate::names::base_of;
+use crate::redact::redact_url;
 pub use builder::{HEAD_GUESS_BYTES, INDEX_BYTES_MAX, ManifestBuilder, Progress, ReadNeeded};
 pub use chunks::{ChunkMap, ChunkRun};
 pub use committed::committed_objects;
@@ -116,6 +120,27 @@ impl ModelFile {
     /// A file that is an object of its own, about whose blocks nothing is known.
     pub fn plain(name: impl Into<String>, artifact: Arc<Artifact>, is_tensors: bool) -> Self {
         ModelFile { name: name.into(), artifact, is_tensors, checksums: None, chunks: None }
+    }
+
+    /// Compares `bytes`, which begin with block `first` of the file and were read from the object at `url`, with what
+    /// is known of the file. They end with a block, or where the file ends.
+    ///
+    /// # Errors
+    /// [`Code::Corrupt`] naming the file, the block and the object.
+    pub fn check_blocks(&self, first: usize, bytes: &[u8], url: &str) -> Result<()> {
+        let Some(checksums) = &self.checksums else { return Ok(()) };
+        for (block, bytes) in (first..).zip(bytes.chunks(BLOCK_BYTES as usize)) {
+            let got = BlockChecksum::of(bytes);
+            let wanted = checksums.get(block).copied();
+            if wanted != Some(got) {
+                let wanted = wanted.map_or_else(|| "nothing".to_owned(), |wanted| wanted.to_string());
+                let (name, url) = (base_of(&self.name), redact_url(url));
+                let why =
+                    format!("block {block} of {name} has checksum {got} instead of {wanted}; it is read from {url}");
+                return Err(Error::new(Code::Corrupt, why));
+            }
+        }
+        Ok(())
     }
 
     /// The artifacts that its bytes lie in.

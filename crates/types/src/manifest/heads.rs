@@ -5,10 +5,8 @@ use std::collections::BTreeMap;
 
 use super::ModelFile;
 use super::builder::ReadNeeded;
-use crate::checksum::BlockChecksum;
 use crate::chunk::BLOCK_BYTES;
 use crate::error::{Code, Error, Result};
-use crate::names::base_of;
 
 /// The bytes that are wanted of each file, and what is there of them.
 #[derive(Default)]
@@ -85,24 +83,7 @@ impl Heads {
                 Cow::Owned(self.partial.remove(&read.file).map(|(buffer, _)| buffer).unwrap_or_default())
             }
         };
-        check(file, &head)?;
+        file.check_blocks(0, &head, file.artifact.url())?;
         Ok(Some(head))
     }
-}
-
-fn check(file: &ModelFile, head: &[u8]) -> Result<()> {
-    let Some(checksums) = &file.checksums else { return Ok(()) };
-    for (block, (bytes, wanted)) in head.chunks(BLOCK_BYTES as usize).zip(checksums.iter()).enumerate() {
-        let got = BlockChecksum::of(bytes);
-        if got != *wanted {
-            let (name, url) = (base_of(&file.name), file.artifact.url());
-            return Err(Error::new(
-                Code::Corrupt,
-                format!(
-                    "block {block} of {name}, its header, has checksum {got} instead of {wanted}; it is read from {url}"
-                ),
-            ));
-        }
-    }
-    Ok(())
 }
