@@ -195,15 +195,18 @@ impl Pull {
     }
 }
 
-/// Where a file goes in the folder. One of a checkpoint that is an object goes by the object's name, which has the
-/// attempt in it: the checkpoint's index names it so.
+/// Where a file goes in the folder. Tensors of a checkpoint that are an object go by the object's name, which has the
+/// attempt in it: the checkpoint's index names it so. Other files have their own names, also where their objects do not.
 fn name_of(file: &ModelFile) -> Cow<'_, str> {
+    let (folder, object) = (names::folder_of(&file.name), names::base_of(file.artifact.url()));
     let is_committed_object = file.checksums.is_some() && file.chunks.is_none();
-    match (names::folder_of(&file.name), names::base_of(file.artifact.url())) {
-        // Escaped: not the name itself, and no index has it.
-        (_, object) if !is_committed_object || object.contains('%') => Cow::Borrowed(&file.name),
-        ("", object) => Cow::Borrowed(object),
-        (folder, object) => Cow::Owned(format!("{folder}/{object}")),
+    // Escaped it is not the name itself, and no index has it.
+    if !is_committed_object || !object.ends_with(".safetensors") || object.contains('%') {
+        Cow::Borrowed(&file.name)
+    } else if folder.is_empty() {
+        Cow::Borrowed(object)
+    } else {
+        Cow::Owned(format!("{folder}/{object}"))
     }
 }
 
@@ -228,5 +231,46 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + '
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::new(Code::Internal, format!("a thread of the pull broke off: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use longshore_types::{Artifact, Version};
+
+    use super::*;
+
+    #[test]
+    fn tensors_of_a_checkpoint_are_called_as_its_index_calls_them() {
+        let named = |name: &str, url: &str, is_committed: bool| {
+            let artifact = Artifact::new(url, Version::new("attempt:a1").unwrap(), 5).unwrap();
+            let mut file = ModelFile::plain(name, Arc::new(artifact), true);
+            file.checksums = is_committed.then(|| Arc::from([]));
+            name_of(&file).into_owned()
+        };
+        let run = "s3://b/run/step-1";
+        for (name, object, wanted) in [
+            ("model-1-of-1.safetensors", "model-a1-1-of-1.safetensors", "model-a1-1-of-1.safetensors"),
+            (
+                "optim/optim-1-of-1.safetensors",
+                "optim/optim-a1-1-of-1.safetensors",
+                "optim/optim-a1-1-of-1.safetensors",
+            ),
+            ("tokenizer.bin", "tokenizer.bin.a1", "tokenizer.bin"),
+            ("part.safetensors", "part.safetensors.a1", "part.safetensors"),
+            ("a b.safetensors", "a%20b.safetensors", "a b.safetensors"),
+        ] {
+            assert_eq!(named(name, &format!("{run}/{object}"), true), wanted);
+        }
+        assert_eq!(named("x.safetensors", "hf://o/m/y.safetensors", false), "x.safetensors");
+    }
+
+    #[test]
+    fn a_chunk_may_go_on_behind_the_file() {
+        let artifact = Artifact::new("s3://b/f", Version::new("attempt:a1").unwrap(), CHUNK_BYTES + 3).unwrap();
+        let file = ModelFile::plain("f", Arc::new(artifact), false);
+        assert_eq!(of_file(&file, 1, b"abcde").unwrap(), b"abc");
+        assert_eq!(of_file(&file, 1, b"ab").unwrap_err().code(), Code::Corrupt);
+        assert_eq!(of_file(&file, 2, b"ab").unwrap(), b"");
     }
 }
