@@ -173,7 +173,7 @@ impl Store {
             self.count_bad(id, Tier::Disk);
         }
         // What a stranger says it must be is no reason to lose what is held: it is only not given out.
-        if self.holds.as_ref().is_some_and(|holds| holds.drop_if_torn(key, id)) {
+        if self.holds.as_ref().is_some_and(|holds| holds.drop_if_torn(id)) {
             self.count_bad(id, Tier::Disk);
         }
     }

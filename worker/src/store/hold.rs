@@ -9,6 +9,7 @@ mod files;
 mod list;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, SystemTime};
@@ -20,7 +21,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use super::disk::{DiskChunk, DiskTier};
-use super::format;
+use super::format::{self, Trailer};
 use crate::metrics::Metrics;
 
 /// Most chunks that are held: what is known of each takes about 100 bytes of memory.
@@ -132,16 +133,32 @@ impl Holds {
         files::open(&self.path(&attempt, id), key)
     }
 
-    /// Drops a copy whose blocks are not what its own trailer says. Blocks while it reads all of it. True when it was bad.
-    pub fn drop_if_torn(&self, key: &ChunkKey, id: &ChunkId) -> bool {
+    /// Drops a copy whose blocks are not what its own trailer says, whatever the asker says of it. Blocks while it reads all of
+    /// it. True when it was bad.
+    pub fn drop_if_torn(&self, id: &ChunkId) -> bool {
         let Some(attempt) = self.state.lock().holders.get(id).copied() else { return false };
         let path = self.path(&attempt, id);
-        let is_good = files::open(&path, key).is_some_and(|chunk| self.disk.is_intact(&chunk, key));
-        if !is_good {
-            self.forget(&attempt, id);
-            files::remove(&path, &self.metrics);
+        // What cannot be opened now, for want of descriptors perhaps, may be good.
+        let Ok(file) = File::open(&path).map(Arc::new) else { return false };
+        let is_good = format::read(&file).is_ok_and(|Trailer { key, checksums }| {
+            key.id() == *id && self.disk.is_intact(&DiskChunk { file: file.clone(), checksums }, &key)
+        });
+        !is_good && self.drop_file(&attempt, id, &file)
+    }
+
+    /// Drops a copy that was found bad, unless a good one has come in its place meanwhile.
+    fn drop_file(&self, attempt: &AttemptId, id: &ChunkId, bad: &File) -> bool {
+        let path = self.path(attempt, id);
+        let mut state = self.state.lock();
+        if !files::is_at(bad, &path) {
+            return false;
         }
-        !is_good
+        // Under the lock: what is put again and gets its name only now is found gone by who put it.
+        files::remove(&path, &self.metrics);
+        let bytes = state.forget(attempt, id);
+        drop(state);
+        self.give_back(bytes.unwrap_or(0));
+        true
     }
 
     /// Takes room for a chunk; the cache makes way for it.
@@ -185,6 +202,10 @@ impl Holds {
             drop(state);
             files::remove(&path, &self.metrics);
             return Err(Error::new(Code::FailedPrecondition, format!("attempt {attempt} ended while its chunk came")));
+        }
+        if !path.exists() {
+            let why = format!("{} was dropped with a bad copy before it; put it again", path.display());
+            return Err(Error::new(Code::Unavailable, why));
         }
         let before = state.add(attempt, id, room.bytes, SystemTime::now());
         // The room is the file's from here on. A chunk that came again has replaced its file.
@@ -231,11 +252,6 @@ impl Holds {
             self.metrics.holds_expired.inc();
             self.release(&attempt);
         }
-    }
-
-    fn forget(&self, attempt: &AttemptId, id: &ChunkId) {
-        let bytes = self.state.lock().forget(attempt, id);
-        self.give_back(bytes.unwrap_or(0));
     }
 
     fn give_back(&self, bytes: u64) {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -69,6 +70,14 @@ pub fn open(path: &Path, key: &ChunkKey) -> Option<DiskChunk> {
     let file = File::open(path).ok()?;
     let trailer = format::read(&file).ok()?;
     (trailer.key == *key).then(|| DiskChunk { file: Arc::new(file), checksums: trailer.checksums })
+}
+
+/// Whether this is the file that has the name.
+pub fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
 }
 
 /// Removes a file; one that is gone already is as good.

@@ -141,8 +141,8 @@ fn what_is_torn_is_dropped_and_what_is_not_ours_is_left_alone() {
     let mut bytes = fs::read(path(&two)).unwrap();
     bytes[77] ^= 1;
     fs::write(path(&two), &bytes).unwrap();
-    assert!(!fixture.holds.drop_if_torn(one.key(), &one.key().id()));
-    assert!(fixture.holds.drop_if_torn(two.key(), &two.key().id()));
+    assert!(!fixture.holds.drop_if_torn(&one.key().id()));
+    assert!(fixture.holds.drop_if_torn(&two.key().id()));
     assert!(!path(&two).exists());
     assert_eq!(fixture.holds.usage().1, FILE);
     drop(fixture);
@@ -165,4 +165,42 @@ fn what_nobody_releases_goes_some_day() {
     fixture.holds.sweep(SystemTime::now() + Duration::from_secs(3700));
     assert!(!fixture.holds(attempt(1), &chunk(1)));
     assert_eq!((fixture.holds.usage().1, fixture.metrics.holds_expired.get()), (0, 1));
+}
+
+#[test]
+fn what_is_held_does_not_go_for_what_was_there_before_or_what_a_stranger_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let fixture = open(folder.path(), 1 << 30, None);
+    let (one, id) = (chunk(1), chunk(1).key().id());
+    fixture.hold(attempt(1), &one).unwrap();
+    let path = fixture.holds.path(&attempt(1), &id);
+    // Somebody finds it bad, and before that has consequences a good one has come.
+    let bad = File::open(&path).unwrap();
+    fixture.hold(attempt(1), &one).unwrap();
+    assert!(!fixture.holds.drop_file(&attempt(1), &id, &bad));
+    assert!(fixture.holds(attempt(1), &one));
+    assert_eq!(fixture.holds.usage(), (1 << 28, FILE, 1));
+    // An id says nothing of the size: who asks with another one asks for what is not there.
+    let artifact = Artifact::new(one.key().artifact().url(), one.key().artifact().version().clone(), LEN + 1).unwrap();
+    let other = ChunkKey::new(Arc::new(artifact), 0).unwrap();
+    assert_eq!(other.id(), id);
+    assert!(!fixture.holds.drop_if_torn(&id) && fixture.holds.get(&other, &id).is_none());
+    assert!(fixture.holds(attempt(1), &one));
+    // One that is dropped in the moment between its name and its entry has not been kept.
+    let room = fixture.holds.room(&attempt(1), one.key()).unwrap();
+    let state = fixture.holds.state.lock();
+    let keeping = std::thread::spawn({
+        let (holds, one) = (fixture.holds.clone(), one.clone());
+        move || holds.keep(attempt(1), &one, room)
+    });
+    let named = File::open(&path).unwrap();
+    while files::is_at(&named, &path) {
+        assert!(!keeping.is_finished());
+        std::thread::yield_now();
+    }
+    fs::remove_file(&path).unwrap();
+    drop(state);
+    let error = keeping.join().unwrap().unwrap_err();
+    assert_eq!(error.code(), Code::Unavailable, "{error}");
+    assert_eq!(fixture.holds.usage().1, FILE, "its room came back");
 }
