@@ -65,9 +65,9 @@ bench: bench-setup ## The speed report beside other loaders: benches/results/ an
 # rows say so. What a SIZE takes of memory and disk, group by group: benches/speed --size SIZE --small-model 0.5 --needs
 SIZE ?= 2
 bench-full: BENCH_SECONDS ?= 4500
-bench-full: bench-setup ## The same with models of SIZE GB (memory: nine times that), more rounds, and checkpoints; BENCH_SECONDS bounds it (may take an hour)
+bench-full: bench-setup ## The same with models of SIZE GB (memory: nine times that), more rounds, and checkpoints, into docs/benchmarks-full.md; BENCH_SECONDS bounds it (may take two hours)
 	$(MAKE) bench-checkpoint || echo "the checkpoints could not be measured: the page shows the run before" >&2
-	.venv/bin/python benches/speed --size $(SIZE) --shards 4 --rounds 5 --small-model 0.5 \
+	.venv/bin/python benches/speed --full --size $(SIZE) --shards 4 --rounds 5 --small-model 0.5 \
 	  --concurrent-peers runai,boto3,s3torchconnector,tensorizer --seconds $(BENCH_SECONDS)
 
 bench-page: ## Writes docs/benchmarks.md and its plots from RESULTS=benches/results/FILE.json

@@ -56,6 +56,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", action="append", default=[], metavar="CASE", help="a case, or the first part of one")
     parser.add_argument("--folder", type=Path, default=ROOT / "target", help="a folder on the disk to measure")
     parser.add_argument("--results", type=Path, help="the file to write [default: by date, in benches/results]")
+    parser.add_argument("--full", action="store_true", help="call the results, and the page, those of the full run")
     parser.add_argument("--page", type=Path, metavar="RESULTS", help="only write docs/benchmarks.md from this file")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where benchmarks.md and its plots go")
     parser.add_argument(
@@ -100,7 +101,7 @@ def main(words: list[str] | None = None) -> int:
             raise SystemExit(f"no case is called {', '.join(options.only)}")
     finally:
         bench.end()
-    path = given.results or RESULTS / f"{facts['date']}-{os.cpu_count()}-cores.json"
+    path = given.results or RESULTS / f"{facts['date']}-{os.cpu_count()}-cores{'-full' if given.full else ''}.json"
     if options.only and given.results is None:
         # Some rows alone are for who asked, not for the page.
         print(json.dumps([row.as_dict() for row in rows], indent=1))

@@ -17,7 +17,7 @@ PLOTS_PYTHON = ROOT / ".cache" / "bench-plots" / "bin" / "python"
 
 
 def write(results: Path, docs: Path) -> None:
-    """`docs/benchmarks.md` and `docs/benchmarks/*.svg`."""
+    """`docs/benchmarks.md` and `docs/benchmarks/*.svg`; `benchmarks-full` for results whose name ends with it."""
     if importlib.util.find_spec("matplotlib") is None:
         if not PLOTS_PYTHON.exists():
             raise SystemExit(f"the plots need matplotlib: run scripts/bench-plots.sh, then {again(results)}")
@@ -27,26 +27,24 @@ def write(results: Path, docs: Path) -> None:
     from speed import plots
 
     value = json.loads(results.read_text())
-    made = plots.write(value["rows"], docs / "benchmarks")
+    name = "benchmarks-full" if results.stem.endswith("-full") else "benchmarks"
+    alts = plots.write(value["rows"], docs / name)
+    made = {figure: f"![{alt}]({name}/{figure}.svg)\n" for figure, alt in alts.items()}
     others = {kind: newest(results.parent, kind) for kind in ("micro", "checkpoint")}
     text = page(value, results.name, others, made)
-    (docs / "benchmarks.md").write_text(text)
-    print(f"written: {docs / 'benchmarks.md'}", file=sys.stderr)
+    (docs / f"{name}.md").write_text(text)
+    print(f"written: {docs / name}.md", file=sys.stderr)
 
 
 def again(results: Path) -> str:
     return f"`python3 benches/speed --page {results}`"
 
 
-def image(figure: str, plots: dict[str, str]) -> str:
-    return f"![{plots[figure]}](benchmarks/{figure}.svg)\n"
-
-
 def figure_section(title: str, text: str, figure: str, plots: dict[str, str]) -> list[str]:
     """A heading and a plot, when there is one."""
     if figure not in plots:
         return []
-    return [f"## {title}\n", *([f"{text}\n"] if text else []), image(figure, plots)]
+    return [f"## {title}\n", *([f"{text}\n"] if text else []), plots[figure]]
 
 
 def newest(folder: Path, kind: str) -> dict[str, Any] | None:
@@ -82,9 +80,9 @@ def page(value: dict[str, Any], name: str, others: dict[str, dict[str, Any] | No
             continue
         lines += [f"## {title}\n", text, ""]
         if prefix == "worker/" and "workers" in plots:
-            lines += [image("workers", plots)]
+            lines += [plots["workers"]]
         if "files/" in prefix and "small" in plots:
-            lines += [words.SMALL, "", image("small", plots)]
+            lines += [words.SMALL, "", plots["small"]]
         lines += table(of_section)
     lines += figure_section("The steps of a load", words.STEPS, "waterfall", plots)
     lines += figure_section("CPU", words.CPU, "cpu", plots)

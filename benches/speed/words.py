@@ -4,9 +4,9 @@ from __future__ import annotations
 
 INTRODUCTION = """# Benchmarks
 
-Written by `make bench` from `benches/results/{name}`; no number and no plot here is edited by
-hand. Loads onto GPUs are in [benchmarks-gpu.md](benchmarks-gpu.md), saves in
-[benchmarks-checkpoint.md](benchmarks-checkpoint.md).
+Written from `benches/results/{name}`; no number and no plot here is edited by hand. `make bench` writes
+[benchmarks.md](benchmarks.md), `make bench-full` with larger models [benchmarks-full.md](benchmarks-full.md). Loads
+onto GPUs are in [benchmarks-gpu.md](benchmarks-gpu.md), saves in [benchmarks-checkpoint.md](benchmarks-checkpoint.md).
 """
 
 METHOD = """
