@@ -70,7 +70,7 @@ bench-full: bench-setup ## The same with models of SIZE GB (memory: nine times t
 	.venv/bin/python benches/speed --full --size $(SIZE) --shards 4 --rounds 5 --small-model 0.5 \
 	  --concurrent-peers runai,boto3,s3torchconnector,tensorizer --seconds $(BENCH_SECONDS)
 
-bench-page: ## Writes docs/benchmarks.md and its plots from RESULTS=benches/results/FILE.json
+bench-page: ## Writes docs/benchmarks.md (or -full.md) and its plots from RESULTS=benches/results/FILE.json
 	scripts/bench-plots.sh
 	.cache/bench-plots/bin/python benches/speed --page $(RESULTS)
 

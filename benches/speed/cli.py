@@ -57,7 +57,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "target", help="a folder on the disk to measure")
     parser.add_argument("--results", type=Path, help="the file to write [default: by date, in benches/results]")
     parser.add_argument("--full", action="store_true", help="call the results, and the page, those of the full run")
-    parser.add_argument("--page", type=Path, metavar="RESULTS", help="only write docs/benchmarks.md from this file")
+    parser.add_argument("--page", type=Path, metavar="RESULTS", help="only write the page of these results")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where benchmarks.md and its plots go")
     parser.add_argument(
         "--profile", action="store_true", help="profile the hot paths, or those of --only, into benches/profiles"
