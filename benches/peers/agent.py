@@ -12,10 +12,9 @@ Says first who it is: {"ready": true, "subject", "version", "can": [...], "canno
   {"op": "metadata", "url": prefix, "count": N}                        -> {"seconds", "cpu_seconds", "bytes", "count"}
   {"op": "end"}                                                                                        -> {"ok": true}
 
-or {"error": text}. A load is timed until every tensor of every *.safetensors is a torch CPU tensor with its bytes in
-memory: its "own", or that of the "mapped" file, where the load includes a read of each page (a byte of every 4096th of
-each tensor). Credentials and endpoint come as AWS_* variables. All that
-a library prints goes to standard error.
+or {"error": text}. A load is timed until every tensor of every *.safetensors is a torch CPU tensor and one byte of each
+page of it was read (every 4096th of its bytes), whatever its memory is: its "own", or that of the "mapped" file.
+Credentials and endpoint come as AWS_* variables. All that a library prints goes to standard error.
 """
 
 from __future__ import annotations
@@ -66,8 +65,7 @@ def load(peer: common.Adapter, asked: dict[str, Any]) -> dict[str, Any]:
 
     def work() -> common.Loaded:
         loaded = peer.load(model)
-        if peer.lazy:
-            common.touch(loaded.tensors)
+        common.touch(loaded.tensors)
         return loaded
 
     peer.before_load(model)

@@ -62,8 +62,6 @@ class Adapter:
     cannot: Mapping[str, str] = MappingProxyType({})
     #: What the tensors of `load` lie in: memory of their "own", or the "mapped" file.
     memory = "own"
-    #: Nobody may have touched its pages yet: the load is timed with a read of each.
-    lazy = False
     #: The ways in which `random` reads; the first is the default.
     random_modes: tuple[str, ...] = ()
 
@@ -240,7 +238,7 @@ def flat_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def touch(tensors: Tensors) -> int:
-    """Reads a byte of each page, so that pages of a mapped file are in memory. The sum of these bytes."""
+    """Reads one byte of each page of each tensor: where every load's clock stops. The sum of these bytes."""
     return sum(int(flat_bytes(each)[::PAGE_BYTES].sum()) for each in tensors.values() if each.numel())
 
 

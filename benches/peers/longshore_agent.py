@@ -1,8 +1,7 @@
 """Longshore's Python client as a program that keeps running, in the protocol of `agent.py`.
 
-A load is timed as every peer's is: from the call until all tensors are torch CPU tensors with their bytes in memory.
-They lie in memory which the loader shares, so one byte of each page is read, as for those that map files. CPU seconds
-are those of this process and of the daemons that LONGSHORE_BENCH_PIDS names.
+A load is timed as every peer's is: from the call until all tensors are torch CPU tensors and one byte of each of their
+pages was read. CPU seconds are those of this process and of the daemons that LONGSHORE_BENCH_PIDS names.
 
 Beside `load`: {"op": "load", "keep": true} leaves the model in the loader's memory, {"op": "unload", "model"},
 {"op": "hold", "model"} keeps a lease until {"op": "release"}, {"op": "attach", "count": N} attaches to what is held.
@@ -46,7 +45,6 @@ class Longshore(common.Adapter):
     subject = "longshore"
     package = "longshore"
     can = ("local", "s3")
-    lazy = True
 
     def __init__(self) -> None:
         self.node = longshore.connect()

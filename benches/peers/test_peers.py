@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -187,6 +188,35 @@ def test_errors_are_answers(model: Path, tmp_path: Path) -> None:
         (tmp_path / "broken.safetensors").write_bytes(b"\xff" * 100)
         assert "SafetensorError" in peer.ask("load", model=str(tmp_path))["error"]
         assert peer.ask("load", model=str(model), verify=True)["tensors"] == 12
+
+
+@pytest.mark.parametrize("memory", ["own", "mapped"])
+def test_the_clock_stops_behind_a_read_of_each_page(memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location("peers_agent", HERE / "agent.py")
+    assert spec is not None
+    assert spec.loader is not None
+    agent = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(agent)
+    now, page = [0.0], common.PAGE_BYTES
+    really_touch = common.touch
+
+    def touch(tensors: dict[str, torch.Tensor]) -> int:
+        now[0] += 5
+        return really_touch(tensors)
+
+    class Peer(common.Adapter):
+        can = ("local",)
+
+        def load(self, _: str) -> common.Loaded:
+            now[0] += 1
+            return common.Loaded({"a": torch.ones(3 * page, dtype=torch.uint8), "b": torch.ones(2, dtype=torch.uint8)})
+
+    monkeypatch.setattr(common, "touch", touch)
+    monkeypatch.setattr(agent.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(Peer, "memory", memory)
+    assert agent.load(Peer(), {"model": "/folder"})["seconds"] == 6
+    # A byte of each of three pages, and the one of a small tensor.
+    assert really_touch(Peer().load("").tensors) == 4
 
 
 def test_an_unknown_peer_is_refused() -> None:

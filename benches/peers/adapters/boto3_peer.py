@@ -29,7 +29,6 @@ class Peer(Adapter):
     can = ("s3", "read_files", "random", "metadata")
     cannot = {"local": "boto3 reads from S3 only"}  # noqa: RUF012
     memory = "mapped"
-    lazy = True
     random_modes = ("each", "bulk")
 
     def __init__(self) -> None:

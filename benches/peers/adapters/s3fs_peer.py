@@ -30,7 +30,6 @@ class Peer(Adapter):
     can = ("s3", "read_files", "random", "metadata")
     cannot = {"local": "s3fs reads from S3 only"}  # noqa: RUF012
     memory = "mapped"
-    lazy = True
     random_modes = ("each", "bulk", "disk")
 
     def __init__(self) -> None:

@@ -18,7 +18,6 @@ class Peer(Adapter):
     can = ("local",)
     cannot = {"s3": "safetensors reads local files only"}  # noqa: RUF012
     memory = "mapped"
-    lazy = True
 
     def load(self, model: str) -> Loaded:
         return together(Loaded(load_file(file)) for file in local_files(model))
