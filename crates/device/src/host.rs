@@ -29,9 +29,15 @@ impl HostDevice {
         HostDevice { arena, uuid: format!("HOST-{}", boot_id.trim()) }
     }
 
-    fn pay_for(&self, label: &str, size_bytes: u64) -> Result<Reservation> {
+    /// `reserve` is asked for as many bytes as memory of this size is charged with.
+    fn pay_for(
+        &self,
+        label: &str,
+        size_bytes: u64,
+        reserve: impl FnOnce(&Arena, u64) -> Option<Reservation>,
+    ) -> Result<Reservation> {
         let charge = mapped_charge_bytes(size_bytes);
-        self.arena.try_reserve(charge).ok_or_else(|| {
+        reserve(&self.arena, charge).ok_or_else(|| {
             let stats = self.arena.stats();
             let message = format!(
                 "{label} needs {} of host memory, {} of {} are in use; unload something or raise the memory budget",
@@ -70,7 +76,7 @@ impl Device for HostDevice {
     }
 
     fn reserve(&self, label: &str, size_bytes: u64) -> Result<Box<dyn RegionBuilder>> {
-        let reservation = self.pay_for(label, size_bytes)?;
+        let reservation = self.pay_for(label, size_bytes, Arena::try_reserve_region)?;
         let writer = RegionWriter::create(label, size_bytes, reservation)?;
         let id = NEXT_BUILDER.fetch_add(1, Ordering::Relaxed);
         Ok(Box::new(HostBuilder { writer, id }))
@@ -81,7 +87,7 @@ impl Device for HostDevice {
         let (Some(segment), None) = (segments.next(), segments.next()) else {
             return Err(Error::new(Code::Corrupt, format!("{label}: a host region is one segment")));
         };
-        let reservation = self.pay_for(label, size_bytes)?;
+        let reservation = self.pay_for(label, size_bytes, Arena::try_reserve)?;
         Ok(Arc::new(HostRegion { region: Region::adopt(segment.fd, size_bytes, reservation)? }))
     }
 }

@@ -1,23 +1,27 @@
 //! The budget for everything that holds model bytes in host memory.
 //!
-//! Invariant: leased bytes plus recycled bytes never exceed the capacity. All accounting is in [`ledger`], under one
-//! lock; this file turns grants into memory. Waiting blocks the thread: from async code use `spawn_blocking`.
+//! Invariant: what is leased, recycled and [ready](ready) never exceeds the capacity. All accounting is in [`ledger`],
+//! under one lock; this file turns grants into memory. Waiting blocks the thread: from async code use `spawn_blocking`.
 
 mod buffer;
 mod ledger;
 mod memory;
+mod prefault;
+mod ready;
 
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use longshore_types::{CHUNK_BYTES, Code, Error, Result, format_bytes};
-use parking_lot::{Condvar, Mutex};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 pub use self::buffer::Buffer;
 use self::ledger::{Grant, Ledger, Recycles, Request};
 use self::memory::{Memory, Sharing};
-use crate::shared::SharedMemory;
+pub use self::prefault::{Prefaulter, Quiet};
+use self::ready::{Ready, ReadyFile};
+use crate::shared::{SharedFile, SharedMemory};
 use crate::{MAPPED_FROM_BYTES, mapped_charge_bytes};
 
 /// A full chunk's buffer, the only size that is recycled.
@@ -32,6 +36,7 @@ pub struct Arena {
 struct Shared {
     ledger: Mutex<Ledger>,
     granted: Condvar,
+    ready: Ready,
     /// Where shared buffers come from.
     sharing: Option<Sharing>,
 }
@@ -45,6 +50,8 @@ pub struct ArenaStats {
     pub leased_bytes: u64,
     /// Held by freed buffers kept for the next one who needs their size.
     pub recycled_bytes: u64,
+    /// Held by memory that a [`Prefaulter`] made ready for the next region.
+    pub ready_bytes: u64,
     /// Callers waiting for memory now.
     pub waiting: usize,
     /// Callers that had to wait, since the start.
@@ -66,7 +73,8 @@ impl Arena {
     }
 
     fn make(capacity_bytes: u64, sharing: Option<Sharing>) -> Arena {
-        let shared = Shared { ledger: Mutex::new(Ledger::new(capacity_bytes)), granted: Condvar::new(), sharing };
+        let ledger = Mutex::new(Ledger::new(capacity_bytes));
+        let shared = Shared { ledger, granted: Condvar::new(), ready: Ready::default(), sharing };
         Arena { shared: Arc::new(shared) }
     }
 
@@ -75,11 +83,12 @@ impl Arena {
         self.stats().capacity_bytes
     }
 
-    /// Bytes held now: by buffers, by reservations, and by freed buffers that are kept for reuse. Never above the
-    /// capacity. The last part is given back as soon as someone needs it: see [`Arena::leased_bytes`].
+    /// Bytes held now: by buffers, by reservations, by freed buffers that are kept for reuse, and by what is ready for the
+    /// next region. Never above the capacity. The last two are given back as soon as someone needs them: see
+    /// [`Arena::leased_bytes`].
     pub fn used_bytes(&self) -> u64 {
         let stats = self.stats();
-        stats.leased_bytes + stats.recycled_bytes
+        stats.leased_bytes + stats.recycled_bytes + stats.ready_bytes
     }
 
     /// Bytes held by live buffers and reservations: what would have to be freed to empty the arena.
@@ -94,7 +103,7 @@ impl Arena {
 
     /// A zeroed or recycled buffer of `len` bytes; `None` when it does not fit now. Its contents are unspecified.
     pub fn try_buffer(&self, len: usize) -> Option<Buffer> {
-        let grant = self.shared.ledger.lock().try_take(buffer_request(len))?;
+        let grant = self.shared.try_take(buffer_request(len))?;
         self.make_buffer(len, grant, None).ok()
     }
 
@@ -102,7 +111,7 @@ impl Arena {
     /// descriptor is left for it, or the buffer is too small to be worth one, it is an ordinary buffer.
     pub fn try_shared_buffer(&self, len: usize) -> Option<Buffer> {
         let sharing = self.sharing(len);
-        let grant = self.shared.ledger.lock().try_take(shared_request(len, sharing))?;
+        let grant = self.shared.try_take(shared_request(len, sharing))?;
         self.make_buffer(len, grant, sharing).ok()
     }
 
@@ -132,8 +141,37 @@ impl Arena {
 
     /// Sets `bytes` aside for memory made elsewhere (a region); `None` when they do not fit now.
     pub fn try_reserve(&self, bytes: u64) -> Option<Reservation> {
-        let grant = self.shared.ledger.lock().try_take(Request { bytes, recycles: Recycles::Nothing })?;
-        Some(Reservation { lease: self.lease(grant.bytes) })
+        let grant = self.shared.try_take(Request { bytes, recycles: Recycles::Nothing })?;
+        Some(Reservation::of(self.lease(grant.bytes)))
+    }
+
+    /// As [`Arena::try_reserve`], for a region: where a [`Prefaulter`] has made memory ready that is of use for so many bytes,
+    /// the region gets it.
+    pub fn try_reserve_region(&self, bytes: u64) -> Option<Reservation> {
+        let Some((file, ready_bytes)) = self.shared.ready.take_for(bytes) else { return self.try_reserve(bytes) };
+        self.shared.ledger.lock().lease_ready(ready_bytes);
+        let mut lease = self.lease(ready_bytes);
+        if file.cut(bytes).is_err() {
+            drop((file, lease));
+            return self.try_reserve(bytes);
+        }
+        match bytes.checked_sub(ready_bytes) {
+            Some(missing) => {
+                let request = Request { bytes: missing, recycles: Recycles::Nothing };
+                lease.bytes += self.shared.try_take(request)?.bytes;
+            }
+            None => {
+                lease.bytes = bytes;
+                self.shared.release(ready_bytes - bytes);
+            }
+        }
+        self.shared.ready.count_used(bytes.min(ready_bytes));
+        Some(Reservation { ready: Some(file), lease })
+    }
+
+    /// Bytes of regions that were ready when they were asked for, since the start.
+    pub fn ready_used_bytes(&self) -> u64 {
+        self.shared.ready.used_bytes()
     }
 
     /// Like [`Arena::try_reserve`], but waits until the bytes fit. Blocks the thread.
@@ -142,7 +180,7 @@ impl Arena {
     /// [`Code::Exhausted`] when they did not fit within `timeout`.
     pub fn wait_reserve(&self, bytes: u64, timeout: Duration) -> Result<Reservation> {
         let grant = self.wait(Request { bytes, recycles: Recycles::Nothing }, timeout)?;
-        Ok(Reservation { lease: self.lease(grant.bytes) })
+        Ok(Reservation::of(self.lease(grant.bytes)))
     }
 
     fn lease(&self, bytes: u64) -> Lease {
@@ -170,6 +208,10 @@ impl Arena {
         }
         let deadline = Instant::now().checked_add(timeout);
         let ticket = ledger.enqueue(request);
+        // Nothing more is made ready while somebody waits.
+        if ledger.stats().ready_bytes > 0 {
+            MutexGuard::unlocked(&mut ledger, || self.shared.end_ready());
+        }
         loop {
             if let Some(grant) = ledger.collect(ticket) {
                 return Ok(grant);
@@ -248,6 +290,25 @@ impl Drop for Lease {
 }
 
 impl Shared {
+    /// What is asked for, if it fits, be it in the place of what is ready.
+    fn try_take(&self, request: Request) -> Option<Grant> {
+        let mut ledger = self.ledger.lock();
+        let grant = ledger.try_take(request);
+        if grant.is_some() || !ledger.fits_without_ready(request) {
+            return grant;
+        }
+        MutexGuard::unlocked(&mut ledger, || self.end_ready());
+        ledger.try_take(request)
+    }
+
+    /// Frees the memory that is ready.
+    fn end_ready(&self) {
+        let Some(bytes) = self.ready.end() else { return };
+        if self.ledger.lock().end_ready(bytes) {
+            self.granted.notify_all();
+        }
+    }
+
     fn release(&self, bytes: u64) {
         if bytes > 0 && self.ledger.lock().release(bytes) {
             self.granted.notify_all();
@@ -270,10 +331,21 @@ impl Shared {
 
 /// A part of the budget set aside for memory that is made elsewhere; given back on drop.
 pub struct Reservation {
+    /// Freed before its bytes are given back.
+    ready: Option<ReadyFile>,
     lease: Lease,
 }
 
 impl Reservation {
+    fn of(lease: Lease) -> Reservation {
+        Reservation { ready: None, lease }
+    }
+
+    /// Memory for a region that is there already, if it is of this kind.
+    pub(crate) fn take_ready(&mut self, memory: &SharedMemory) -> Option<SharedFile> {
+        self.ready.take().and_then(|ready| ready.into_file(memory))
+    }
+
     /// The bytes set aside.
     pub fn bytes(&self) -> u64 {
         self.lease.bytes

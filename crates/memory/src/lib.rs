@@ -27,7 +27,7 @@ pub mod slabs;
 mod sys;
 
 pub use append::{Appender, Prefix, append_buffer};
-pub use arena::{Arena, ArenaStats, Buffer, Reservation};
+pub use arena::{Arena, ArenaStats, Buffer, Prefaulter, Quiet, Reservation};
 pub use hugepages::region_page_advice;
 pub use landing::{Landing, LandingBuilder, SLICES_MAX};
 pub use limit::memory_limit_bytes;
@@ -56,6 +56,8 @@ mod tests {
         is_shared::<Arena>();
         is_shared::<Buffer>();
         is_shared::<Reservation>();
+        is_shared::<Prefaulter>();
+        is_shared::<Quiet>();
         is_shared::<Appender>();
         is_shared::<Prefix>();
         is_shared::<RegionWriter>();

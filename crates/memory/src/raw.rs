@@ -106,6 +106,15 @@ impl RawMemory {
     /// Has the kernel find the pages of a part of the mapping, as reads of it would, but with an error for what a read would
     /// be killed for. The part starts on a page; beyond the mapping there is nothing to find.
     pub(crate) fn populate(&self, part: Range<usize>) -> io::Result<()> {
+        self.populate_as(part, Advice::LinuxPopulateRead)
+    }
+
+    /// As [`RawMemory::populate`], as writes would; what the memory holds stays.
+    pub(crate) fn populate_to_write(&self, part: Range<usize>) -> io::Result<()> {
+        self.populate_as(part, Advice::LinuxPopulateWrite)
+    }
+
+    fn populate_as(&self, part: Range<usize>, advice: Advice) -> io::Result<()> {
         let Origin::Mapping(mapped_len) = self.origin else { return Ok(()) };
         let end = part.end.min(mapped_len);
         if part.start >= end {
@@ -113,7 +122,7 @@ impl RawMemory {
         }
         let start = self.start.as_ptr().wrapping_add(part.start).cast();
         // SAFETY: the range lies within our own mapping, and the advice leaves its contents alone.
-        Ok(unsafe { madvise(start, end - part.start, Advice::LinuxPopulateRead) }?)
+        Ok(unsafe { madvise(start, end - part.start, advice) }?)
     }
 
     /// Forbids to write to the memory from now on.

@@ -5,8 +5,9 @@
 //! can write the memory, map it writable, punch holes in it or truncate it. Readers can therefore neither see a change
 //! nor get SIGBUS.
 //!
-//! Deliberately absent: prefaulting. With 4 KiB pages, allocating a block in one call before it is written took the same
-//! CPU as one fault each; what helps is huge pages, see [`SharedMemory`].
+//! Deliberately absent: touching memory when a region is made. With 4 KiB pages, allocating a block in one call before it is
+//! written took the same CPU as one fault each; what helps is huge pages, see [`SharedMemory`], and memory that was touched
+//! before anybody asked, see [`Prefaulter`](crate::Prefaulter).
 
 mod adopt;
 mod claims;
@@ -45,7 +46,8 @@ pub struct RegionWriter {
 }
 
 impl RegionWriter {
-    /// Makes `len` zero bytes of [this process's shared memory](shared_memory); pages are allocated as they are first written. `reservation`
+    /// Makes `len` zero bytes of [this process's shared memory](shared_memory); pages are allocated as they are first written, but for
+    /// those that are [ready](crate::Arena::try_reserve_region). `reservation`
     /// pays for them and is held until the region is gone. `name` shows in `/proc/<pid>/maps`.
     ///
     /// # Errors
@@ -59,7 +61,7 @@ impl RegionWriter {
     ///
     /// # Errors
     /// As [`RegionWriter::create`].
-    pub fn create_in(memory: &SharedMemory, name: &str, len: u64, reservation: Reservation) -> Result<RegionWriter> {
+    pub fn create_in(memory: &SharedMemory, name: &str, len: u64, mut reservation: Reservation) -> Result<RegionWriter> {
         if reservation.bytes() < len {
             let message = format!("region {name} of {len} bytes came with a reservation of {}", reservation.bytes());
             return Err(Error::new(Code::Internal, message));
@@ -69,7 +71,10 @@ impl RegionWriter {
             Error::new(Code::Exhausted, message).with_source(error)
         };
         let map_len = usize::try_from(len).map_err(|_| failed("address", std::io::ErrorKind::OutOfMemory.into()))?;
-        let file = memory.file(name).map_err(|error| failed("create", error))?;
+        let file = match reservation.take_ready(memory) {
+            Some(ready) => ready,
+            None => memory.file(name).map_err(|error| failed("create", error))?,
+        };
         file.file.set_len(len).map_err(|error| failed("size", error))?;
         let map = RawMemory::shared(file.file.as_fd(), map_len).map_err(|error| failed("map", error))?;
         map.advise();

@@ -48,11 +48,13 @@ struct Waiter {
     grant: Option<Grant>,
 }
 
-/// See the module's comment. Every method keeps `leased + recycled <= capacity`.
+/// See the module's comment. Every method keeps `leased + recycled + ready <= capacity`.
 pub(super) struct Ledger {
     capacity: u64,
     leased: u64,
     recycled: Vec<Memory>,
+    /// Charged for memory that is touched already and nobody's yet.
+    ready: u64,
     queue: VecDeque<Waiter>,
     next_ticket: u64,
     waits: u64,
@@ -65,6 +67,7 @@ impl Ledger {
             capacity,
             leased: 0,
             recycled: Vec::new(),
+            ready: 0,
             queue: VecDeque::new(),
             next_ticket: 0,
             waits: 0,
@@ -81,6 +84,7 @@ impl Ledger {
             capacity_bytes: self.capacity,
             leased_bytes: self.leased,
             recycled_bytes: self.recycled_bytes(),
+            ready_bytes: self.ready,
             waiting: self.queue.len(),
             waits: self.waits,
             timeouts: self.timeouts,
@@ -89,16 +93,45 @@ impl Ledger {
 
     /// Takes what is asked if it fits, freeing recycled buffers for it where that helps.
     pub(super) fn try_take(&mut self, request: Request) -> Option<Grant> {
-        if request.bytes > self.capacity - self.leased {
+        if request.bytes > self.capacity - self.leased - self.ready {
             return None;
         }
         let memory = self.take_recycled(request.recycles);
-        while memory.is_none() && self.capacity - self.leased - self.recycled_bytes() < request.bytes {
+        while memory.is_none() && self.spare() < request.bytes {
             // Freed under the lock, so that the next owner of its bytes cannot map them before they are gone.
             self.recycled.pop();
         }
         self.leased += request.bytes;
         Some(Grant { bytes: request.bytes, memory })
+    }
+
+    /// Neither leased nor kept for anybody.
+    fn spare(&self) -> u64 {
+        self.capacity - self.leased - self.ready - self.recycled_bytes()
+    }
+
+    /// Whether a request that does not fit would, were it not for what is ready.
+    pub(super) fn fits_without_ready(&self, request: Request) -> bool {
+        self.ready > 0 && request.bytes <= self.capacity - self.leased
+    }
+
+    /// Charges more of the memory that is made ready; nobody is made to wait for it, and no buffer goes for it.
+    pub(super) fn grow_ready(&mut self, bytes: u64) -> bool {
+        let is_spare = self.queue.is_empty() && bytes <= self.spare();
+        self.ready += if is_spare { bytes } else { 0 };
+        is_spare
+    }
+
+    /// What was ready is somebody's now.
+    pub(super) fn lease_ready(&mut self, bytes: u64) {
+        self.ready -= bytes;
+        self.leased += bytes;
+    }
+
+    /// What was ready is gone. True when a waiter was served: wake them.
+    pub(super) fn end_ready(&mut self, bytes: u64) -> bool {
+        self.ready -= bytes;
+        self.serve()
     }
 
     fn take_recycled(&mut self, wanted: Recycles) -> Option<Memory> {

@@ -1,0 +1,155 @@
+//! Memory of the next region, touched before anybody waits for it.
+//!
+//! It is charged to the arena and yet nobody's: whoever does not fit gets its room. It is one file with all of it, because
+//! a region is one file; a region that is shorter cuts the rest off, one that is longer grows it.
+//!
+//! Locks: the slot comes before the ledger, and is held while memory is touched, a few milliseconds at most.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::Shared;
+use crate::raw::RawMemory;
+use crate::shared::{SharedFile, SharedMemory};
+
+/// What is touched at once. The host of a virtual machine may take five milliseconds for a MiB.
+const STEP_BYTES: u64 = 4 << 20;
+/// A region takes what is ready when it has at least this part of it: cutting off the rest is work thrown away.
+const USEFUL_DIVISOR: u64 = 4;
+
+/// The place of the memory that is ready.
+#[derive(Default)]
+pub(super) struct Ready {
+    slot: Mutex<Option<Prefaulted>>,
+    /// Signalled when the slot has become empty, and when who fills it should look for another reason.
+    changed: Condvar,
+    used_bytes: AtomicU64,
+}
+
+/// Memory of which a front part has been touched.
+pub(super) struct Prefaulted {
+    map: RawMemory,
+    file: ReadyFile,
+    touched_bytes: u64,
+}
+
+/// A file of memory that is made of pages already.
+pub(super) struct ReadyFile {
+    file: SharedFile,
+    memory: &'static SharedMemory,
+}
+
+/// What a step came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    Touched,
+    /// All of it is ready.
+    Full,
+    /// The budget has no room for more at present.
+    NoRoom,
+}
+
+impl Ready {
+    /// The memory for a region of `bytes`, and what it is charged with. `None` without any that is of use.
+    pub(super) fn take_for(&self, bytes: u64) -> Option<(ReadyFile, u64)> {
+        let mut slot = self.slot.lock();
+        let touched_bytes = slot.as_ref()?.touched_bytes;
+        if touched_bytes == 0 || bytes < touched_bytes / USEFUL_DIVISOR {
+            return None;
+        }
+        let Prefaulted { file, .. } = self.empty(&mut slot)?;
+        Some((file, touched_bytes))
+    }
+
+    /// Frees the memory; gives what it was charged with.
+    pub(super) fn end(&self) -> Option<u64> {
+        let mut slot = self.slot.lock();
+        Some(self.empty(&mut slot)?.touched_bytes)
+    }
+
+    fn empty(&self, slot: &mut Option<Prefaulted>) -> Option<Prefaulted> {
+        self.changed.notify_all();
+        slot.take()
+    }
+
+    pub(super) fn count_used(&self, bytes: u64) {
+        self.used_bytes.fetch_add(bytes, Relaxed);
+    }
+
+    pub(super) fn used_bytes(&self) -> u64 {
+        self.used_bytes.load(Relaxed)
+    }
+
+    /// The slot, for who fills it, and how he hears that it changed.
+    pub(super) fn slot(&self) -> (MutexGuard<'_, Option<Prefaulted>>, &Condvar) {
+        (self.slot.lock(), &self.changed)
+    }
+}
+
+impl Shared {
+    /// Touches some more of what is to be ready, `target_bytes` in all.
+    ///
+    /// # Errors
+    /// The kernel's: before Linux 5.14 it does not know how; it may have no memory. What was ready is gone then.
+    pub(super) fn touch(
+        &self,
+        slot: &mut Option<Prefaulted>,
+        memory: &'static SharedMemory,
+        target_bytes: u64,
+    ) -> io::Result<Step> {
+        let touched_bytes = slot.as_ref().map_or(0, |ready| ready.touched_bytes);
+        let step_bytes = STEP_BYTES.min(target_bytes.saturating_sub(touched_bytes));
+        if step_bytes == 0 {
+            return Ok(Step::Full);
+        }
+        if !self.ledger.lock().grow_ready(step_bytes) {
+            return Ok(Step::NoRoom);
+        }
+        let done = match slot {
+            Some(ready) => ready.touch(step_bytes),
+            None => Prefaulted::new(memory, target_bytes).and_then(|fresh| slot.insert(fresh).touch(step_bytes)),
+        };
+        if let Err(error) = done {
+            *slot = None;
+            if self.ledger.lock().end_ready(touched_bytes + step_bytes) {
+                self.granted.notify_all();
+            }
+            return Err(error);
+        }
+        Ok(Step::Touched)
+    }
+}
+
+impl Prefaulted {
+    fn new(memory: &'static SharedMemory, len: u64) -> io::Result<Prefaulted> {
+        let file = memory.file("region")?;
+        file.file.set_len(len)?;
+        let map_len = usize::try_from(len).map_err(|_| io::ErrorKind::OutOfMemory)?;
+        let map = RawMemory::shared(file.file.as_fd(), map_len)?;
+        map.advise();
+        Ok(Prefaulted { map, file: ReadyFile { file, memory }, touched_bytes: 0 })
+    }
+
+    fn touch(&mut self, bytes: u64) -> io::Result<()> {
+        // What it was made with fits the address space.
+        let (start, end) = (self.touched_bytes as usize, (self.touched_bytes + bytes) as usize);
+        self.map.populate_to_write(start..end)?;
+        self.touched_bytes += bytes;
+        Ok(())
+    }
+}
+
+impl ReadyFile {
+    /// Frees what a region of `bytes` does not need.
+    pub(super) fn cut(&self, bytes: u64) -> io::Result<()> {
+        self.file.file.set_len(bytes)
+    }
+
+    /// The file, when it is of the memory that is asked for.
+    pub(super) fn into_file(self, memory: &SharedMemory) -> Option<SharedFile> {
+        std::ptr::eq(self.memory, memory).then_some(self.file)
+    }
+}
