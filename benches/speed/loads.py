@@ -1,11 +1,10 @@
-"""Cases that load one model: from a disk, from workers, from an origin."""
+"""What all cases have in common that load one model: Longshore's rows, those of the peers, and plain limits."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-import json
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -13,9 +12,9 @@ from pathlib import Path
 
 from daemons import Failed
 
-from speed.agents import GPU_ONLY
+from speed.agents import GPU_ONLY, PEERS
 from speed.bench import Bench, Peer, sample_of
-from speed.nodes import BUCKET, PACE, WORKER_MEMORY_EMPTY_BYTES, Node
+from speed.nodes import BUCKET, Node
 from speed.rounds import Entry, Measured, Round
 from speed.rows import Sample
 
@@ -24,12 +23,14 @@ MODEL = f"s3://{BUCKET}/model"
 REGION = "longshore, host region"
 #: A load by the client, and its part up to there.
 LONGSHORE = ("longshore", REGION)
-OVER_TCP = ("longshore, over TCP", f"{REGION}, over TCP")
+#: The same two by a loader that has touched its memory before.
+PREFAULTED = ("longshore, prefaulted", f"{REGION}, prefaulted")
 REGION_NOTE = "the same load, as the loader reports it: until the shared memory is filled and verified"
-LONGSHORE_NOTE = "a Python process: from the call until every page of the torch tensors is mapped"
-NO_WORKERS = "has no cache that other processes or machines share"
-NO_CACHE = "has no cache between the process and the origin"
-THREADS = "limit/read-warm"
+LONGSHORE_NOTE = "a Python process: from the call until one byte of each page of the torch tensors was read"
+PREFAULTED_NOTE = (
+    "by a loader with `--prefault`: the memory was touched while no load ran, and the CPU includes making as much of "
+    "it ready again behind the load"
+)
 
 
 def limit_entry(
@@ -115,9 +116,16 @@ def longshore_load(
     settles: bool = False,
     names: tuple[str, str] = LONGSHORE,
 ) -> Callable[[Round], Measured]:
-    """A load by the client, and by the loader alone."""
+    """A load by the client, and by the loader alone; with what is done behind it for the row, untimed.
+
+    `settles`: until the daemons rest. Where memory is prefaulted, until it is again.
+    """
 
     def measure(number: Round) -> Measured:
+        ready, used = node.prefaulted, 0.0
+        if ready is not None:
+            ready.wait()
+            used = ready.used_bytes()
         cpu = node.cpu_seconds()
         client = node.client()
         with bench.watched() as windows:
@@ -129,17 +137,46 @@ def longshore_load(
             timed_end = answer["begin"] + answer["seconds"]
             windows.append((answer["begin"], timed_end, True))
             region_cpu = answer["daemon_cpu_seconds"]
-            if settles:
-                # What the worker still writes is part of the price, in CPU if not in time.
-                node.settle()
+            if settles or ready is not None:
+                # What the worker still writes, and the next memory, are part of the price: in CPU, not in time.
+                if ready is not None:
+                    ready.wait()
+                if settles:
+                    node.settle()
                 windows.append((timed_end, time.monotonic(), False))
                 behind = node.cpu_seconds() - cpu - region_cpu
                 whole.cpu_seconds = (whole.cpu_seconds or 0) + behind
                 region_cpu += behind
+        if ready is not None:
+            ready.check(used, whole.size_bytes)
         region = Sample(answer["loader_seconds"], region_cpu, whole.size_bytes, whole.size_bytes, whole.steps)
         return {names[0]: whole, names[1]: region}
 
     return measure
+
+
+def own_entries(bench: Bench, node: Node, prefaulted: Node | Failed, model: str, row: Entry) -> list[Entry]:
+    """Longshore's rows like this one: with the loader's default options, and with prefaulted memory."""
+    made = []
+    for names, of, note in [(LONGSHORE, node, ""), (PREFAULTED, prefaulted, f", {PREFAULTED_NOTE}")]:
+        along = {names[1]: REGION_NOTE + note}
+        entry = dataclasses.replace(row, subject=names[0], note=LONGSHORE_NOTE + note, along=along)
+        if isinstance(of, Node):
+            entry.measure = longshore_load(bench, of, model, names=names)
+        else:
+            entry.error = str(of)
+        made.append(entry)
+    return made
+
+
+def start_prefaulted(
+    bench: Bench, stack: ExitStack, environment: dict[str, str], beside: Node | None = None
+) -> Node | Failed:
+    """A node whose loader has its memory ready, or why this system has none: that is for its own rows to say."""
+    try:
+        return bench.node(stack, "prefaulted", environment).start_loader(beside, prefault=True)
+    except Failed as error:
+        return error
 
 
 def check(bench: Bench, answer: dict[str, object], model: str) -> None:
@@ -177,151 +214,4 @@ def peer_entries(
 
 def cannot(bench: Bench, case: str, unit: str, why: str) -> list[Entry]:
     """A row of every peer that says why there is nothing."""
-    from speed.agents import PEERS
-
     return [Entry(case, PEERS[name], unit, None, why_not=why) for name in bench.options.peers]
-
-
-def fio(bench: Bench) -> dict[str, float]:
-    """Sequential reads past the page cache of the model's files, eight of 4 MiB in flight."""
-    command = [
-        "fio", "--name=r", "--rw=read", "--bs=4M", "--direct=1", "--ioengine=libaio", "--iodepth=8", "--readonly",
-        f"--filename={':'.join(bench.weights)}", "--file_service_type=sequential", "--output-format=json",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=180)
-    if done.returncode != 0:
-        raise Failed(f"fio: {done.stderr.strip()[-200:]}")
-    job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-    seconds = job["read"]["runtime"] / 1000 * bench.model_bytes / job["read"]["io_bytes"]
-    return {"seconds": seconds, "cpu_seconds": (job["usr_cpu"] + job["sys_cpu"]) / 100 * seconds}
-
-
-def local(bench: Bench, stack: ExitStack) -> list[Entry]:
-    """Files on this machine's disk, in the page cache and not."""
-    folder, model = bench.model, str(bench.model)
-    limits = read_limits(bench, stack, ["limit/memcpy", "limit/read-warm", "limit/read", "limit/read-shared"])
-    node = bench.node(stack, "bare", clean_of_s3()).start()
-    peers = bench.peers(stack, "local", clean_of_s3())
-    warm_limit, cold_limit = (THREADS, "pread"), ("limit/fio", "fio")
-    entries = [*limits.values()]
-    entries.append(
-        limit_entry(bench, *cold_limit, "sequential O_DIRECT reads of 4 MiB, eight in flight", lambda: fio(bench))
-    )
-    along = {REGION: REGION_NOTE}
-    load = longshore_load(bench, node, model)
-    for case, state, limit, prepare in [
-        ("local/resident", "resident", warm_limit, make_resident),
-        ("local/cold", "cold", cold_limit, drop_from_page_cache),
-    ]:
-        before = functools.partial(prepare, [folder])
-        entries.append(Entry(case, "longshore", "GB/s", load, state, LONGSHORE_NOTE, limit, along=along, before=before))
-
-        def before_peer(peer: Peer, prepare: Callable[[Iterable[Path]], None] = prepare) -> None:
-            prepare([folder, *peer.prepared_folders])
-
-        entries += peer_entries(bench, case, peers, model, before_peer, limit=limit, cache_state=state)
-    return entries
-
-
-def clean_of_s3() -> dict[str, str]:
-    """The environment of subjects that read files."""
-    from speed.agents import clean_environment
-
-    return clean_environment()
-
-
-def worker(bench: Bench, stack: ExitStack) -> list[Entry]:
-    """A worker that has the model, on this host and over TCP."""
-    assert bench.model
-    origin = bench.origin(stack)
-    limits = read_limits(bench, stack, ["limit/read-warm", "limit/read-shared", "limit/tcp"])
-    entries = [*limits.values()]
-    for case, is_unix, limit in [
-        ("worker/same-host", True, ("limit/read-chunks", "pread")),
-        ("worker/tcp", False, ("limit/tcp", "sendfile to recv")),
-    ]:
-        node = bench.node(stack, "worker", origin.environment).start(1, is_unix)
-        before = functools.partial(make_resident, [node.folder])
-        if is_unix:
-            entries.append(chunk_files(bench, stack, node, limit, before))
-        load, along = longshore_load(bench, node, MODEL), {REGION: REGION_NOTE}
-        state = "on the worker's disk, resident"
-        entries.append(Entry(case, "longshore", "GB/s", load, state, LONGSHORE_NOTE, limit, along=along, before=before))
-        entries += cannot(bench, case, "GB/s", NO_WORKERS)
-    return entries
-
-
-def chunk_files(
-    bench: Bench, stack: ExitStack, node: Node, limit: tuple[str, str], before: Callable[[], None]
-) -> Entry:
-    """The plain read of what a worker has on its disk, which this fills."""
-    node.command("warm", MODEL)
-    node.settle()
-    files = [str(path) for path in sorted((node.folder / "worker-0" / "cache" / "chunks").rglob("*")) if path.is_file()]
-    size = sum(os.path.getsize(path) for path in files)
-    if size < bench.model_bytes:
-        raise Failed(f"the worker's chunk files have {size} bytes, the model {bench.model_bytes}")
-    agent = bench.limits(stack)
-    note = "two threads read the worker's chunk files, each into one warm buffer of 16 MiB over and over"
-    work = functools.partial(agent.call, "read-warm", 120, files=files, threads=2)
-    return limit_entry(bench, *limit, note, work, before=before)
-
-
-def scaling(count: int) -> Callable[[Bench, ExitStack], list[Entry]]:
-    """So many workers on this machine, over TCP: a group for each number, since all need memory."""
-
-    def make(bench: Bench, stack: ExitStack) -> list[Entry]:
-        assert bench.model
-        origin = bench.origin(stack)
-        limits = read_limits(bench, stack, ["limit/tcp"])
-        node = bench.node(stack, f"workers-{count}", origin.environment).start(count)
-        those = "one worker has" if count == 1 else f"{count} workers share"
-        note = f"{those} the model; workers, loader and client share the cores of this machine"
-        limit, along = ("limit/tcp", "sendfile to recv"), {REGION: REGION_NOTE}
-        before = functools.partial(make_resident, [node.folder])
-        state, load = "on the workers' disks, resident", longshore_load(bench, node, MODEL)
-        case = f"worker/tcp-{count}"
-        own = Entry(case, "longshore", "GB/s", load, state, note, limit, along=along, before=before)
-        return [*limits.values(), own]
-
-    return make
-
-
-def origin(is_paced: bool) -> Callable[[Bench, ExitStack], list[Entry]]:
-    """An S3-compatible origin without a cache, and through one that is empty."""
-
-    def make(bench: Bench, stack: ExitStack) -> list[Entry]:
-        assert bench.model
-        store = bench.origin(stack, *(PACE if is_paced else []))
-        suffix, threads = ("-paced", 16) if is_paced else ("", bench.options.threads)
-        agent = bench.limits(stack)
-        objects = [
-            {"path": f"/{BUCKET}/model/{Path(path).name}", "bytes": Path(path).stat().st_size} for path in bench.weights
-        ]
-        get = functools.partial(agent.call, "get", 180, address=store.address, objects=objects, threads=threads)
-        limit = (f"limit/get{suffix}", "raw GET")
-        note = f"{threads} connections, ranges of 16 MiB, each into one warm buffer over and over"
-        every = 2 if is_paced else 1
-        entries = [limit_entry(bench, *limit, note, get)]
-        entries[0].every = every
-        along, more = {REGION: REGION_NOTE}, {"limit": limit, "every": every, "cache_state": "no cache"}
-        bare = bench.node(stack, "bare", store.environment).start()
-        direct = f"origin/direct{suffix}"
-        load = longshore_load(bench, bare, MODEL)
-        entries.append(Entry(direct, "longshore", "GB/s", load, "no cache", LONGSHORE_NOTE, limit, every, along))
-        peers = bench.peers(stack, "s3", store.environment)
-        entries += peer_entries(bench, direct, peers, MODEL, None, **more)
-        empty = f"origin/empty-cache{suffix}"
-        for subject, is_unix, where in [
-            (LONGSHORE, True, "a worker on the same host, by its unix socket"),
-            (OVER_TCP, False, "a worker over TCP"),
-        ]:
-            cold = bench.node(stack, "cold", store.environment).start(1, is_unix, WORKER_MEMORY_EMPTY_BYTES)
-            load = longshore_load(bench, cold, MODEL, settles=True, names=subject)
-            note = f"{LONGSHORE_NOTE}, through {where}; CPU includes what the worker writes afterwards"
-            own = Entry(empty, subject[0], "GB/s", load, "empty cache", note, limit, every, {subject[1]: REGION_NOTE})
-            own.before = functools.partial(cold.free, MODEL)
-            entries.append(own)
-        return entries + cannot(bench, empty, "GB/s", NO_CACHE)
-
-    return make

@@ -16,6 +16,7 @@ from machine import memory_bytes
 
 from speed.bench import Options
 from speed.nodes import WORKER_MEMORY_BYTES, WORKER_MEMORY_EMPTY_BYTES
+from speed.prefaulted import wanted_bytes
 from speed.rounds import SHORT_TIMES
 
 #: A Python process with torch and a loader's package that rests: 0.29 to 0.31 GB of its own, and what maps files.
@@ -51,6 +52,8 @@ def of(options: Options) -> dict[str, Need]:
     # One client, the plain limits, and every adapter.
     resting = (len(options.peers) + 2) * PROCESS_BYTES + 3 * DAEMON_BYTES
     load = LOAD_COPIES * model
+    # A loader that keeps as much ready as a load takes, and its client.
+    prefaulted = PROCESS_BYTES + DAEMON_BYTES + wanted_bytes(model)
     # A budget is not filled by less than there is to keep.
     worker, empty = (min(most, load) + DAEMON_BYTES for most in (WORKER_MEMORY_BYTES, WORKER_MEMORY_EMPTY_BYTES))
     origin = Need(
@@ -61,8 +64,9 @@ def of(options: Options) -> dict[str, Need]:
     )
     found = {
         # The files and a converted copy of them are resident.
-        "local": Need(resting + load + 2 * model, 2 * model),
-        "worker": Need(2 * PROCESS_BYTES + 2 * worker + load + 2 * model, 3 * model),
+        "local": Need(resting + prefaulted + load + 2 * model, 2 * model),
+        # Two workers, each with a loader of its own and one that prefaults.
+        "worker": Need(2 * PROCESS_BYTES + 2 * prefaulted + 2 * worker + load + 2 * model, 3 * model),
         "origin": origin,
         "paced origin": origin,
     }
@@ -71,16 +75,16 @@ def of(options: Options) -> dict[str, Need]:
     return found | {
         "second load": Need(2 * PROCESS_BYTES + 2 * model, model),
         "attach": Need(2 * PROCESS_BYTES, 64_000_000),
-        # One crew at a time; `concurrent_resting` are those that may stay beside it.
-        "concurrent": Need(
-            PROCESSES * PROCESS_BYTES + LOAD_COPIES * eight + eight * (1 + ("tensorizer" in options.concurrent_peers)),
-            eight + 2 * options.small_model_bytes,
-        ),
         "startup": Need(3 * PROCESS_BYTES + LOAD_COPIES * options.small_model_bytes, eight * 2),
         # Each pull to the disk has a folder of its own; two are made in every other round.
         "small files": Need(resting + worker + 3 * small, (2 + 2 * (SHORT_TIMES * options.rounds // 2 + 2)) * small),
         "random reads": Need(resting + worker + 2 * model, 3 * model),
         "metadata": Need(resting + worker, 1 << 28),
+        # One crew at a time; `concurrent_resting` are those that may stay beside it.
+        "concurrent": Need(
+            PROCESSES * PROCESS_BYTES + LOAD_COPIES * eight + eight * (1 + ("tensorizer" in options.concurrent_peers)),
+            eight + 2 * options.small_model_bytes,
+        ),
     }
 
 

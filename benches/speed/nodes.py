@@ -17,6 +17,7 @@ from typing import Any
 from daemons import Daemon, Failed, fetch, free_address, store_environment
 
 from speed.agents import Adapter, clean_environment, peer_command
+from speed.prefaulted import Prefaulted, wanted_bytes
 from speed.rows import Sample
 
 #: The bucket, and the folder in it, of everything that is loaded.
@@ -63,11 +64,6 @@ class Worker:
     ops: str
     socket: Path | None
 
-    def metric(self, name: str) -> float:
-        """The sum of a metric over its labels."""
-        text = fetch(f"http://{self.ops}/metrics") or ""
-        return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
-
 
 class Node:
     """A loader with its client, and the workers that it asks."""
@@ -80,27 +76,46 @@ class Node:
         folder.mkdir(parents=True)
         self._sockets = Path(tempfile.mkdtemp(prefix="node-", dir=sockets))
         self._environment = environment
+        self._model_bytes = model_bytes
         # Room for the model, its padding and the bytes in flight.
-        self._budget = str(model_bytes + model_bytes // 4 + (1 << 30))
+        self._budget_bytes = model_bytes + model_bytes // 4 + (1 << 30)
+        #: Those that its loader asks; another node's are not its to end.
         self.workers: list[Worker] = []
+        self._has_own_workers = True
         self.loader: Daemon | None = None
+        #: What the loader keeps ready, when it was told to.
+        self.prefaulted: Prefaulted | None = None
         self._clients: list[Adapter] = []
 
     def start(self, workers: int = 0, unix_socket: bool = False, memory: int = WORKER_MEMORY_BYTES) -> Node:
-        """Starts the processes and waits until they are ready. `memory` is the budget of each worker in bytes."""
+        """Starts the workers and the loader. `memory` is the budget of each worker in bytes."""
         addresses = [free_address() for _ in range(workers)]
         for number, data in enumerate(addresses):
             self.workers.append(self._worker(number, data, addresses, unix_socket, memory))
         for worker in self.workers:
             ready = f"http://{worker.ops}/readyz"
             worker.daemon.wait_for("readiness", lambda ready=ready: fetch(ready) is not None, 60)
-        ops = free_address()
+        return self.start_loader()
+
+    def start_loader(self, beside: Node | None = None, *, prefault: bool = False) -> Node:
+        """Starts the loader, which asks the workers of the node `beside`, when there is one, and none of its own."""
+        if beside is not None:
+            self.workers, self._has_own_workers = beside.workers, False
+        ops, budget = free_address(), self._budget_bytes
         command: list[Any] = [self._bin, "loader", "--listen", "none", "--ops-listen", ops, "--gpus", "none"]
-        command += ["--memory", self._budget, "--socket-dir", self._sockets]
-        if addresses:
-            command += ["--workers", ",".join(addresses)]
+        command += ["--socket-dir", self._sockets]
+        if self.workers:
+            command += ["--workers", ",".join(worker.data for worker in self.workers)]
+        if prefault:
+            self.prefaulted = Prefaulted(ops, wanted_bytes(self._model_bytes))
+            # It is made ready again when the region that it became may live still.
+            budget += self.prefaulted.wanted_bytes
+            command += ["--prefault", self.prefaulted.wanted_bytes]
+        command += ["--memory", budget]
         self.loader = Daemon("loader", command, self.folder / "loader.log", self._environment)
         self.loader.wait_for("readiness", lambda: fetch(f"http://{ops}/readyz") is not None, 60)
+        if self.prefaulted is not None:
+            self.prefaulted.wait()
         return self
 
     def _worker(self, number: int, data: str, addresses: list[str], unix_socket: bool, memory: int) -> Worker:
@@ -110,7 +125,8 @@ class Node:
         socket = self._sockets / f"worker-{number}.sock" if unix_socket else None
         command: list[Any] = [
             self._bin, "worker", "--data-listen", data, "--control-listen", control, "--ops-listen", ops,
-            "--memory", memory, "--disk", self._budget, "--disk-free-floor", "1GiB", "--cache-dir", folder / "cache",
+            "--memory", memory, "--disk", self._budget_bytes, "--disk-free-floor", "1GiB",
+            "--cache-dir", folder / "cache",
         ]  # fmt: skip
         if len(addresses) > 1:
             command += ["--workers", ",".join(addresses)]
@@ -192,5 +208,6 @@ class Node:
             with contextlib.suppress(OSError):
                 client.end()
         for daemon in reversed(self._daemons()):
-            daemon.end()
+            if self._has_own_workers or daemon is self.loader:
+                daemon.end()
         shutil.rmtree(self._sockets, ignore_errors=True)

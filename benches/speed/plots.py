@@ -63,7 +63,7 @@ def save(figure: Figure, path: Path) -> None:
 
 
 def colour(subject: str) -> str:
-    if subject == "longshore":
+    if subject in {"longshore", "longshore, prefaulted"}:
         return LONGSHORE
     if subject.startswith("limit"):
         return LIMIT

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from daemons import Failed
 
-from speed import files, lessons, loads
+from speed import files, lessons, local, origins, workers
 from speed.agents import ROOT
 from speed.bench import Bench
 from speed.groups import Make
@@ -34,13 +34,13 @@ class Profiled:
 
 
 PATHS = {
-    "local-resident": Profiled("local/resident", loads.local),
-    "local-cold": Profiled("local/cold", loads.local),
-    "worker-same-host": Profiled("worker/same-host", loads.worker),
-    "worker-tcp": Profiled("worker/tcp", loads.worker),
-    "origin-direct": Profiled("origin/direct", loads.origin(is_paced=False)),
-    "empty-cache": Profiled("origin/empty-cache", loads.origin(is_paced=False)),
-    "empty-cache-tcp": Profiled("origin/empty-cache", loads.origin(is_paced=False), loads.OVER_TCP[0]),
+    "local-resident": Profiled("local/resident", local.local),
+    "local-cold": Profiled("local/cold", local.local),
+    "worker-same-host": Profiled("worker/same-host", workers.worker),
+    "worker-tcp": Profiled("worker/tcp", workers.worker),
+    "origin-direct": Profiled("origin/direct", origins.origin(is_paced=False)),
+    "empty-cache": Profiled("origin/empty-cache", origins.origin(is_paced=False)),
+    "empty-cache-tcp": Profiled("origin/empty-cache", origins.origin(is_paced=False), origins.OVER_TCP[0]),
     "small-files-pull": Profiled("files/small", files.small_files),
 }
 

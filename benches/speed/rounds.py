@@ -73,7 +73,7 @@ def open_series(entries: list[Entry]) -> dict[tuple[str, str], Series]:
         made = Series(entry.case, entry.subject, entry.unit, entry.cache_state, note, entry.limit, error=entry.error)
         found[made.key] = made
         for subject, along in entry.along.items():
-            series = Series(entry.case, subject, entry.unit, entry.cache_state, along, entry.limit)
+            series = Series(entry.case, subject, entry.unit, entry.cache_state, along, entry.limit, error=entry.error)
             found[series.key] = series
     return found
 
@@ -147,6 +147,8 @@ def measure(
     except Exception as error:  # noqa: BLE001 # a defect of a peer, or of ours, is told in its row
         own.failures += 1
         own.error = f"{type(error).__name__}: {error}".removeprefix("Failed: ")[:300]
+        for subject in entry.along:
+            series[entry.case, subject].error = own.error
         print(f"  {entry.case}, {entry.subject}: {own.error}", file=sys.stderr, flush=True)
         return
     samples = found if isinstance(found, dict) else {entry.subject: found}

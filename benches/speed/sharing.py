@@ -13,9 +13,9 @@ from daemons import Failed
 from machine import memory_bytes
 
 from speed import needs
-from speed.agents import PEERS, Adapter
+from speed.agents import PEERS, Adapter, clean_environment
 from speed.bench import Bench, Peer
-from speed.loads import cannot, clean_of_s3, make_resident
+from speed.loads import cannot, make_resident
 from speed.needs import PROCESSES
 from speed.nodes import BUCKET, Node
 from speed.rounds import Entry, Measured, Round
@@ -26,7 +26,7 @@ NOT_KEPT = "keeps nothing in memory behind a process: a second load is a first o
 
 def second_load(bench: Bench, stack: ExitStack) -> list[Entry]:
     """The model is in memory for one process, and another one asks for it."""
-    node = bench.node(stack, "second", clean_of_s3()).start()
+    node = bench.node(stack, "second", clean_environment()).start()
     holder = node.client()
     model = str(bench.model)
     holder.call("hold", 180, model=model)
@@ -47,7 +47,7 @@ def second_load(bench: Bench, stack: ExitStack) -> list[Entry]:
 
 def attach(bench: Bench, stack: ExitStack) -> list[Entry]:
     """1,000 tensors that are loaded already, over the attach socket."""
-    node = bench.node(stack, "attach", clean_of_s3(), 64_000_000)
+    node = bench.node(stack, "attach", clean_environment(), 64_000_000)
     node.start()
     client = node.client()
     held = client.call("hold", 120, model=str(bench.thousand))
@@ -184,11 +184,11 @@ class Crew:
 def startup(bench: Bench, stack: ExitStack) -> list[Entry]:
     """A bare Python process until it has its first model: imports, connection, load."""
     model = bench.eight / "0"
-    node = bench.node(stack, "startup", clean_of_s3(), bench.options.small_model_bytes).start()
+    node = bench.node(stack, "startup", clean_environment(), bench.options.small_model_bytes).start()
     entries = [
         Entry("startup/first-tensor", "longshore", "s", first_load(bench, "longshore", model, node), "resident", NOTE)
     ]
-    for peer in bench.peers(stack, "local", clean_of_s3()):
+    for peer in bench.peers(stack, "local", clean_environment()):
         if peer.why_not or peer.error:
             entry = Entry("startup/first-tensor", peer.subject, "s", None, why_not=peer.why_not, error=peer.error)
         else:
@@ -209,7 +209,7 @@ def first_load(
 ) -> Callable[[Round], Measured]:
     """Starts a process for each measurement."""
     log = bench.folder(f"startup-{name}") / "log"
-    environment = clean_of_s3() if node is None else node.client_environment()
+    environment = clean_environment() if node is None else node.client_environment()
 
     def measure(_: Round) -> Measured:
         make_resident([model])
