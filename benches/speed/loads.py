@@ -16,15 +16,9 @@ from speed.agents import GPU_ONLY, PEERS
 from speed.bench import Bench, Peer, sample_of
 from speed.nodes import BUCKET, Node
 from speed.rounds import Entry, Measured, Round
-from speed.rows import Sample
+from speed.rows import LONGSHORE, PREFAULTED, Sample
 
 MODEL = f"s3://{BUCKET}/model"
-#: The same load up to the end of the loader's work: what the limits are limits of.
-REGION = "longshore, host region"
-#: A load by the client, and its part up to there.
-LONGSHORE = ("longshore", REGION)
-#: The same two by a loader that has touched its memory before.
-PREFAULTED = ("longshore, prefaulted", f"{REGION}, prefaulted")
 REGION_NOTE = "the same load, as the loader reports it: until the shared memory is filled and verified"
 LONGSHORE_NOTE = "a Python process: from the call until one byte of each page of the torch tensors was read"
 PREFAULTED_NOTE = (

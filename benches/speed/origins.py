@@ -9,12 +9,12 @@ from pathlib import Path
 
 from speed import loads
 from speed.bench import Bench
-from speed.loads import LONGSHORE, LONGSHORE_NOTE, MODEL, REGION, REGION_NOTE
+from speed.loads import LONGSHORE_NOTE, MODEL, REGION_NOTE
 from speed.nodes import BUCKET, PACE, WORKER_MEMORY_EMPTY_BYTES
 from speed.rounds import Entry
+from speed.rows import LONGSHORE, OVER_TCP, REGION
 
 NO_CACHE = "has no cache between the process and the origin"
-OVER_TCP = ("longshore, over TCP", f"{REGION}, over TCP")
 
 
 def origin(is_paced: bool) -> Callable[[Bench, ExitStack], list[Entry]]:

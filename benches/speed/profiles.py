@@ -19,6 +19,7 @@ from speed.bench import Bench
 from speed.groups import Make
 from speed.perf import COUNTED, EVENT, SAMPLES_A_SECOND, Found, Recorder
 from speed.rounds import Entry, Round, measure, open_series
+from speed.rows import OVER_TCP
 
 FOLDER = ROOT / "benches" / "profiles"
 SYMBOLS, OTHERS = 20, 8
@@ -40,7 +41,7 @@ PATHS = {
     "worker-tcp": Profiled("worker/tcp", workers.worker),
     "origin-direct": Profiled("origin/direct", origins.origin(is_paced=False)),
     "empty-cache": Profiled("origin/empty-cache", origins.origin(is_paced=False)),
-    "empty-cache-tcp": Profiled("origin/empty-cache", origins.origin(is_paced=False), origins.OVER_TCP[0]),
+    "empty-cache-tcp": Profiled("origin/empty-cache", origins.origin(is_paced=False), OVER_TCP[0]),
     "small-files-pull": Profiled("files/small", files.small_files),
 }
 

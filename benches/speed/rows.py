@@ -6,6 +6,12 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+#: A load by the client, and its part up to the end of the loader's work, which is what the limits are limits of.
+REGION = "longshore, host region"
+LONGSHORE = ("longshore", REGION)
+#: The same two by a loader that has touched its memory before, and through a worker over TCP.
+PREFAULTED = ("longshore, prefaulted", f"{REGION}, prefaulted")
+OVER_TCP = ("longshore, over TCP", f"{REGION}, over TCP")
 #: Units in which more is better; in all others less is.
 RATES = ("GB/s", "files/s", "reads/s", "calls/s")
 #: What a rate's amount is divided by.

@@ -21,7 +21,7 @@ from speed.bench import Bench  # noqa: E402
 from speed.nodes import Node, Worker  # noqa: E402
 from speed.prefaulted import READY, USED, Prefaulted, metric, wanted_bytes  # noqa: E402
 from speed.rounds import Entry, Round, measure, open_series  # noqa: E402
-from speed.rows import Sample  # noqa: E402
+from speed.rows import LONGSHORE, PREFAULTED, Sample  # noqa: E402
 
 MODEL_BYTES = 1_000_000_000
 WANTED = wanted_bytes(MODEL_BYTES)
@@ -60,8 +60,7 @@ class FakeLoader:
 def loader(monkeypatch: pytest.MonkeyPatch) -> FakeLoader:
     made = FakeLoader()
     monkeypatch.setattr(prefaulted, "fetch", made.fetch)
-    monkeypatch.setattr(prefaulted.time, "sleep", made.sleep)
-    monkeypatch.setattr(prefaulted.time, "monotonic", lambda: made.slept)
+    monkeypatch.setattr(prefaulted, "time", Mock(sleep=made.sleep, monotonic=lambda: made.slept))
     return made
 
 
@@ -105,21 +104,21 @@ class FakeNode:
 def load(node: FakeNode) -> dict[str, Sample]:
     bench = Mock(Bench)
     bench.watched = lambda: Bench.watched(Mock(watch=None))
-    measured = loads.longshore_load(bench, cast(Node, node), loads.MODEL, names=loads.PREFAULTED)(Round(1))
+    measured = loads.longshore_load(bench, cast(Node, node), loads.MODEL, names=PREFAULTED)(Round(1))
     assert isinstance(measured, dict)
     return measured
 
 
 def test_making_memory_ready_again_is_in_the_cpu_of_both_rows(loader: FakeLoader) -> None:
     samples = load(FakeNode(loader))
-    whole, region = (samples[name] for name in loads.PREFAULTED)
+    whole, region = (samples[name] for name in PREFAULTED)
     # Four steps of a quarter of a second behind the load.
-    assert (whole.seconds, whole.cpu_seconds) == (0.2, pytest.approx(0.6 + 1.0))
-    assert (region.seconds, region.cpu_seconds) == (0.1, pytest.approx(0.5 + 1.0))
+    assert [whole.cpu_seconds, region.cpu_seconds] == pytest.approx([0.6 + 1.0, 0.5 + 1.0])
+    assert [whole.seconds, region.seconds] == [0.2, 0.1]
     assert loader.ready >= WANTED
     # Without it nothing is waited for.
     plain = load(FakeNode(loader, prefaulted=None))
-    assert [plain[name].cpu_seconds for name in loads.PREFAULTED] == [0.6, 0.5]
+    assert [plain[name].cpu_seconds for name in PREFAULTED] == [0.6, 0.5]
 
 
 def test_a_load_into_other_memory_is_no_row(loader: FakeLoader) -> None:
@@ -190,13 +189,13 @@ def test_two_loaders_may_ask_the_same_worker(node_of: Any) -> None:
 def test_rows_with_default_options_stand_beside_those_with_prefaulted_memory() -> None:
     row = Entry("local/cold", "longshore", "GB/s", None, "cold", limit=("limit/fio", "fio"))
     made = loads.own_entries(Mock(Bench), Mock(Node), Failed("no such option"), loads.MODEL, row)
-    assert [(entry.subject, *entry.along) for entry in made] == [loads.LONGSHORE, loads.PREFAULTED]
+    assert [(entry.subject, *entry.along) for entry in made] == [LONGSHORE, PREFAULTED]
     assert made[0].measure is not None
     assert "--prefault" not in made[0].note
     assert "CPU includes making as much of it ready again" in made[1].note
     # What cannot be started has rows that say why.
     series = open_series(made)
-    rows = [series["local/cold", subject].row("", None) for subject in loads.PREFAULTED]
+    rows = [series["local/cold", subject].row("", None) for subject in PREFAULTED]
     assert [(row.value, row.error) for row in rows] == [(None, "no such option")] * 2
 
 
@@ -211,7 +210,7 @@ def test_what_fails_along_with_a_row_says_so() -> None:
     def fails(_: Round) -> Sample:
         raise Failed("not a prefaulted load")
 
-    entry = Entry("local/cold", loads.PREFAULTED[0], "GB/s", fails, along={loads.PREFAULTED[1]: "note"})
+    entry = Entry("local/cold", PREFAULTED[0], "GB/s", fails, along={PREFAULTED[1]: "note"})
     series = open_series([entry])
     measure(entry, series, Round(1))
     assert {each.row("", None).error for each in series.values()} == {"not a prefaulted load"}

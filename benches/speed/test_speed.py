@@ -23,7 +23,7 @@ sys.path[0:0] = [str(HERE.parent), str(ROOT / "scripts" / "gpu")]
 
 from daemons import family  # noqa: E402 # behind the path
 
-from speed import aims, groups, needs, page  # noqa: E402 # behind the path
+from speed import groups, needs, page  # noqa: E402 # behind the path
 from speed.agents import Adapter  # noqa: E402
 from speed.bench import Bench, Options  # noqa: E402
 from speed.cli import arguments, command_of, options_of  # noqa: E402
@@ -155,54 +155,6 @@ def test_no_case_is_in_two_groups() -> None:
 def a_row(case: str, subject: str, value: float | None, **more: object) -> dict[str, object]:
     row = Row(case, subject, value, "GB/s", runs=3, min=value, max=value, command="c")
     return row.as_dict() | {"limit": None} | more
-
-
-def test_aims_are_judged_by_the_rows() -> None:
-    region = "longshore, host region"
-    rows = [
-        a_row("local/cold", "longshore", 2.0),
-        a_row("local/cold", region, 2.1, ratio_to_limit=0.98),
-        a_row("local/cold", "slow", 1.0),
-        a_row("local/cold", "missing", None),
-    ]
-    cold = next(line for line in aims.table(rows) if line.startswith("| cold local file"))
-    assert cold.endswith("| 98% of fio; 2.00 x slow | yes |")
-    rows[2] |= {"value": 2.5, "min": 1.9, "max": 2.6}
-    lines = aims.table(rows)
-    cold = next(line for line in lines if line.startswith("| cold local file"))
-    assert cold.endswith("0.80 x slow | no |")
-    assert lines[-1].endswith("overlap: longshore 2.00 to 2.00 GB/s, slow 1.90 to 2.60 GB/s.")
-    rows[2]["min"] = 2.1
-    assert "overlap" not in aims.table(rows)[-1]
-    assert all(line.endswith("| not measured |") for line in aims.table([])[2:])
-    # A cause holds for rows that were not all measured, too.
-    assert [aim.case for aim in aims.AIMS if aim.cause is not None and not aim.cause({})] == []
-
-
-def test_work_of_another_kind_is_shown_and_not_judged() -> None:
-    region = "longshore, host region"
-    rows = [
-        a_row("local/resident", "longshore", 6.0),
-        a_row("local/resident", region, 6.5, ratio_to_limit=0.95),
-        a_row("local/resident", "safetensors, mapped", 60.0),
-        a_row("local/resident", "tensorizer", 3.0),
-        a_row("files/random-4k", "longshore", 900.0, ratio_to_limit=0.9),
-        a_row("files/random-4k", "s3fs, safetensors, bulk", 10.0),
-        a_row("files/random-4k", "s3fs, safetensors, disk", 500.0),
-    ]
-
-    def line(start: str) -> str:
-        return next(each for each in aims.table(rows) if each.startswith(f"| {start}"))
-
-    resident, reads = line("resident local file"), line("random 4 kB reads")
-    assert "2.00 x tensorizer; 95% of the read; 0.10 x safetensors, mapped (not judged: " in resident
-    assert "90.00 x s3fs; 90% of pread; 1.80 x s3fs from a copy" in reads
-    assert resident.endswith("| yes |")
-    assert reads.endswith("| yes |")
-    # Judged is what does the same work.
-    rows[3]["value"], rows[5]["value"] = 5.0, 300.0
-    assert line("resident local file").endswith("| no |")
-    assert line("random 4 kB reads").endswith("| no |")
 
 
 def test_a_limit_is_named_and_small_ratios_are_told() -> None:

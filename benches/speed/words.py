@@ -18,13 +18,18 @@ medians over the rounds with their extremes; ratios are medians of the ratios wi
 best documented settings, each in its own environment (`scripts/bench-peers.sh`); what a peer cannot do is said below
 the table.
 
-A load counts from the call in a Python process until all of the model's tensors are torch CPU tensors with every page
-in memory; loaders that map memory, Longshore among them, read one byte of each page. `longshore, host region` is the
-same load up to the end of the loader's own work, which is what the limits limit. CPU seconds are those of all
+A load counts from the call in a Python process until all of the model's tensors are torch CPU tensors and one byte of
+each of their pages was read: one finishing line for every loader, whatever its memory is. `longshore, host region` is
+the same load up to the end of the loader's own work, which is what the limits limit. CPU seconds are those of all
 processes on both ends (client, loader, workers), without the origin, which is a process of its own beside them.
 Virtual machines give freed memory back to their host, and are slow to get it again: before each row that loads a
 model, twice its memory is touched and freed by another process, so that none pays for what another one left. Fresh
 pages are cleared all the same, which limits into warm buffers do not pay for, and loads do.
+
+Rows called *prefaulted* are loads by a loader with `--prefault`: it touches memory while no load runs, and the next
+load gets it. They stand beside those with default options. Their time has nothing of it, their CPU seconds have all of
+it: each load is followed by the wait until as much memory is ready again. A load that did not get all its memory so is
+not counted.
 """
 
 COLUMNS = """Columns: *median* is that of all counted rounds, *min to max* their extremes. *Of limit* says what part
@@ -40,8 +45,10 @@ SMALL = """Light blue are other ways to ask Longshore, grey is the plain work of
 into memory; `longshore pull` writes them to the disk, or to a folder in memory, and a worker keeps a copy."""
 
 AIMS_NOTE = """
-Ratios to limits are those of `longshore, host region`; ratios to peers are `longshore`'s median over theirs. Two
-figures stand in the table for information and are not judged, because the work is another one:
+Ratios to limits are those of `longshore, host region`; ratios to peers are `longshore`'s median over theirs. Resident
+local file, TCP worker and same-host worker are judged by the prefaulted rows, since peers have their best documented
+settings as well; what default options reach stands in parentheses. Two figures stand in the table for information and
+are not judged, because the work is another one:
 
 * Resident local file: a peer that maps the file hands out the page cache's own pages. It copies nothing, so its time is
   that of filling page tables, and the bytes go when the page cache needs the room. Longshore is judged beside the

@@ -14,6 +14,7 @@ from speed.bench import Bench
 from speed.loads import MODEL
 from speed.nodes import Node
 from speed.rounds import Entry
+from speed.rows import REGION
 
 NO_WORKERS = "has no cache that other processes or machines share"
 
@@ -65,7 +66,7 @@ def scaling(count: int) -> Callable[[Bench, ExitStack], list[Entry]]:
         node = bench.node(stack, f"workers-{count}", origin.environment).start(count)
         those = "one worker has" if count == 1 else f"{count} workers share"
         note = f"{those} the model; workers, loader and client share the cores of this machine"
-        limit, along = ("limit/tcp", "sendfile to recv"), {loads.REGION: loads.REGION_NOTE}
+        limit, along = ("limit/tcp", "sendfile to recv"), {REGION: loads.REGION_NOTE}
         before = functools.partial(loads.make_resident, [node.folder])
         state, load = "on the workers' disks, resident", loads.longshore_load(bench, node, MODEL)
         case = f"worker/tcp-{count}"
