@@ -62,13 +62,13 @@ bench: bench-setup ## The speed report beside other loaders: benches/results/ an
 	.venv/bin/python benches/speed --seconds $(BENCH_SECONDS)
 
 # After BENCH_SECONDS the groups that are left are measured in one round each, after twice as long not at all, and their
-# rows say so. What a SIZE takes of memory and disk, group by group: benches/speed --size SIZE --small-model 0.5 --needs
+# rows say so. What a SIZE takes of memory and disk, group by group: benches/speed --size SIZE --small-model 0.25 --needs
 SIZE ?= 2
-bench-full: BENCH_SECONDS ?= 4500
-bench-full: bench-setup ## The same with models of SIZE GB (memory: nine times that), more rounds, and checkpoints, into docs/benchmarks-full.md; BENCH_SECONDS bounds it (may take two hours)
+bench-full: BENCH_SECONDS ?= 2000
+bench-full: bench-setup ## The same with models of SIZE GB (memory: nine times that), more rounds, and checkpoints, into docs/benchmarks-full.md (about 50 minutes on 2 cores behind a release build; BENCH_SECONDS bounds it)
 	$(MAKE) bench-checkpoint || echo "the checkpoints could not be measured: the page shows the run before" >&2
-	.venv/bin/python benches/speed --full --size $(SIZE) --shards 4 --rounds 5 --small-model 0.5 \
-	  --concurrent-peers runai,boto3,s3torchconnector,tensorizer --seconds $(BENCH_SECONDS)
+	.venv/bin/python benches/speed --full --size $(SIZE) --shards 4 --rounds 5 --small-model 0.25 \
+	  --concurrent-peers runai,s3torchconnector --seconds $(BENCH_SECONDS)
 
 bench-page: ## Writes docs/benchmarks.md (or -full.md) and its plots from RESULTS=benches/results/FILE.json
 	scripts/bench-plots.sh

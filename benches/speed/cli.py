@@ -19,6 +19,7 @@ from machine import describe, versions
 from speed import groups, needs, page, perf, profile_page, profiles
 from speed.agents import PEERS, ROOT, clean_environment, python_of
 from speed.bench import Bench, Options
+from speed.results import Results, is_partial
 from speed.rounds import run_group
 from speed.rows import Row, Series
 
@@ -57,8 +58,13 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=ROOT / "target", help="a folder on the disk to measure")
     parser.add_argument("--results", type=Path, help="the file to write [default: by date, in benches/results]")
     parser.add_argument("--full", action="store_true", help="call the results, and the page, those of the full run")
-    parser.add_argument("--page", type=Path, metavar="RESULTS", help="only write the page of these results")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where benchmarks.md and its plots go")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        metavar="RESULTS",
+        help="only write the page of these results; of an ended run's (*.partial.json) with --docs alone",
+    )
+    parser.add_argument("--docs", type=Path, help="where benchmarks.md and its plots go [default: docs]")
     parser.add_argument(
         "--profile", action="store_true", help="profile the hot paths, or those of --only, into benches/profiles"
     )
@@ -69,19 +75,19 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     given = arguments(words)
+    docs = given.docs or ROOT / "docs"
     if given.page is not None:
-        page.write(given.page, given.docs)
+        if is_partial(given.page) and given.docs is None:
+            raise SystemExit(
+                f"{given.page} is of a run that did not end by itself: say with --docs where its page goes"
+            )
+        page.write(given.page, docs)
         return 0
     options = options_of(given)
     if given.needs:
         print(needs.table(options))
         return 0
-    unknown = {*options.peers, *options.concurrent_peers} - PEERS.keys()
-    if unknown:
-        raise SystemExit(f"--peers: there is no {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
-    for program in ("longshore", "fake-origin", "bench-tool"):
-        if not (options.bin_dir / program).exists():
-            raise SystemExit(f"{options.bin_dir / program} is missing: run `make bench`, which builds it")
+    check(options)
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.profile:
         names = profiles.wanted(given.only)
@@ -94,29 +100,53 @@ def main(words: list[str] | None = None) -> int:
     try:
         if given.profile:
             return profile(bench, given, names)
-        started = time.monotonic()
-        rows = run(bench, command_of(given))
-        facts = facts_of(bench, given, time.monotonic() - started)
+        results = results_of(bench, given)
+        rows = run(bench, command_of(given), results)
         if not rows:
             raise SystemExit(f"no case is called {', '.join(options.only)}")
     finally:
         bench.end()
-    path = given.results or RESULTS / f"{facts['date']}-{os.cpu_count()}-cores{'-full' if given.full else ''}.json"
-    if options.only and given.results is None:
-        # Some rows alone are for who asked, not for the page.
+    if results is None:
         print(json.dumps([row.as_dict() for row in rows], indent=1))
         return 0
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, "rows": [row.as_dict() for row in rows]}, indent=1) + "\n")
-    print(f"written: {path}")
+    results.finish(rows)
+    print(f"written: {results.path}")
     if not given.no_page:
-        page.write(path, given.docs)
+        page.write(results.path, docs)
     return 0
+
+
+def results_of(bench: Bench, given: argparse.Namespace) -> Results | None:
+    """Where the rows go; some rows alone are for who asked, not for the page."""
+    if given.only and given.results is None:
+        return None
+    facts = facts_of(bench, given)
+    name = f"{facts['date']}-{os.cpu_count()}-cores{'-full' if given.full else ''}.json"
+    # Peers say their versions when they are started.
+    return Results(
+        given.results or RESULTS / name,
+        lambda seconds: {
+            **facts,
+            "versions": facts["versions"] | dict(sorted(bench.versions.items())),
+            "seconds": round(seconds),
+        },
+        bench.ending,
+    )
+
+
+def check(options: Options) -> None:
+    """That everybody is there who takes part."""
+    unknown = {*options.peers, *options.concurrent_peers} - PEERS.keys()
+    if unknown:
+        raise SystemExit(f"--peers: there is no {', '.join(sorted(unknown))}; there are {', '.join(PEERS)}")
+    for program in ("longshore", "fake-origin", "bench-tool"):
+        if not (options.bin_dir / program).exists():
+            raise SystemExit(f"{options.bin_dir / program} is missing: run `make bench`, which builds it")
 
 
 def profile(bench: Bench, given: argparse.Namespace, names: list[str]) -> int:
     """Profiles instead of figures."""
-    found = facts_of(bench, given, 0)
+    found = facts_of(bench, given)
     said = ", ".join(f"{what} {version}" for what, version in found["versions"].items())
     facts = {
         "date": found["date"],
@@ -127,7 +157,7 @@ def profile(bench: Bench, given: argparse.Namespace, names: list[str]) -> int:
     }
     failed = profiles.run(bench, names, facts, given.profiles)
     if not given.no_page:
-        profile_page.write(given.profiles, given.docs)
+        profile_page.write(given.profiles, given.docs or ROOT / "docs")
     return 1 if failed else 0
 
 
@@ -176,8 +206,8 @@ def command_of(given: argparse.Namespace) -> str:
     return shlex.join(words)
 
 
-def run(bench: Bench, command: str) -> list[Row]:
-    """All groups, one after the other."""
+def run(bench: Bench, command: str, results: Results | None = None) -> list[Row]:
+    """All groups, one after the other; the results have what there is behind each."""
     rows: list[Row] = []
     needed = needs.of(bench.options)
     for name, (cases, make) in groups.of(bench.options).items():
@@ -189,6 +219,8 @@ def run(bench: Bench, command: str) -> list[Row]:
             rows += [series.row(command, None) for series in unmeasured(bench, cases, lacking)]
             continue
         rows += group_rows(bench, name, cases, make, command)
+        if results is not None:
+            results.keep(rows)
     return rows
 
 
@@ -213,7 +245,8 @@ def group_rows(bench: Bench, name: str, cases: list[str], make: groups.Make, com
     return rows
 
 
-def facts_of(bench: Bench, given: argparse.Namespace, seconds: float) -> dict[str, Any]:
+def facts_of(bench: Bench, given: argparse.Namespace) -> dict[str, Any]:
+    """What is known of a run when it begins."""
     longshore = bench.options.bin_dir / "longshore"
     found = versions(longshore, clean_environment(), str(python_of("longshore")))
     found.pop("CUDA of torch", None)
@@ -221,10 +254,9 @@ def facts_of(bench: Bench, given: argparse.Namespace, seconds: float) -> dict[st
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "machine": describe(),
         "disk": file_system(given.folder),
-        "versions": found | dict(sorted(bench.versions.items())),
+        "versions": found,
         "model": f"{bench.options.size_bytes / 1e9:g} GB of BF16 tensors in {bench.options.shards} safetensors files",
         "rounds": bench.options.rounds,
-        "seconds": round(seconds),
         "command": command_of(given),
     }
 

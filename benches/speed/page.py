@@ -11,6 +11,7 @@ from typing import Any
 
 from speed import aims, words
 from speed.agents import ROOT
+from speed.results import name_of
 from speed.rows import RATES
 
 PLOTS_PYTHON = ROOT / ".cache" / "bench-plots" / "bin" / "python"
@@ -27,7 +28,7 @@ def write(results: Path, docs: Path) -> None:
     from speed import plots
 
     value = json.loads(results.read_text())
-    name = "benchmarks-full" if results.stem.endswith("-full") else "benchmarks"
+    name = "benchmarks-full" if name_of(results).endswith("-full") else "benchmarks"
     alts = plots.write(value["rows"], docs / name)
     made = {figure: f"![{alt}]({name}/{figure}.svg)\n" for figure, alt in alts.items()}
     others = {kind: newest(results.parent, kind) for kind in ("micro", "checkpoint")}
@@ -67,6 +68,7 @@ def page(value: dict[str, Any], name: str, others: dict[str, dict[str, Any] | No
         f"{value['rounds']} rounds or more, where time allowed, behind one that warms up and verifies; "
         f"{minutes:.0f} minutes in all. "
         f"Command: `{value['command']}`; with `--only CASE` a case alone.",
+        *([words.UNFINISHED] if value.get("unfinished") else []),
         words.METHOD.rstrip() + "\n",
         words.COLUMNS,
         "## Aims\n",

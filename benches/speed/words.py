@@ -9,6 +9,10 @@ Written from `benches/results/{name}`; no number and no plot here is edited by h
 onto GPUs are in [benchmarks-gpu.md](benchmarks-gpu.md), saves in [benchmarks-checkpoint.md](benchmarks-checkpoint.md).
 """
 
+UNFINISHED = """
+**The run was ended before it was done: what is not here was not measured.**
+"""
+
 METHOD = """
 Longshore and every peer do the same work in the same run, on the same machine, next to the plain limit of that work.
 The cases of a section are measured in rounds: each round measures every row once, in an order that differs from round
