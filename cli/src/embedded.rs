@@ -178,7 +178,8 @@ pub async fn open_loader(
     origins: Origins,
 ) -> Result<(Arc<Loader>, Vec<String>)> {
     let brief = devices::brief_pinned_memory(&options);
-    let options = LoaderOptions { pinned_memory: options.pinned_memory.or(Some(brief)), ..options };
+    // Whose first load is its only one has no time to touch memory before.
+    let options = LoaderOptions { pinned_memory: options.pinned_memory.or(Some(brief)), prefault: None, ..options };
     let holder = HolderHandle::local();
     let (with, keeper) = (options.clone(), holder.clone());
     let opening = tokio::task::spawn_blocking(move || {

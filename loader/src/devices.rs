@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use longshore_device::cuda::{CopierStart, CopierState, CudaDevice, CudaOptions};
 use longshore_device::{Device, DeviceId, DeviceInfo, Devices, HostDevice, MemoryKeeper};
-use longshore_memory::{Arena, MountHelper, PinnedArena, PinnedSource, choose_shared_memory};
+use longshore_memory::{Arena, MountHelper, PinnedArena, PinnedSource, Prefaulter, SharedMemory, choose_shared_memory};
 use longshore_types::{ByteSize, Code, Error, Result, format_bytes};
 
 use crate::options::{Gpus, LoaderOptions};
@@ -32,6 +32,8 @@ pub struct NodeDevices {
     pub pinned: Option<PinnedSource>,
     /// What pays for host memory; `None` for devices that were put together otherwise.
     pub arena: Option<Arena>,
+    /// What keeps host memory ready for the next load, where the options ask for it.
+    pub prefaulter: Option<Prefaulter>,
     /// Whether the options name the GPUs one by one: then each of them must work.
     pub is_listed: bool,
     /// What a user should know.
@@ -57,6 +59,7 @@ impl From<Devices> for NodeDevices {
             gpus: BTreeMap::new(),
             pinned: None,
             arena: None,
+            prefaulter: None,
             is_listed: false,
             warnings: Vec::new(),
         }
@@ -66,7 +69,12 @@ impl From<Devices> for NodeDevices {
 impl NodeDevices {
     /// Every device as it is now.
     pub fn status(&self) -> Vec<DeviceStatus> {
-        let state_of = |info: DeviceInfo| {
+        let state_of = |mut info: DeviceInfo| {
+            if let (DeviceId::HOST, Some(arena), Some(prefaulter)) = (info.id, &self.arena, &self.prefaulter) {
+                let ready = || format!("{} prefaulted", format_bytes(arena.stats().ready_bytes));
+                let told = prefaulter.failure().map_or_else(ready, str::to_owned);
+                info.name = format!("{}, {told}", info.name);
+            }
             let gpu = self.gpus.get(&info.id);
             let state = gpu.map_or(CopierState::Ready, |gpu| gpu.state());
             DeviceStatus { info, state, restarts: gpu.map_or(0, |gpu| gpu.restarts()) }
@@ -151,19 +159,20 @@ pub fn copier_process() -> Result<CopierStart> {
 ///
 /// # Errors
 /// [`Code::Unsupported`] for a GPU that is listed and not there; [`Code::InvalidArgument`] and [`Code::Exhausted`] for
-/// page-locked memory that is too little, or that the budget has no room for.
+/// page-locked memory that is too little, or that the budget has no room for, as for memory to prefault.
 pub fn open(
     options: &LoaderOptions,
     arena: &Arena,
     keeper: Arc<dyn MemoryKeeper>,
     copier: CopierStart,
 ) -> Result<NodeDevices> {
-    choose_shared_memory(mount_helper(&copier).as_ref());
+    let memory = choose_shared_memory(mount_helper(&copier).as_ref());
     let host: Arc<dyn Device> = Arc::new(HostDevice::new(arena.clone()));
     let choice::Choice { gpus, reason, warnings } = choice::choose(&options.gpus)?;
     if let Some(reason) = reason {
         let devices = Devices::new(vec![host]).without_gpus(reason);
-        return Ok(NodeDevices { warnings, arena: Some(arena.clone()), ..NodeDevices::from(devices) });
+        let prefaulter = prefaulter(options, arena, memory)?;
+        return Ok(NodeDevices { warnings, arena: Some(arena.clone()), prefaulter, ..NodeDevices::from(devices) });
     }
     let pinned = pinned_source(options, arena)?;
     let mut opened = BTreeMap::new();
@@ -181,9 +190,15 @@ pub fn open(
         gpus: opened,
         pinned: Some(pinned),
         arena: Some(arena.clone()),
+        prefaulter: prefaulter(options, arena, memory)?,
         is_listed,
         warnings,
     })
+}
+
+fn prefaulter(options: &LoaderOptions, arena: &Arena, memory: &'static SharedMemory) -> Result<Option<Prefaulter>> {
+    let bytes = options.prefault.map_or(0, |size| size.0);
+    (bytes > 0).then(|| Prefaulter::start(arena, memory, bytes)).transpose()
 }
 
 /// The program that starts copiers makes private mounts, too, for a loader that may not.

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use longshore_device::Device;
+use longshore_memory::Prefaulter;
 use longshore_types::{Code, Error, Manifest, Result, format_bytes, redact_url};
 use tokio::sync::watch;
 use tracing::Instrument;
@@ -65,6 +66,7 @@ pub(crate) async fn fly(shared: Arc<Shared>, pilot: Pilot, what: Flightplan) {
         bytes = what.manifest.size_bytes(),
     );
     let metrics = shared.metrics.clone();
+    let _quiet = shared.node.prefaulter.as_ref().map(Prefaulter::quiet);
     metrics.loads_in_flight.inc();
     let recorder = what.recorder.clone();
     let result = load(&shared, &pilot, what).instrument(span.clone()).await;

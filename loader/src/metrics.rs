@@ -42,6 +42,7 @@ pub struct Metrics {
     pub(crate) copier_restarts: IntCounterVec,
     upload_bytes: IntCounterVec,
     upload_seconds: HistogramVec,
+    pub(crate) prefaulted_bytes: IntGauge,
     pinned_capacity_bytes: IntGauge,
     pinned_staging_bytes: IntGauge,
     pinned_cached_bytes: IntGauge,
@@ -115,6 +116,10 @@ impl Metrics {
                 "Time from the first to the last copy of a load, by device.",
                 LOAD_SECONDS_BUCKETS,
                 &["device"],
+            )?,
+            prefaulted_bytes: r.int_gauge(
+                "longshore_loader_prefaulted_bytes",
+                "Host memory that was touched for the next load, see --prefault.",
             )?,
             pinned_capacity_bytes: r
                 .int_gauge("longshore_loader_pinned_capacity_bytes", "Page-locked memory; 0 without a GPU.")?,
@@ -211,9 +216,9 @@ impl Metrics {
         self.pinned_cached_bytes.set(pinned.cached_bytes as i64);
     }
 
-    /// Brings over what the origin layer and the sink of checkpoints have counted.
-    pub(crate) fn copy(&self, origin: &OriginStats, sink: &SinkStats) {
-        self.copied.raise(origin, sink);
+    /// Brings over what the origin layer, the sink of checkpoints and the budget of host memory have counted.
+    pub(crate) fn copy(&self, origin: &OriginStats, sink: &SinkStats, prefaulted_used_bytes: u64) {
+        self.copied.raise(origin, sink, prefaulted_used_bytes);
     }
 
     pub(crate) fn add_upload(&self, device: &str, bytes: u64, took: Duration) {

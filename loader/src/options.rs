@@ -18,6 +18,12 @@ pub struct LoaderOptions {
     #[arg(id = "loader_memory", long = "memory", env = env::LOADER_MEMORY, value_name = "SIZE")]
     pub memory: Option<ByteSize>,
 
+    /// Host memory, out of the memory budget, that is touched while no load runs and becomes the next model in host memory of
+    /// at least a quarter of its size: that load then waits neither for the kernel to clear memory nor, on a virtual machine,
+    /// for the host to find it. It goes when something else needs the room; none when not set
+    #[arg(id = "loader_prefault", long = "prefault", env = env::LOADER_PREFAULT, value_name = "SIZE")]
+    pub prefault: Option<ByteSize>,
+
     /// Chunks of 16 MiB that are fetched at once, over all loads; one a core, from 16 to 32, when not set
     #[arg(id = "loader_fetches_max", long = "fetches-max", env = env::LOADER_FETCHES_MAX, value_name = "N")]
     pub fetches_max: Option<usize>,

@@ -81,6 +81,8 @@ variables! {
 
     /// Budget of a loader's arena: everything that holds model bytes in host memory.
     LOADER_MEMORY;
+    /// Host memory that a loader keeps touched for the next load.
+    LOADER_PREFAULT;
     /// Address of a loader's gRPC service.
     LOADER_LISTEN;
     /// Address of a loader's metrics and health pages.

@@ -114,7 +114,7 @@ impl Shared {
         ChunkReader::new(self.readers.clone(), recorder, token, manifest, node)
     }
 
-    /// Brings the gauges of devices and of page-locked memory up to date.
+    /// Brings the gauges of devices, of prefaulted and of page-locked memory up to date.
     pub(super) fn observe_devices(&self) {
         let metrics = &self.metrics;
         for status in self.node.status() {
@@ -128,6 +128,9 @@ impl Shared {
                 restarts.inc_by(status.restarts.saturating_sub(restarts.get()));
             }
         }
+        if let Some(arena) = &self.node.arena {
+            metrics.prefaulted_bytes.set(arena.stats().ready_bytes as i64);
+        }
         if let Some(pinned) = &self.pinned {
             metrics.set_pinned(&pinned.usage());
         }
@@ -136,7 +139,8 @@ impl Shared {
     /// Brings over what is counted elsewhere.
     pub(super) fn copy_counters(&self) {
         let sink = self.sink.as_ref().map(|sink| sink.stats()).unwrap_or_default();
-        self.metrics.copy(&self.origins.stats(), &sink);
+        let prefaulted_used_bytes = self.node.arena.as_ref().map_or(0, |arena| arena.ready_used_bytes());
+        self.metrics.copy(&self.origins.stats(), &sink, prefaulted_used_bytes);
     }
 
     /// Lets the chunks of a model's files leave page-locked memory; gives the bytes that are free there now.

@@ -1,4 +1,4 @@
-//! What the origin layer and the sink of checkpoints count by themselves, brought over when the metrics are looked at.
+//! What the origin layer, the sink of checkpoints and the budget of host memory count by themselves, brought over when the metrics are looked at.
 
 use longshore_origin::OriginStats;
 use longshore_runtime::Metrics as Registry;
@@ -22,6 +22,7 @@ pub(super) struct Copied {
     unversioned_listings: IntCounter,
     puts: IntCounterVec,
     release_failures: IntCounter,
+    prefaulted_used_bytes: IntCounter,
     /// Held while counters are raised, so that two scrapes do not add twice.
     copying: Mutex<()>,
 }
@@ -69,14 +70,18 @@ impl Copied {
                 &sink("release_failures_total"),
                 "Workers that could not be told that copies of a checkpoint are not needed any more.",
             )?,
+            prefaulted_used_bytes: registry.counter(
+                "longshore_loader_prefaulted_used_bytes_total",
+                "Bytes of models in host memory that had been touched before their load.",
+            )?,
             copying: Mutex::new(()),
         };
-        copied.raise(&OriginStats::default(), &SinkStats::default());
+        copied.raise(&OriginStats::default(), &SinkStats::default(), 0);
         Ok(copied)
     }
 
     /// Brings them up to what was counted.
-    pub(super) fn raise(&self, origin: &OriginStats, sink: &SinkStats) {
+    pub(super) fn raise(&self, origin: &OriginStats, sink: &SinkStats, prefaulted_used_bytes: u64) {
         let _alone = self.copying.lock();
         let kinds = [
             ("list", origin.list_requests),
@@ -110,6 +115,7 @@ impl Copied {
             raise(&self.puts.with_label_values(&labels), count);
         }
         raise(&self.release_failures, sink.release_failures);
+        raise(&self.prefaulted_used_bytes, prefaulted_used_bytes);
     }
 }
 
@@ -141,10 +147,10 @@ mod tests {
         };
         let sink = SinkStats { held: 2, cache_failures: 5, ..SinkStats::default() };
         for _ in 0..2 {
-            copied.raise(&origin, &sink);
+            copied.raise(&origin, &sink, 9);
         }
         // A count that is behind, as two scrapes at once may bring it.
-        copied.raise(&OriginStats::default(), &SinkStats::default());
+        copied.raise(&OriginStats::default(), &SinkStats::default(), 0);
         let text = text(&registry);
         for line in [
             "longshore_loader_origin_requests_total{kind=\"upload\"} 3",
@@ -153,6 +159,7 @@ mod tests {
             "longshore_loader_origin_bodies_total{way=\"streamed\"} 6",
             "longshore_loader_origin_verified_total{how=\"reading\"} 1",
             "longshore_loader_checkpoint_puts_total{mode=\"hold\",outcome=\"ok\"} 2",
+            "longshore_loader_prefaulted_used_bytes_total 9",
             "longshore_loader_checkpoint_puts_total{mode=\"cache\",outcome=\"failed\"} 5",
         ] {
             assert!(text.contains(line), "{line}: {text}");

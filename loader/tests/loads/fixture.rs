@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, Instant};
 
 use longshore_device::{Devices, HostDevice};
+use longshore_loader::devices::NodeDevices;
 use longshore_loader::plan::PlacedTensor;
 use longshore_loader::{HolderHandle, LoadRequest, LoadedModel, Loader, LoaderOptions};
-use longshore_memory::Arena;
+use longshore_memory::{Arena, Prefaulter, shared_memory};
 use longshore_origin::{OriginOptions, Origins};
 use longshore_testkit::FakeOrigin;
 use longshore_testkit::modelgen::Model;
-use longshore_types::Result;
+use longshore_types::{ByteSize, Result};
 use longshore_wire::Endpoint;
 
 use crate::workers::{TestCluster, TestWorker};
@@ -88,7 +89,12 @@ impl Fixture {
         options.hedge_factor = 1;
         options.fetches_max = Some(setup.fetches);
         options.stall_timeout_ms = setup.stall_ms;
-        let loader = Loader::open(options, HolderHandle::local(), cluster.clone(), devices, origins).unwrap();
+        let mut node = NodeDevices::from(devices);
+        if let Some(ByteSize(bytes)) = options.prefault {
+            node.arena = Some(arena.clone());
+            node.prefaulter = Some(Prefaulter::start(&arena, shared_memory(), bytes).unwrap());
+        }
+        let loader = Loader::open(options, HolderHandle::local(), cluster.clone(), node, origins).unwrap();
         Fixture { origin, workers, cluster, loader, arena }
     }
 
