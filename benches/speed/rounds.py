@@ -110,8 +110,7 @@ def run_rounds(
                 print(f"{name}: no time for round {number}", file=sys.stderr, flush=True)
                 break
         begin = time.monotonic()
-        shift = number % max(len(entries), 1)
-        for entry in entries[shift:] + entries[:shift]:
+        for entry in order_of(entries, number):
             left_out = number > 0 and (rounds - number) % entry.every
             if entry.measure is not None and not left_out:
                 size = bench.model_bytes if entry.load_bytes is None else entry.load_bytes
@@ -120,6 +119,14 @@ def run_rounds(
         took = time.monotonic() - begin
         spent += took
         print(f"{name}: round {number} of {rounds}, {took:.0f} s", file=sys.stderr, flush=True)
+
+
+def order_of(entries: list[Entry], number: int) -> list[Entry]:
+    """Another one begins each round, and every other round goes backwards: nobody always comes behind the same one."""
+    first = number % max(len(entries), 1)
+    if number % 2:
+        return entries[first::-1] + entries[:first:-1]
+    return entries[first:] + entries[:first]
 
 
 def wanted_of(entries: list[Entry], is_wanted: Callable[[str], bool]) -> list[Entry]:

@@ -27,8 +27,8 @@ from speed import groups, needs, page  # noqa: E402 # behind the path
 from speed.agents import Adapter  # noqa: E402
 from speed.bench import Bench, Options  # noqa: E402
 from speed.cli import arguments, command_of, options_of  # noqa: E402
-from speed.rounds import Entry, Round, measure, open_series, run_rounds, wanted_of  # noqa: E402
-from speed.rows import Row, Sample, Series  # noqa: E402
+from speed.rounds import Entry, Round, measure, open_series, order_of, run_rounds, wanted_of  # noqa: E402
+from speed.rows import LONGSHORE, PREFAULTED, Row, Sample, Series  # noqa: E402
 
 #: What every row has, whatever became of it.
 FIELDS = {
@@ -109,6 +109,13 @@ def test_what_takes_little_time_is_measured_more_often(short_seconds: float, is_
     bench = FakeBench(options("--rounds", "3", "--short-seconds", str(short_seconds)), is_late)
     run_rounds(cast(Bench, bench), "attach", [entry], open_series([entry]), Mock(Adapter))
     assert numbers == list(range(rounds))
+
+
+def test_nobody_always_comes_first_or_behind_the_same_one() -> None:
+    entries = [Entry(name, "longshore", "GB/s", None) for name in "abcd"]
+    orders = ["".join(entry.case for entry in order_of(entries, number)) for number in range(4)]
+    assert orders == ["abcd", "badc", "cdab", "dcba"]
+    assert order_of([], 3) == []
 
 
 def test_one_case_brings_its_limits() -> None:
@@ -228,8 +235,12 @@ def test_a_run_over_the_real_processes(tmp_path: Path) -> None:
     # Each has the limit of its round beside it.
     assert ours["local/resident"]["ratio_to_limit"] > 0
     assert ours["origin/empty-cache"]["limit_name"] == "limit/get"
+    # With memory that is prefaulted as well.
+    measured = {row["subject"] for row in rows if row["case"] == "local/resident" and row["value"]}
+    assert measured == {*LONGSHORE, *PREFAULTED}
     # Nothing is left behind.
     assert not list((tmp_path / "work").iterdir())
+    assert [path.name for path in tmp_path.glob("results*")] == ["results.json"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
