@@ -23,6 +23,7 @@ def of(options: Options) -> dict[str, tuple[list[str], Make]]:
     for count in options.workers:
         found[f"{count} workers"] = ([f"worker/tcp-{count}"], workers.scaling(count))
     return found | {
+        "untouched memory": (["local/untouched"], local.untouched),
         "second load": (["second-load"], sharing.second_load),
         "attach": (["attach/host"], sharing.attach),
         "startup": (["startup/first-tensor"], sharing.startup),

@@ -1,4 +1,4 @@
-"""Cases of files on this machine's disk, in the page cache and not."""
+"""Cases of files on this machine's disk: in the page cache or not, and into memory that was touched or not."""
 
 from __future__ import annotations
 
@@ -57,3 +57,21 @@ def local(bench: Bench, stack: ExitStack) -> list[Entry]:
 
         entries += loads.peer_entries(bench, case, peers, model, before_peer, limit=limit, cache_state=state)
     return entries
+
+
+def untouched(bench: Bench, stack: ExitStack) -> list[Entry]:
+    """The resident load again, when nobody has touched memory for a while, as between two loads of a node."""
+    folder, model, case = bench.model, str(bench.model), "local/untouched"
+    limit = ("limit/read-warm", "pread")
+    environment = clean_environment()
+    node = bench.node(stack, "bare", environment).start()
+    prefaulted = loads.start_prefaulted(bench, stack, environment)
+    before = functools.partial(loads.make_resident, [folder])
+    row = Entry(case, "longshore", "GB/s", None, "resident", limit=limit, before=before, rests=True, every=2)
+    peers = bench.peers(stack, "local", environment)
+    entries = loads.own_entries(bench, node, prefaulted, model, row)
+    more: dict[str, object] = {"limit": limit, "cache_state": "resident", "rests": True, "every": 2}
+    entries += loads.peer_entries(
+        bench, case, peers, model, lambda peer: loads.make_resident([folder, *peer.prepared_folders]), **more
+    )
+    return [*loads.read_limits(bench, stack, ["limit/read-warm"]).values(), *entries]

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 #: Okabe and Ito's palette, which the colour-blind can tell apart.
 LONGSHORE, REGION, PEER, LIMIT = "#0072B2", "#56B4E9", "#E69F00", "#7F7F7F"
 STEPS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#7F7F7F"]
-BARS = ["local/resident", "local/cold", "origin/direct", "origin/direct-paced"]
+BARS = ["local/resident", "local/untouched", "local/cold", "origin/direct", "origin/direct-paced"]
 CASES_OF_CPU = ["local/resident", "local/cold", "worker/same-host", "worker/tcp", "origin/direct", "origin/empty-cache"]
 WATERFALL = ["local/resident", "worker/tcp", "origin/direct"]
 #: Panels of small operations: title, axis, and the cases of each with what is said behind the subject.

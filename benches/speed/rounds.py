@@ -17,6 +17,8 @@ from speed.rows import Sample, Series
 #: again, so that who is measured first after a pause would pay for those who come next: before each of these rows as
 #: much memory as they need is touched and freed by somebody else.
 LOADS = ("GB/s", "s")
+#: How long memory is left alone before rows that ask for it: a host takes freed memory back within two seconds.
+REST_SECONDS = 5.0
 #: After so many failed rounds a row is left alone.
 FAILURES_MAX = 2
 #: A group goes on while its rounds took less than `Options.short_seconds` in all, up to so many times the rounds that
@@ -58,6 +60,8 @@ class Entry:
     along: dict[str, str] = field(default_factory=dict)
     #: Makes things as the row's cache state says, untimed.
     before: Callable[[], object] | None = None
+    #: Its memory is not touched before: nobody touches any for a while.
+    rests: bool = False
     #: Memory of a load; that of the model when it is None.
     load_bytes: int | None = None
     #: Why there is nothing to measure; the note says so.
@@ -115,7 +119,9 @@ def run_rounds(
             if entry.measure is not None and not left_out:
                 size = bench.model_bytes if entry.load_bytes is None else entry.load_bytes
                 touch = functools.partial(memory.call, "touch-memory", 120, bytes=2 * size)
-                measure(entry, series, Round(number), touch if entry.unit in LOADS else None)
+                rest = functools.partial(time.sleep, REST_SECONDS)
+                prepare = rest if entry.rests else touch if entry.unit in LOADS else None
+                measure(entry, series, Round(number), prepare)
         took = time.monotonic() - begin
         spent += took
         print(f"{name}: round {number} of {rounds}, {took:.0f} s", file=sys.stderr, flush=True)
@@ -140,14 +146,14 @@ def measure(
     entry: Entry,
     series: dict[tuple[str, str], Series],
     number: Round,
-    touch: Callable[[], object] | None = None,
+    prepare: Callable[[], object] | None = None,
 ) -> None:
-    """One row in one round, `touch` as the last thing before; whatever fails is the row's, never the run's."""
+    """One row in one round, `prepare` as the last thing before; whatever fails is the row's, never the run's."""
     own = series[entry.case, entry.subject]
     if entry.measure is None or own.failures >= FAILURES_MAX:
         return
     try:
-        for untimed in (entry.before, touch):
+        for untimed in (entry.before, prepare):
             if untimed is not None:
                 untimed()
         found = entry.measure(number)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -27,7 +28,7 @@ from speed import groups, needs, page  # noqa: E402 # behind the path
 from speed.agents import Adapter  # noqa: E402
 from speed.bench import Bench, Options  # noqa: E402
 from speed.cli import arguments, command_of, options_of  # noqa: E402
-from speed.rounds import Entry, Round, measure, open_series, order_of, run_rounds, wanted_of  # noqa: E402
+from speed.rounds import REST_SECONDS, Entry, Round, measure, open_series, order_of, run_rounds, wanted_of  # noqa: E402
 from speed.rows import LONGSHORE, PREFAULTED, Row, Sample, Series  # noqa: E402
 
 #: What every row has, whatever became of it.
@@ -109,6 +110,29 @@ def test_what_takes_little_time_is_measured_more_often(short_seconds: float, is_
     bench = FakeBench(options("--rounds", "3", "--short-seconds", str(short_seconds)), is_late)
     run_rounds(cast(Bench, bench), "attach", [entry], open_series([entry]), Mock(Adapter))
     assert numbers == list(range(rounds))
+
+
+def test_memory_is_touched_before_a_load_or_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    monkeypatch.setattr("speed.rounds.time.sleep", lambda seconds: done.append(f"rest {seconds:g}"))
+
+    def work(name: str) -> Callable[[Round], Sample]:
+        def load(_: Round) -> Sample:
+            done.append(name)
+            return Sample(1.0, 1.0, 7, 7)
+
+        return load
+
+    memory = Mock(Adapter)
+    memory.call.side_effect = lambda what, _, **more: done.append(f"{what} {more['bytes']}")
+    entries = [
+        Entry("local/resident", "longshore", "GB/s", work("touched"), before=lambda: done.append("before")),
+        Entry("local/untouched", "longshore", "GB/s", work("rested"), rests=True),
+        Entry("attach/host", "longshore", "ms", work("attach")),
+    ]
+    bench = FakeBench(options("--rounds", "1", "--short-seconds", "0"), is_late=False, model_bytes=7)
+    run_rounds(cast(Bench, bench), "all", entries, open_series(entries), memory)
+    assert done[:6] == ["before", "touch-memory 14", "touched", f"rest {REST_SECONDS:g}", "rested", "attach"]
 
 
 def test_nobody_always_comes_first_or_behind_the_same_one() -> None:

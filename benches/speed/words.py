@@ -27,8 +27,9 @@ each of their pages was read: one finishing line for every loader, whatever its 
 the same load up to the end of the loader's own work, which is what the limits limit. CPU seconds are those of all
 processes on both ends (client, loader, workers), without the origin, which is a process of its own beside them.
 Virtual machines give freed memory back to their host, and are slow to get it again: before each row that loads a
-model, twice its memory is touched and freed by another process, so that none pays for what another one left. Fresh
-pages are cleared all the same, which limits into warm buffers do not pay for, and loads do.
+model, twice its memory is touched and freed by another process, so that none pays for what another one left.
+`local/untouched` does without, and shows what that costs. Fresh pages are cleared all the same, which limits into warm
+buffers do not pay for, and loads do.
 
 Rows called *prefaulted* are loads by a loader with `--prefault`: it touches memory while no load runs, and the next
 load gets it. They stand beside those with default options. Their time has nothing of it, their CPU seconds have all of
@@ -86,7 +87,9 @@ SECTIONS = [
     (
         "Local files",
         "local/",
-        "The model's files on this machine's disk: in the page cache, and dropped from it before each load.",
+        "The model's files on this machine's disk: in the page cache, and dropped from it before each load. "
+        "`untouched`: in the page cache, but nobody has touched memory for five seconds, as between two loads of a "
+        "node; the host of a virtual machine has taken free memory back by then, and finds it again page by page.",
     ),
     (
         "Workers",
