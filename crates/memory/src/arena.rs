@@ -148,25 +148,14 @@ impl Arena {
     /// As [`Arena::try_reserve`], for a region: where a [`Prefaulter`] has made memory ready that is of use for so many bytes,
     /// the region gets it.
     pub fn try_reserve_region(&self, bytes: u64) -> Option<Reservation> {
-        let Some((file, ready_bytes)) = self.shared.ready.take_for(bytes) else { return self.try_reserve(bytes) };
-        self.shared.ledger.lock().lease_ready(ready_bytes);
-        let mut lease = self.lease(ready_bytes);
-        if file.cut(bytes).is_err() {
-            drop((file, lease));
-            return self.try_reserve(bytes);
+        let Some((file, ready_bytes)) = self.shared.take_ready(bytes) else { return self.try_reserve(bytes) };
+        let mut reservation = Reservation { ready: Some(file), lease: self.lease(ready_bytes) };
+        if bytes > ready_bytes {
+            let missing = Request { bytes: bytes - ready_bytes, recycles: Recycles::Nothing };
+            reservation.lease.bytes += self.shared.try_take(missing)?.bytes;
         }
-        match bytes.checked_sub(ready_bytes) {
-            Some(missing) => {
-                let request = Request { bytes: missing, recycles: Recycles::Nothing };
-                lease.bytes += self.shared.try_take(request)?.bytes;
-            }
-            None => {
-                lease.bytes = bytes;
-                self.shared.release(ready_bytes - bytes);
-            }
-        }
-        self.shared.ready.count_used(bytes.min(ready_bytes));
-        Some(Reservation { ready: Some(file), lease })
+        self.shared.ready.count_used(ready_bytes);
+        Some(reservation)
     }
 
     /// Bytes of regions that were ready when they were asked for, since the start.
@@ -293,19 +282,13 @@ impl Shared {
     /// What is asked for, if it fits, be it in the place of what is ready.
     fn try_take(&self, request: Request) -> Option<Grant> {
         let mut ledger = self.ledger.lock();
-        let grant = ledger.try_take(request);
-        if grant.is_some() || !ledger.fits_without_ready(request) {
-            return grant;
-        }
-        MutexGuard::unlocked(&mut ledger, || self.end_ready());
-        ledger.try_take(request)
-    }
-
-    /// Frees the memory that is ready.
-    fn end_ready(&self) {
-        let Some(bytes) = self.ready.end() else { return };
-        if self.ledger.lock().end_ready(bytes) {
-            self.granted.notify_all();
+        loop {
+            let grant = ledger.try_take(request);
+            if grant.is_some() || !ledger.fits_without_ready(request) {
+                return grant;
+            }
+            // Some more may be made ready before the lock is held again.
+            MutexGuard::unlocked(&mut ledger, || self.end_ready());
         }
     }
 

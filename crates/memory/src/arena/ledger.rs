@@ -122,15 +122,10 @@ impl Ledger {
         is_spare
     }
 
-    /// What was ready is somebody's now.
-    pub(super) fn lease_ready(&mut self, bytes: u64) {
+    /// Of what was ready so much is somebody's now; the rest is gone. True when a waiter was served: wake them.
+    pub(super) fn take_ready(&mut self, bytes: u64, leased_bytes: u64) -> bool {
         self.ready -= bytes;
-        self.leased += bytes;
-    }
-
-    /// What was ready is gone. True when a waiter was served: wake them.
-    pub(super) fn end_ready(&mut self, bytes: u64) -> bool {
-        self.ready -= bytes;
+        self.leased += leased_bytes;
         self.serve()
     }
 

@@ -3,7 +3,8 @@
 //! It is charged to the arena and yet nobody's: whoever does not fit gets its room. It is one file with all of it, because
 //! a region is one file; a region that is shorter cuts the rest off, one that is longer grows it.
 //!
-//! Locks: the slot comes before the ledger, and is held while memory is touched, a few milliseconds at most.
+//! Locks: the slot comes before the ledger. It is held while memory is touched, a few milliseconds at most, and until what
+//! was taken out of it is accounted for: who is refused meanwhile waits for the slot, and asks again.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -53,28 +54,6 @@ pub(super) enum Step {
 }
 
 impl Ready {
-    /// The memory for a region of `bytes`, and what it is charged with. `None` without any that is of use.
-    pub(super) fn take_for(&self, bytes: u64) -> Option<(ReadyFile, u64)> {
-        let mut slot = self.slot.lock();
-        let touched_bytes = slot.as_ref()?.touched_bytes;
-        if touched_bytes == 0 || bytes < touched_bytes / USEFUL_DIVISOR {
-            return None;
-        }
-        let Prefaulted { file, .. } = self.empty(&mut slot)?;
-        Some((file, touched_bytes))
-    }
-
-    /// Frees the memory; gives what it was charged with.
-    pub(super) fn end(&self) -> Option<u64> {
-        let mut slot = self.slot.lock();
-        Some(self.empty(&mut slot)?.touched_bytes)
-    }
-
-    fn empty(&self, slot: &mut Option<Prefaulted>) -> Option<Prefaulted> {
-        self.changed.notify_all();
-        slot.take()
-    }
-
     pub(super) fn count_used(&self, bytes: u64) {
         self.used_bytes.fetch_add(bytes, Relaxed);
     }
@@ -90,6 +69,37 @@ impl Ready {
 }
 
 impl Shared {
+    /// The memory for a region of `bytes`, cut off where that ends, and how much of it is leased now. `None` without any that
+    /// is of use.
+    pub(super) fn take_ready(&self, bytes: u64) -> Option<(ReadyFile, u64)> {
+        let mut slot = self.ready.slot.lock();
+        let touched_bytes = slot.as_ref()?.touched_bytes;
+        if touched_bytes == 0 || bytes < touched_bytes / USEFUL_DIVISOR {
+            return None;
+        }
+        let Prefaulted { map, file, .. } = slot.take()?;
+        drop(map);
+        let is_cut = file.file.file.set_len(bytes).is_ok();
+        let (file, leased_bytes) = if is_cut { (Some(file), bytes.min(touched_bytes)) } else { (None, 0) };
+        if self.ledger.lock().take_ready(touched_bytes, leased_bytes) {
+            self.granted.notify_all();
+        }
+        self.ready.changed.notify_all();
+        Some((file?, leased_bytes))
+    }
+
+    /// Frees the memory.
+    pub(super) fn end_ready(&self) {
+        let mut slot = self.ready.slot.lock();
+        let Some(ready) = slot.take() else { return };
+        let touched_bytes = ready.touched_bytes;
+        drop(ready);
+        if self.ledger.lock().take_ready(touched_bytes, 0) {
+            self.granted.notify_all();
+        }
+        self.ready.changed.notify_all();
+    }
+
     /// Touches some more of what is to be ready, `target_bytes` in all.
     ///
     /// # Errors
@@ -114,7 +124,7 @@ impl Shared {
         };
         if let Err(error) = done {
             *slot = None;
-            if self.ledger.lock().end_ready(touched_bytes + step_bytes) {
+            if self.ledger.lock().take_ready(touched_bytes + step_bytes, 0) {
                 self.granted.notify_all();
             }
             return Err(error);
@@ -143,11 +153,6 @@ impl Prefaulted {
 }
 
 impl ReadyFile {
-    /// Frees what a region of `bytes` does not need.
-    pub(super) fn cut(&self, bytes: u64) -> io::Result<()> {
-        self.file.file.set_len(bytes)
-    }
-
     /// The file, when it is of the memory that is asked for.
     pub(super) fn into_file(self, memory: &SharedMemory) -> Option<SharedFile> {
         std::ptr::eq(self.memory, memory).then_some(self.file)

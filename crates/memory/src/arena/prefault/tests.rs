@@ -183,3 +183,25 @@ fn many_who_take_and_give_back_never_exceed_the_budget() {
     drop(prefaulter);
     assert_eq!(arena.leased_bytes() + arena.stats().ready_bytes, 0);
 }
+
+#[test]
+fn nobody_is_refused_what_would_fit_without_it() {
+    let arena = Arena::new(32 * MIB);
+    let prefaulter = Prefaulter::start(&arena, shared_memory(), 32 * MIB).unwrap();
+    std::thread::scope(|scope| {
+        // Eight at most take 4 MiB each.
+        for thread in 0..8 {
+            let arena = &arena;
+            scope.spawn(move || {
+                for round in 0..200_u64 {
+                    let bytes = MIB * (1 + (round + thread) % 4);
+                    let taken =
+                        if thread % 2 == 0 { arena.try_reserve_region(bytes) } else { arena.try_reserve(bytes) };
+                    assert!(taken.is_some(), "{:?}", arena.stats());
+                }
+            });
+        }
+    });
+    drop(prefaulter);
+    assert_eq!(arena.used_bytes(), 0);
+}
