@@ -57,7 +57,7 @@ demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader,
 	cargo build --release --locked -p longshore-cli -p longshore-testkit --bins
 	$(PYTHON) scripts/demo.py
 
-bench: BENCH_SECONDS ?= 780
+bench: BENCH_SECONDS ?= 900
 bench: bench-setup ## The speed report beside other loaders: benches/results/ and docs/benchmarks.md (about twenty minutes behind a release build)
 	.venv/bin/python benches/speed --seconds $(BENCH_SECONDS)
 
