@@ -61,7 +61,12 @@ impl RegionWriter {
     ///
     /// # Errors
     /// As [`RegionWriter::create`].
-    pub fn create_in(memory: &SharedMemory, name: &str, len: u64, mut reservation: Reservation) -> Result<RegionWriter> {
+    pub fn create_in(
+        memory: &SharedMemory,
+        name: &str,
+        len: u64,
+        mut reservation: Reservation,
+    ) -> Result<RegionWriter> {
         if reservation.bytes() < len {
             let message = format!("region {name} of {len} bytes came with a reservation of {}", reservation.bytes());
             return Err(Error::new(Code::Internal, message));
