@@ -50,10 +50,10 @@ SMALL = """Light blue are other ways to ask Longshore, grey is the plain work of
 into memory; `longshore pull` writes them to the disk, or to a folder in memory, and a worker keeps a copy."""
 
 AIMS_NOTE = """
-Ratios to limits are those of `longshore, host region`; ratios to peers are `longshore`'s median over theirs. Resident
-local file, TCP worker and same-host worker are judged by the prefaulted rows, since peers have their best documented
-settings as well; what default options reach stands in parentheses. Two figures stand in the table for information and
-are not judged, because the work is another one:
+Ratios to limits are those of `longshore, host region`; ratios to peers are `longshore`'s median over theirs. Local
+files and workers have rows in two settings, with `--prefault` and without: an aim is reached when one setting meets all
+of its conditions, since peers have their best documented settings as well, and the other one stands in parentheses. Two
+figures stand in the table for information and are not judged, because the work is another one:
 
 * Resident local file: a peer that maps the file hands out the page cache's own pages. It copies nothing, so its time is
   that of filling page tables, and the bytes go when the page cache needs the room. Longshore is judged beside the
