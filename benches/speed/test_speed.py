@@ -272,6 +272,8 @@ def test_a_run_that_is_ended_leaves_nothing(number: signal.Signals, tmp_path: Pa
     log = tmp_path / "log"
     with tempfile.TemporaryDirectory() as sockets, log.open("w") as errors:
         command: list[str | Path] = [
+            # Who runs the tests in the background of a shell has signals ignored, and a run leaves that as it is.
+            "env", f"--default-signal={number.value}",
             sys.executable, HERE, "--bin-dir", BIN, "--size", "0.05", "--rounds", "1000", "--peers", "",
             "--folder", tmp_path / "work", "--no-page", "--only", "origin/empty-cache",
         ]  # fmt: skip
