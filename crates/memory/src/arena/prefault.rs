@@ -7,16 +7,17 @@ use std::io;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use longshore_types::{Code, Error, Result, format_bytes};
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 
 use super::Arena;
 use super::ready::Step;
 use crate::shared::SharedMemory;
 
-/// How long after the last load memory is left alone: who loaded is about to attach, or to load again.
+/// How long memory is left alone after the last load, whose client is about to attach or to load again, and after somebody
+/// needed the room: else it would be touched and freed in turns.
 const REST: Duration = Duration::from_secs(1);
 /// How often to look whether there is room, or rest, meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
@@ -35,8 +36,6 @@ struct State {
     is_ended: AtomicBool,
     /// How many would be disturbed now.
     busy: AtomicUsize,
-    /// When the last of those was done.
-    rested_from: Mutex<Option<Instant>>,
     failure: OnceLock<String>,
 }
 
@@ -61,7 +60,6 @@ impl Prefaulter {
             target_bytes: crate::mapped_charge_bytes(bytes).min(arena.capacity_bytes()),
             is_ended: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
-            rested_from: Mutex::new(None),
             failure: OnceLock::new(),
         });
         // What cannot be done at all is said at once.
@@ -95,7 +93,7 @@ impl Prefaulter {
 
 impl Drop for Quiet {
     fn drop(&mut self) {
-        *self.0.rested_from.lock() = Some(Instant::now());
+        self.0.arena.shared.ready.disturb();
         self.0.busy.fetch_sub(1, Ordering::SeqCst);
     }
 }
@@ -140,8 +138,7 @@ impl State {
     }
 
     fn is_quiet(&self) -> bool {
-        let is_rested = || self.rested_from.lock().is_none_or(|since| since.elapsed() >= REST);
-        self.busy.load(Ordering::SeqCst) == 0 && is_rested()
+        self.busy.load(Ordering::SeqCst) == 0 && self.arena.shared.ready.has_rested(REST)
     }
 }
 

@@ -9,6 +9,7 @@
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
@@ -28,6 +29,8 @@ pub(super) struct Ready {
     /// Signalled when the slot has become empty, and when who fills it should look for another reason.
     changed: Condvar,
     used_bytes: AtomicU64,
+    /// When somebody last needed the room, or the quiet.
+    disturbed: Mutex<Option<Instant>>,
 }
 
 /// Memory of which a front part has been touched.
@@ -62,6 +65,16 @@ impl Ready {
         self.used_bytes.load(Relaxed)
     }
 
+    /// Somebody needs what touching memory takes, now.
+    pub(super) fn disturb(&self) {
+        *self.disturbed.lock() = Some(Instant::now());
+    }
+
+    /// Whether nobody did for so long.
+    pub(super) fn has_rested(&self, long: Duration) -> bool {
+        self.disturbed.lock().is_none_or(|since| since.elapsed() >= long)
+    }
+
     /// The slot, for who fills it, and how he hears that it changed.
     pub(super) fn slot(&self) -> (MutexGuard<'_, Option<Prefaulted>>, &Condvar) {
         (self.slot.lock(), &self.changed)
@@ -93,6 +106,7 @@ impl Shared {
         let mut slot = self.ready.slot.lock();
         let Some(ready) = slot.take() else { return };
         let touched_bytes = ready.touched_bytes;
+        self.ready.disturb();
         drop(ready);
         if self.ledger.lock().take_ready(touched_bytes, 0) {
             self.granted.notify_all();

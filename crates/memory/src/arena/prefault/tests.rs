@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use rustix::fs::fstat;
 
 use super::*;
@@ -204,4 +206,15 @@ fn nobody_is_refused_what_would_fit_without_it() {
     });
     drop(prefaulter);
     assert_eq!(arena.used_bytes(), 0);
+}
+
+#[test]
+fn who_needed_the_room_has_it_for_a_while() {
+    let arena = Arena::new(16 * MIB);
+    let _prefaulter = Prefaulter::start(&arena, shared_memory(), 16 * MIB).unwrap();
+    until_ready(&arena, 16 * MIB);
+    let begin = Instant::now();
+    drop(arena.try_reserve(MIB).unwrap());
+    until_ready(&arena, 16 * MIB);
+    assert!(begin.elapsed() >= REST);
 }
