@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -278,6 +279,7 @@ def test_a_run_that_is_ended_leaves_nothing(number: signal.Signals, tmp_path: Pa
             "--folder", tmp_path / "work", "--no-page", "--only", "origin/empty-cache",
         ]  # fmt: skip
         run = subprocess.Popen(command, stderr=errors, stdout=errors, env={**os.environ, "TMPDIR": sockets})
+        started: list[int] = []
         try:
             deadline = time.monotonic() + 120
             # In the middle of a round, with all processes that there are.
@@ -290,9 +292,13 @@ def test_a_run_that_is_ended_leaves_nothing(number: signal.Signals, tmp_path: Pa
             run.send_signal(number)
             assert run.wait(60) == 128 + number
         finally:
+            left = [pid for pid in started if Path(f"/proc/{pid}").exists()]
             run.kill()
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
             run.wait()
-        assert not [pid for pid in started if Path(f"/proc/{pid}").exists()], log.read_text()
+        assert not left, log.read_text()
         assert not list(Path(sockets).iterdir())
     assert not list((tmp_path / "work").iterdir())
     assert not list(Path("/dev/shm").glob(f"longshore-bench-{run.pid}-*"))

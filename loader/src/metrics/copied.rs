@@ -1,4 +1,5 @@
-//! What the origin layer, the sink of checkpoints and the budget of host memory count by themselves, brought over when the metrics are looked at.
+//! What the origin layer, the sink of checkpoints and the budget of host memory count by themselves, brought over when
+//! the metrics are looked at.
 
 use longshore_origin::OriginStats;
 use longshore_runtime::Metrics as Registry;
