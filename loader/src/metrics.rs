@@ -43,6 +43,7 @@ pub struct Metrics {
     upload_bytes: IntCounterVec,
     upload_seconds: HistogramVec,
     pub(crate) prefaulted_bytes: IntGauge,
+    pub(crate) prefault_failed: IntGauge,
     pinned_capacity_bytes: IntGauge,
     pinned_staging_bytes: IntGauge,
     pinned_cached_bytes: IntGauge,
@@ -120,6 +121,10 @@ impl Metrics {
             prefaulted_bytes: r.int_gauge(
                 "longshore_loader_prefaulted_bytes",
                 "Host memory that was touched for the next load, see --prefault.",
+            )?,
+            prefault_failed: r.int_gauge(
+                "longshore_loader_prefault_failed",
+                "1 when no more memory is touched ahead because the system gave none; the status says what it told.",
             )?,
             pinned_capacity_bytes: r
                 .int_gauge("longshore_loader_pinned_capacity_bytes", "Page-locked memory; 0 without a GPU.")?,

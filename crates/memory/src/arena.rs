@@ -197,13 +197,14 @@ impl Arena {
         }
         let deadline = Instant::now().checked_add(timeout);
         let ticket = ledger.enqueue(request);
-        // Nothing more is made ready while somebody waits.
-        if ledger.stats().ready_bytes > 0 {
-            MutexGuard::unlocked(&mut ledger, || self.shared.end_ready());
-        }
         loop {
             if let Some(grant) = ledger.collect(ticket) {
                 return Ok(grant);
+            }
+            // Nothing more is made ready while somebody waits.
+            if ledger.waiters_lack() > 0 {
+                MutexGuard::unlocked(&mut ledger, || self.shared.shed_ready(Ledger::waiters_lack));
+                continue;
             }
             match deadline {
                 Some(deadline) if self.shared.granted.wait_until(&mut ledger, deadline).timed_out() => {
@@ -284,11 +285,11 @@ impl Shared {
         let mut ledger = self.ledger.lock();
         loop {
             let grant = ledger.try_take(request);
-            if grant.is_some() || !ledger.fits_without_ready(request) {
+            if grant.is_some() || ledger.lacks(request) == 0 {
                 return grant;
             }
             // Some more may be made ready before the lock is held again.
-            MutexGuard::unlocked(&mut ledger, || self.end_ready());
+            MutexGuard::unlocked(&mut ledger, || self.shed_ready(|ledger| ledger.lacks(request)));
         }
     }
 

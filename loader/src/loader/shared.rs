@@ -131,6 +131,8 @@ impl Shared {
         if let Some(arena) = &self.node.arena {
             metrics.prefaulted_bytes.set(arena.stats().ready_bytes as i64);
         }
+        let failure = self.node.prefaulter.as_ref().and_then(|prefaulter| prefaulter.failure());
+        metrics.prefault_failed.set(i64::from(failure.is_some()));
         if let Some(pinned) = &self.pinned {
             metrics.set_pinned(&pinned.usage());
         }

@@ -110,9 +110,17 @@ impl Ledger {
         self.capacity - self.leased - self.ready - self.recycled_bytes()
     }
 
-    /// Whether a request that does not fit would, were it not for what is ready.
-    pub(super) fn fits_without_ready(&self, request: Request) -> bool {
-        self.ready > 0 && request.bytes <= self.capacity - self.leased
+    /// How much of what is ready has to go for a request to fit; nothing where that would not do.
+    pub(super) fn lacks(&self, request: Request) -> u64 {
+        let lacking_bytes = request.bytes.saturating_sub(self.capacity - self.leased - self.ready);
+        if lacking_bytes <= self.ready { lacking_bytes } else { 0 }
+    }
+
+    /// How much of what is ready has to go for those who wait, be it enough for them or not.
+    pub(super) fn waiters_lack(&self) -> u64 {
+        let waiting = self.queue.iter().filter(|waiter| waiter.grant.is_none());
+        let asked_bytes = waiting.fold(0_u64, |sum, waiter| sum.saturating_add(waiter.request.bytes));
+        asked_bytes.saturating_sub(self.capacity - self.leased - self.ready).min(self.ready)
     }
 
     /// Charges more of the memory that is made ready; nobody is made to wait for it, and no buffer goes for it.

@@ -1,7 +1,7 @@
 //! Memory of the next region, touched before anybody waits for it.
 //!
-//! It is charged to the arena and yet nobody's: whoever does not fit gets its room. It is one file with all of it, because
-//! a region is one file; a region that is shorter cuts the rest off, one that is longer grows it.
+//! It is charged to the arena and yet nobody's: whoever does not fit gets as much of its room as he lacks. It is one file
+//! with all of it, because a region is one file; a region that is shorter cuts the rest off, one that is longer grows it.
 //!
 //! Locks: the slot comes before the ledger. It is held while memory is touched, a few milliseconds at most, and until what
 //! was taken out of it is accounted for: who is refused meanwhile waits for the slot, and asks again.
@@ -12,13 +12,15 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
+use rustix::fs::{FallocateFlags, fallocate};
 
 use super::Shared;
-use crate::raw::RawMemory;
+use super::ledger::Ledger;
+use crate::raw::{HUGE_PAGE_BYTES, RawMemory};
 use crate::shared::{SharedFile, SharedMemory};
 
-/// What is touched at once. The host of a virtual machine may take five milliseconds for a MiB.
-const STEP_BYTES: u64 = 4 << 20;
+/// What is touched at once: a huge page, for which the host of a virtual machine may take ten milliseconds.
+const STEP_BYTES: u64 = HUGE_PAGE_BYTES as u64;
 /// A region takes what is ready when it has at least this part of it: cutting off the rest is work thrown away.
 const USEFUL_DIVISOR: u64 = 4;
 
@@ -101,14 +103,23 @@ impl Shared {
         Some((file?, leased_bytes))
     }
 
-    /// Frees the memory.
+    /// Frees all of the memory.
     pub(super) fn end_ready(&self) {
+        self.shed_ready(|ledger| ledger.stats().ready_bytes);
+    }
+
+    /// Frees as much of the memory as `lacking` finds that somebody lacks, whole pages of it.
+    pub(super) fn shed_ready(&self, lacking: impl Fn(&Ledger) -> u64) {
         let mut slot = self.ready.slot.lock();
-        let Some(ready) = slot.take() else { return };
-        let touched_bytes = ready.touched_bytes;
+        let lacking_bytes = lacking(&self.ledger.lock());
+        let Some(ready) = slot.as_mut().filter(|_| lacking_bytes > 0) else { return };
         self.ready.disturb();
-        drop(ready);
-        if self.ledger.lock().take_ready(touched_bytes, 0) {
+        let before_bytes = ready.touched_bytes;
+        let left_bytes = ready.cut(lacking_bytes);
+        if left_bytes == 0 {
+            *slot = None;
+        }
+        if self.ledger.lock().take_ready(before_bytes - left_bytes, 0) {
             self.granted.notify_all();
         }
         self.ready.changed.notify_all();
@@ -163,6 +174,23 @@ impl Prefaulted {
         self.map.populate_to_write(start..end)?;
         self.touched_bytes += bytes;
         Ok(())
+    }
+
+    /// Frees the last `bytes` of what is touched, and what lies between them and the end of a page. What is left; nothing
+    /// where a part cannot be freed.
+    fn cut(&mut self, bytes: u64) -> u64 {
+        let left_bytes = self.touched_bytes.saturating_sub(bytes) / STEP_BYTES * STEP_BYTES;
+        let how = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let gone_bytes = (self.touched_bytes - left_bytes).next_multiple_of(STEP_BYTES);
+        let is_cut = left_bytes > 0 && fallocate(&self.file.file.file, how, left_bytes, gone_bytes).is_ok();
+        self.touched_bytes = if is_cut { left_bytes } else { 0 };
+        self.touched_bytes
+    }
+
+    /// The memory that the file really has.
+    #[cfg(test)]
+    pub(super) fn pages_bytes(&self) -> u64 {
+        rustix::fs::fstat(&self.file.file.file).unwrap().st_blocks as u64 * 512
     }
 }
 

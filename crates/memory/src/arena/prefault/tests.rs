@@ -31,6 +31,12 @@ fn pages_bytes(writer: RegionWriter) -> u64 {
     stat.st_blocks as u64 * 512
 }
 
+/// The memory that what is ready really has.
+fn ready_pages_bytes(arena: &Arena) -> u64 {
+    let (slot, _) = arena.shared.ready.slot();
+    slot.as_ref().map_or(0, |ready| ready.pages_bytes())
+}
+
 #[test]
 fn the_next_region_is_made_of_what_is_ready() {
     let arena = Arena::new(64 * MIB);
@@ -86,19 +92,55 @@ fn whoever_does_not_fit_gets_its_room() {
     // What never could, too.
     assert!(arena.try_reserve(17 * MIB).is_none());
     assert_eq!(arena.stats().ready_bytes, 16 * MIB);
-    let in_its_place = arena.try_reserve(16 * MIB).unwrap();
+    // Who needs a part of it gets that part, in whole pages.
+    let in_a_part = arena.try_reserve(5 * MIB).unwrap();
+    assert_eq!((arena.leased_bytes(), arena.stats().ready_bytes), (13 * MIB, 10 * MIB));
+    assert_eq!(ready_pages_bytes(&arena), 10 * MIB);
+    let in_its_place = arena.try_reserve(11 * MIB).unwrap();
     assert_eq!((arena.leased_bytes(), arena.stats().ready_bytes), (24 * MIB, 0));
-    drop((beside, in_its_place, quiet));
+    drop((beside, in_a_part, in_its_place, quiet));
 
     until_ready(&arena, 16 * MIB);
+    assert_eq!(ready_pages_bytes(&arena), 16 * MIB);
     let _quiet = prefaulter.quiet();
     // Who would wait does not wait for it.
     let waited = arena.wait_reserve(20 * MIB, LONG).unwrap();
-    assert_eq!((arena.leased_bytes(), arena.stats().ready_bytes), (20 * MIB, 0));
+    assert_eq!((arena.leased_bytes(), arena.stats().ready_bytes), (20 * MIB, 4 * MIB));
     // A region of more than there is gets nothing, and nothing is left behind.
     assert!(arena.try_reserve_region(8 * MIB).is_none());
     drop(waited);
     assert_eq!(arena.used_bytes(), 0);
+}
+
+#[test]
+fn what_is_left_when_a_part_went_is_a_region_s() {
+    let arena = Arena::new(16 * MIB);
+    let prefaulter = Prefaulter::start(&arena, shared_memory(), 16 * MIB).unwrap();
+    until_ready(&arena, 16 * MIB);
+    let quiet = prefaulter.quiet();
+    let other = arena.try_reserve(MIB).unwrap();
+    let taken = region(&arena, 15 * MIB);
+    assert_eq!((arena.leased_bytes(), arena.ready_used_bytes()), (16 * MIB, 14 * MIB));
+    assert!(pages_bytes(taken) >= 14 * MIB);
+    drop((other, quiet));
+    // What went is made ready again.
+    until_ready(&arena, 16 * MIB);
+    drop(arena.try_reserve(MIB).unwrap());
+    until_ready(&arena, 16 * MIB);
+    assert_eq!(ready_pages_bytes(&arena), 16 * MIB);
+}
+
+#[test]
+fn several_who_wait_have_its_room_between_them() {
+    let arena = Arena::new(32 * MIB);
+    let _prefaulter = Prefaulter::start(&arena, shared_memory(), 32 * MIB).unwrap();
+    until_ready(&arena, 32 * MIB);
+    std::thread::scope(|scope| {
+        let waiters: Vec<_> = (0..4).map(|_| scope.spawn(|| arena.wait_reserve(6 * MIB, LONG).unwrap())).collect();
+        let taken: Vec<_> = waiters.into_iter().map(|waiter| waiter.join().unwrap()).collect();
+        assert_eq!((arena.leased_bytes(), arena.stats().ready_bytes), (24 * MIB, 8 * MIB));
+        drop(taken);
+    });
 }
 
 #[test]
