@@ -56,6 +56,6 @@ for name in "${names[@]}"; do
   wait $! || failed+=("$name")
 done
 for tool in fio curl; do
-  command -v "$tool" >/dev/null || { echo "please install $tool" >&2; failed+=("$tool"); }
+  command -v "$tool" >/dev/null || scripts/debian-packages.sh "$tool" || failed+=("$tool")
 done
 [ ${#failed[@]} -eq 0 ] || { echo "could not make: ${failed[*]}" >&2; exit 1; }

@@ -47,17 +47,7 @@ get_debian_packages() {
     command -v nginx >/dev/null || [ -x /usr/sbin/nginx ] || missing+=(nginx-light)
     command -v npm >/dev/null || missing+=(nodejs npm)
     python3 -c 'import ensurepip' 2>/dev/null || missing+=(python3-venv)
-    if [ ${#missing[@]} -eq 0 ]; then
-        return
-    fi
-    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
-        say "please install: ${missing[*]}"
-        exit 1
-    fi
-    say "installing ${missing[*]}"
-    apt-get update -q >&2
-    # RUNLEVEL=1 keeps the packaged service from starting: the tests start their own.
-    DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -q --no-install-recommends "${missing[@]}" >&2
+    scripts/debian-packages.sh "${missing[@]}"
 }
 
 get_debian_packages

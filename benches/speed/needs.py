@@ -78,7 +78,7 @@ def of(options: Options) -> dict[str, Need]:
         "attach": Need(2 * PROCESS_BYTES, 64_000_000),
         "startup": Need(3 * PROCESS_BYTES + LOAD_COPIES * options.small_model_bytes, eight * 2),
         # Each pull to the disk has a folder of its own; two are made in every other round.
-        "small files": Need(resting + worker + 3 * small, (2 + 2 * (SHORT_TIMES * options.rounds // 2 + 2)) * small),
+        "small files": Need(resting + empty + 3 * small, (2 + 2 * (SHORT_TIMES * options.rounds // 2 + 2)) * small),
         "random reads": Need(resting + worker + 2 * model, 3 * model),
         "metadata": Need(resting + worker, 1 << 28),
         # One crew at a time; `concurrent_resting` are those that may stay beside it.

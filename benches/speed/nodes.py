@@ -173,15 +173,17 @@ class Node:
             self._clients.insert(0, self.new_client().ready())
         return self._clients[0]
 
-    def settle(self, seconds: float = 20) -> None:
-        """Waits until the daemons rest: what they do behind a load is counted for it, and disturbs nobody else."""
-        deadline, before = time.monotonic() + seconds, self.cpu_seconds()
+    def settle(self, seconds: float = 20) -> float:
+        """Waits until the daemons rest, so that they disturb nobody else. The CPU seconds that it took them."""
+        deadline, start = time.monotonic() + seconds, self.cpu_seconds()
+        before = start
         while time.monotonic() < deadline:
             time.sleep(0.2)
             now = self.cpu_seconds()
             if now - before < 0.01:
-                return
+                return now - start
             before = now
+        return before - start
 
     def command(self, *words: str | Path, seconds: float = 300) -> tuple[Sample, dict[str, Any]]:
         """A command of the command line against this loader: what it took, with the daemons' CPU, and its JSON."""

@@ -297,7 +297,7 @@ fn disk_options(options: &WorkerOptions, folder: PathBuf, budget: &MemoryBudget)
         free_floor_bytes: options.disk_free_floor.map(|size| size.0),
         sync: options.fsync,
         writer_threads: options.disk_threads,
-        queue_chunks: budget.queue_chunks,
+        queue_bytes: budget.queue_bytes,
         queue_wait: Duration::from_millis(options.disk_wait_ms),
         retry_pause: Duration::from_millis(options.disk_retry_pause_ms),
     }

@@ -66,8 +66,8 @@ pub struct DiskOptions {
     pub sync: SyncPolicy,
     /// Threads that write at low priority, and as many that help when they do not keep up.
     pub writer_threads: usize,
-    /// Chunks that may wait to be written; each holds its memory.
-    pub queue_chunks: usize,
+    /// Most bytes of chunks that wait to be written; they hold their memory.
+    pub queue_bytes: u64,
     /// How long a fill waits for room in the queue before its chunk is not written.
     pub queue_wait: Duration,
     /// How long a disk that failed is left alone.
@@ -126,7 +126,7 @@ impl DiskTier {
             index: Mutex::new(index),
             space,
             health: Health::new(options.retry_pause),
-            queue: Arc::new(WriteQueue::new(options.queue_chunks, options.queue_wait)),
+            queue: Arc::new(WriteQueue::new(options.queue_bytes, options.queue_wait)),
             warmer: Warmer::start(metrics.clone())?,
             takes_direct: AtomicBool::new(true),
             metrics,

@@ -23,8 +23,8 @@ pub struct MemoryBudget {
     pub relays: usize,
     /// Chunks that are put here at once.
     pub puts: usize,
-    /// Chunks that wait for the disk.
-    pub queue_chunks: usize,
+    /// What chunks that wait for the disk may have.
+    pub queue_bytes: u64,
     /// What the memory tier leaves to fills, writes and readers.
     pub head_room_bytes: u64,
 }
@@ -43,8 +43,8 @@ impl MemoryBudget {
         let whole_chunks = (queued + puts) as u64 + READER_CHUNKS;
         let head_room_bytes = (fills + relays) as u64 * per_fill + whole_chunks * CHUNK_BYTES;
         let tier_chunks = total_bytes.saturating_sub(head_room_bytes) / CHUNK_BYTES;
-        let queue_chunks = queued.max((tier_chunks / 2) as usize);
-        MemoryBudget { total_bytes, fills, relays, puts, queue_chunks, head_room_bytes }
+        let queue_bytes = (queued as u64).max(tier_chunks / 2) * CHUNK_BYTES;
+        MemoryBudget { total_bytes, fills, relays, puts, queue_bytes, head_room_bytes }
     }
 }
 
@@ -56,9 +56,9 @@ mod tests {
     fn every_budget_leaves_room_for_a_fill_and_for_the_tier() {
         for mib in [128, 200, 256, 512, 1024, 8192, 1 << 20] {
             let budget = MemoryBudget::split(mib << 20, 32);
-            assert!((1..=32).contains(&budget.fills) && budget.queue_chunks >= 1, "{mib} MiB");
+            assert!((1..=32).contains(&budget.fills) && budget.queue_bytes >= CHUNK_BYTES, "{mib} MiB");
             assert!(budget.head_room_bytes < budget.total_bytes, "{mib} MiB");
-            assert!(budget.queue_chunks as u64 * CHUNK_BYTES <= budget.total_bytes / 2, "{mib} MiB: a disk that hangs");
+            assert!(budget.queue_bytes <= budget.total_bytes / 2, "{mib} MiB: a disk that hangs");
         }
         assert_eq!(MemoryBudget::split(8 << 30, 32).fills, 32);
     }

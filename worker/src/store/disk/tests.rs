@@ -19,7 +19,7 @@ pub(super) fn options(folder: &Path) -> DiskOptions {
         free_floor_bytes: Some(0),
         sync: SyncPolicy::Data,
         writer_threads: 2,
-        queue_chunks: 64,
+        queue_bytes: 64 * CHUNK_BYTES,
         queue_wait: LONG,
         retry_pause: Duration::ZERO,
     }

@@ -41,7 +41,7 @@ fn open(folder: &Path, disk_bytes: u64, hold_bytes: Option<u64>) -> Fixture {
         free_floor_bytes: Some(0),
         sync: SyncPolicy::None,
         writer_threads: 1,
-        queue_chunks: 8,
+        queue_bytes: 8 * CHUNK_BYTES,
         queue_wait: Duration::from_secs(60),
         retry_pause: Duration::ZERO,
     };

@@ -4,6 +4,8 @@
 //! once. When that time passes the chunk is not written and the skip is counted; until the disk has finished a write
 //! again nobody else waits, so that a hanging disk costs one wait, not one for each fill.
 //!
+//! Its bound is in bytes, so that small chunks may wait in numbers until the cores have time for them.
+//!
 //! Copies of one chunk are written one after the other, in the order in which they came: they have one name, and it is the
 //! newest that is to keep it.
 
@@ -14,6 +16,9 @@ use std::time::{Duration, Instant};
 use longshore_types::{ChunkId, ChunkKey};
 use longshore_wire::GrowingChunk;
 use parking_lot::{Condvar, Mutex};
+
+/// What a chunk takes of the queue beside its bytes: its place here, its key, its checksums.
+const CHUNK_EXTRA_BYTES: u64 = 1 << 10;
 
 /// When a thread takes chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,7 +32,7 @@ pub(super) enum Turn {
 /// Chunks on their way to the disk.
 #[derive(Debug)]
 pub struct WriteQueue {
-    capacity: usize,
+    capacity_bytes: u64,
     wait: Duration,
     state: Mutex<State>,
     room: Condvar,
@@ -39,6 +44,7 @@ pub struct WriteQueue {
 #[derive(Default)]
 struct State {
     waiting: VecDeque<Waiting>,
+    waiting_bytes: u64,
     writing: Vec<Writing>,
     /// A wait for room has timed out and no write has ended since.
     stalled: bool,
@@ -67,6 +73,11 @@ impl std::fmt::Debug for State {
 }
 
 impl State {
+    fn add(&mut self, chunk: Arc<GrowingChunk>) {
+        self.waiting_bytes += cost_bytes(&chunk);
+        self.waiting.push_back(Waiting { id: chunk.key().id(), chunk });
+    }
+
     fn is_idle(&self) -> bool {
         self.writing.is_empty() && self.waiting.is_empty()
     }
@@ -76,15 +87,21 @@ impl State {
         let is_free = |next: &Waiting| self.writing.iter().all(|writing| writing.id != next.id);
         let position = self.waiting.iter().position(is_free)?;
         let Waiting { id, chunk } = self.waiting.remove(position)?;
+        self.waiting_bytes -= cost_bytes(&chunk);
         self.writing.push(Writing { id, chunk: chunk.clone(), is_unwanted: false });
         Some(chunk)
     }
 }
 
+fn cost_bytes(chunk: &GrowingChunk) -> u64 {
+    chunk.len_bytes() + CHUNK_EXTRA_BYTES
+}
+
 impl WriteQueue {
-    pub fn new(capacity: usize, wait: Duration) -> Self {
+    /// A queue that holds chunks of so many bytes, and one in any case.
+    pub fn new(capacity_bytes: u64, wait: Duration) -> Self {
         WriteQueue {
-            capacity,
+            capacity_bytes,
             wait,
             state: Mutex::default(),
             room: Condvar::new(),
@@ -96,9 +113,9 @@ impl WriteQueue {
 
     /// Adds a chunk; false when there was no room in time.
     pub fn push(&self, chunk: Arc<GrowingChunk>) -> bool {
-        let (id, deadline) = (chunk.key().id(), Instant::now() + self.wait);
+        let deadline = Instant::now() + self.wait;
         let mut state = self.state.lock();
-        while state.waiting.len() >= self.capacity && !state.closed {
+        while !self.has_room(&state, &chunk) && !state.closed {
             if state.stalled || self.room.wait_until(&mut state, deadline).timed_out() {
                 state.stalled = true;
                 return false;
@@ -107,7 +124,7 @@ impl WriteQueue {
         if state.closed {
             return false;
         }
-        state.waiting.push_back(Waiting { id, chunk });
+        state.add(chunk);
         self.work.notify_one();
         if self.is_pressed(&state) {
             self.pressed.notify_one();
@@ -135,8 +152,12 @@ impl WriteQueue {
         }
     }
 
+    fn has_room(&self, state: &State, chunk: &GrowingChunk) -> bool {
+        state.waiting.is_empty() || state.waiting_bytes + cost_bytes(chunk) <= self.capacity_bytes
+    }
+
     fn is_pressed(&self, state: &State) -> bool {
-        state.flushing > 0 || state.waiting.len() > self.capacity / 2
+        state.flushing > 0 || state.waiting_bytes > self.capacity_bytes / 2
     }
 
     /// Ends a write: `conclude` makes the file known, or removes it when it is told that the chunk has become unwanted. Who
@@ -162,7 +183,12 @@ impl WriteQueue {
     /// Drops the chunks on their way that `matches`.
     pub fn discard(&self, matches: impl Fn(&ChunkKey) -> bool) {
         let mut state = self.state.lock();
-        state.waiting.retain(|waiting| !matches(waiting.chunk.key()));
+        let State { waiting, waiting_bytes, .. } = &mut *state;
+        waiting.retain(|waiting| {
+            let stays = !matches(waiting.chunk.key());
+            *waiting_bytes -= if stays { 0 } else { cost_bytes(&waiting.chunk) };
+            stays
+        });
         for writing in &mut state.writing {
             writing.is_unwanted |= matches(writing.chunk.key());
         }
@@ -191,6 +217,7 @@ impl WriteQueue {
         let mut state = self.state.lock();
         state.closed = true;
         state.waiting.clear();
+        state.waiting_bytes = 0;
         self.work.notify_all();
         self.pressed.notify_all();
         self.room.notify_all();
@@ -209,16 +236,42 @@ mod tests {
     /// Long enough for any machine; nothing waits for it to pass.
     const LONG: Duration = Duration::from_secs(60);
 
+    /// Of each of these chunks.
+    const COST_BYTES: u64 = 1 + CHUNK_EXTRA_BYTES;
+
     fn chunk(number: u32) -> Arc<GrowingChunk> {
-        let artifact = Artifact::new(format!("s3://bucket/{number}"), Version::new("v").unwrap(), 1).unwrap();
-        let buffer = Arena::new(1).try_buffer(1).unwrap();
+        chunk_of(number, 1)
+    }
+
+    fn chunk_of(number: u32, len: usize) -> Arc<GrowingChunk> {
+        let artifact = Artifact::new(format!("s3://bucket/{number}"), Version::new("v").unwrap(), len as u64).unwrap();
+        let buffer = Arena::new(len as u64).try_buffer(len).unwrap();
         let key = ChunkKey::new(Arc::new(artifact), 0).unwrap();
         GrowingChunk::begin(key, buffer).unwrap().1
     }
 
     #[test]
+    fn its_bound_is_in_bytes() {
+        let queue = WriteQueue::new(100 * COST_BYTES, Duration::ZERO);
+        (0..50).for_each(|number| assert!(queue.push(chunk(number))));
+        let large = chunk_of(50, 50 * COST_BYTES as usize);
+        assert!(!queue.push(large.clone()), "no room, and no time to wait for it");
+        queue.discard(|key| key.artifact().url() == "s3://bucket/49");
+        let written = queue.pop(Turn::Always).unwrap();
+        queue.done(&written, |_| ());
+        assert!(queue.push(large), "two small ones have gone");
+        assert!(!queue.push(chunk_of(51, 2 * COST_BYTES as usize)));
+        assert!((0..49).all(|_| queue.pop(Turn::Always).is_some_and(|chunk| {
+            queue.done(&chunk, |_| ());
+            true
+        })));
+        assert!(queue.push(chunk_of(52, 200 * COST_BYTES as usize)), "one has room in any case");
+        assert!(!queue.push(chunk(53)));
+    }
+
+    #[test]
     fn those_who_help_come_when_it_is_half_full_or_to_be_empty() {
-        let queue = Arc::new(WriteQueue::new(4, LONG));
+        let queue = Arc::new(WriteQueue::new(4 * COST_BYTES, LONG));
         let (sender, taken) = mpsc::channel();
         let helper = std::thread::spawn({
             let queue = queue.clone();
@@ -243,7 +296,7 @@ mod tests {
 
     #[test]
     fn what_was_discarded_while_it_was_written_is_not_published() {
-        let queue = WriteQueue::new(4, LONG);
+        let queue = WriteQueue::new(4 * COST_BYTES, LONG);
         let (old, new) = (chunk(0), chunk(0));
         assert!(queue.push(old.clone()));
         assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &old));
@@ -265,7 +318,7 @@ mod tests {
     #[test]
     fn who_waits_for_the_older_copy_is_woken_when_it_is_written() {
         for turn in [Turn::Always, Turn::WhenPressed] {
-            let queue = Arc::new(WriteQueue::new(1, LONG));
+            let queue = Arc::new(WriteQueue::new(COST_BYTES, LONG));
             let (old, new) = (chunk(0), chunk(0));
             assert!(queue.push(old.clone()));
             assert!(Arc::ptr_eq(&queue.pop(Turn::Always).unwrap(), &old));

@@ -14,7 +14,7 @@ fn what_replaced_a_chunk_while_that_was_written_gets_to_the_disk() {
     for sync in [SyncPolicy::None, SyncPolicy::Data] {
         let folder = tempfile::tempdir().unwrap();
         let (tier, metrics) = open(crate::store::disk::DiskOptions { sync, ..options(folder.path()) });
-        let queue = WriteQueue::new(4, LONG);
+        let queue = WriteQueue::new(1 << 20, LONG);
         let ((old, new), other) = (copies(), chunk_of(2, 5, 5));
         let (id, bytes) = (old.key().id(), format::file_bytes(old.key()));
         assert!(queue.push(old.clone()));
