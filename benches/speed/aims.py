@@ -120,12 +120,12 @@ def _cold(found: Found, setting: Setting) -> list[Part]:
     return [_of_limit(found, case, 0.97, "of fio", setting[1]), _fastest(found, case, 1.0, subject=setting[0])]
 
 
-def _direct(found: Found, _: Setting) -> list[Part]:
+def _direct(found: Found, setting: Setting) -> list[Part]:
     case = "origin/direct"
     return [
-        _at_least(_over(found, case, ["run:ai model streamer"]), 3, "run:ai"),
-        _at_least(_over(found, case, ["tensorizer"]), 1.5, "tensorizer"),
-        _of_limit(found, case, 0.9, "of raw GETs"),
+        _at_least(_over(found, case, ["run:ai model streamer"], setting[0]), 3, "run:ai"),
+        _at_least(_over(found, case, ["tensorizer"], setting[0]), 1.5, "tensorizer"),
+        _of_limit(found, case, 0.9, "of raw GETs", setting[1]),
     ]
 
 
@@ -202,7 +202,13 @@ AIMS = [
         causes.cold,
         "local/cold",
     ),
-    Aim("S3-compatible origin, direct", "3 x run:ai; 1.5 x tensorizer; 90 % of parallel raw GETs", _direct),
+    Aim(
+        "S3-compatible origin, direct",
+        "3 x run:ai; 1.5 x tensorizer; 90 % of parallel raw GETs",
+        _direct,
+        causes.direct,
+        "origin/direct",
+    ),
     Aim("TCP worker", "90 % of raw TCP; at most 1.15 x its CPU", _tcp, causes.tcp, "worker/tcp"),
     Aim(
         "same-host worker",

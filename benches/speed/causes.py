@@ -61,16 +61,27 @@ def same_host(found: Found) -> str:
     )
 
 
+def direct(found: Found) -> str:
+    case, limit = "origin/direct", ("limit/get", "raw GET")
+    return (
+        "a load keeps its bytes, raw GETs are received into warm buffers over and over. "
+        f"{FIRST_TOUCH} {_rounds(found, case, 1, limit)}. {_cpu(found, case, limit)}."
+    )
+
+
 def tcp(found: Found) -> str:
-    limit = ("limit/tcp", "sendfile to recv")
-    shown = [("worker/tcp", PREFAULTED[1])] if has_prefaulted(found, "worker/tcp") else []
-    cpu = [
-        (subject, value(found, case, subject, "cpu_s_per_gb"))
-        for case, subject in [*shown, ("worker/tcp", REGION), limit]
-    ]
-    said = ", ".join(f"{subject} {'not measured' if value is None else f'{value:.2f}'}" for subject, value in cpu)
-    rounds = _rounds(found, "worker/tcp", 1, limit)
-    return f"a load checks every block, raw TCP none. {FIRST_TOUCH} {rounds}. CPU s per GB: {said}."
+    case, limit = "worker/tcp", ("limit/tcp", "sendfile to recv")
+    rounds = _rounds(found, case, 1, limit)
+    return f"a load checks every block, raw TCP none. {FIRST_TOUCH} {rounds}. {_cpu(found, case, limit)}."
+
+
+def _cpu(found: Found, case: str, limit: tuple[str, str]) -> str:
+    """Of host regions, and of their limit."""
+    shown = [(case, PREFAULTED[1])] if has_prefaulted(found, case) else []
+    cpu = [(subject, value(found, of, subject, "cpu_s_per_gb")) for of, subject in [*shown, (case, REGION), limit]]
+    return "CPU s per GB: " + ", ".join(
+        f"{subject} {'not measured' if seconds is None else f'{seconds:.2f}'}" for subject, seconds in cpu
+    )
 
 
 def empty(found: Found) -> str:

@@ -149,10 +149,12 @@ def longshore_load(
     return measure
 
 
-def own_entries(bench: Bench, node: Node, prefaulted: Node | Failed, model: str, row: Entry) -> list[Entry]:
-    """Longshore's rows like this one: with the loader's default options, and with prefaulted memory."""
+def own_entries(bench: Bench, node: Node, prefaulted: Node | Failed | None, model: str, row: Entry) -> list[Entry]:
+    """Longshore's rows like this one: with the loader's default options, and with prefaulted memory if it is tried."""
     made = []
     for names, of, note in [(LONGSHORE, node, ""), (PREFAULTED, prefaulted, f", {PREFAULTED_NOTE}")]:
+        if of is None:
+            continue
         along = {names[1]: REGION_NOTE + note}
         entry = dataclasses.replace(row, subject=names[0], note=LONGSHORE_NOTE + note, along=along)
         if isinstance(of, Node):

@@ -68,7 +68,7 @@ def of(options: Options) -> dict[str, Need]:
         "untouched memory": Need(resting + prefaulted + load + 2 * model, 2 * model),
         # Two workers, each with a loader of its own and one that prefaults.
         "worker": Need(2 * PROCESS_BYTES + 2 * prefaulted + 2 * worker + load + 2 * model, 3 * model),
-        "origin": origin,
+        "origin": Need(origin.memory_bytes + prefaulted, origin.disk_bytes),
         "paced origin": origin,
     }
     for count in options.workers:

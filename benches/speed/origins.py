@@ -12,7 +12,7 @@ from speed.bench import Bench
 from speed.loads import LONGSHORE_NOTE, MODEL, REGION_NOTE
 from speed.nodes import BUCKET, PACE, WORKER_MEMORY_EMPTY_BYTES
 from speed.rounds import Entry
-from speed.rows import LONGSHORE, OVER_TCP, REGION
+from speed.rows import LONGSHORE, OVER_TCP
 
 NO_CACHE = "has no cache between the process and the origin"
 
@@ -34,11 +34,13 @@ def origin(is_paced: bool) -> Callable[[Bench, ExitStack], list[Entry]]:
         every = 2 if is_paced else 1
         entries = [loads.limit_entry(bench, *limit, note, get)]
         entries[0].every = every
-        along, more = {REGION: REGION_NOTE}, {"limit": limit, "every": every, "cache_state": "no cache"}
+        more: dict[str, object] = {"limit": limit, "every": every, "cache_state": "no cache"}
         bare = bench.node(stack, "bare", store.environment).start()
         direct = f"origin/direct{suffix}"
-        load = loads.longshore_load(bench, bare, MODEL)
-        entries.append(Entry(direct, "longshore", "GB/s", load, "no cache", LONGSHORE_NOTE, limit, every, along))
+        row = Entry(direct, "longshore", "GB/s", None, "no cache", limit=limit, every=every)
+        # Memory is not what a load from the slow store waits for.
+        prefaulted = None if is_paced else loads.start_prefaulted(bench, stack, store.environment)
+        entries += loads.own_entries(bench, bare, prefaulted, MODEL, row)
         peers = bench.peers(stack, "s3", store.environment)
         entries += loads.peer_entries(bench, direct, peers, MODEL, None, **more)
         empty = f"origin/empty-cache{suffix}"
