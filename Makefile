@@ -58,7 +58,7 @@ demo: ## A real model from PyPI, end to end: S3 origin, three workers, a loader,
 	$(PYTHON) scripts/demo.py
 
 bench: BENCH_SECONDS ?= 900
-bench: bench-setup ## The speed report beside other loaders: benches/results/ and docs/benchmarks.md (about twenty minutes behind a release build)
+bench: bench-setup ## The speed report beside other loaders: benches/results/ and docs/benchmarks.md (about half an hour behind a release build)
 	.venv/bin/python benches/speed --seconds $(BENCH_SECONDS)
 
 # After BENCH_SECONDS the groups that are left are measured in one round each, after twice as long not at all, and their
