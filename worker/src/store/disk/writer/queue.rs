@@ -139,7 +139,8 @@ impl WriteQueue {
             if (turn == Turn::Always || self.is_pressed(&state))
                 && let Some(chunk) = state.take()
             {
-                self.room.notify_one();
+                // A large chunk may leave room for several, and too little for who would be woken alone.
+                self.room.notify_all();
                 return Some(chunk);
             }
             if state.closed {
@@ -267,6 +268,22 @@ mod tests {
         })));
         assert!(queue.push(chunk_of(52, 200 * COST_BYTES as usize)), "one has room in any case");
         assert!(!queue.push(chunk(53)));
+    }
+
+    #[test]
+    fn a_large_chunk_makes_room_for_all_who_fit() {
+        let queue = WriteQueue::new(4 * COST_BYTES, LONG);
+        assert!(queue.push(chunk_of(0, 4 * COST_BYTES as usize - CHUNK_EXTRA_BYTES as usize)));
+        std::thread::scope(|scope| {
+            let queue = &queue;
+            let pushes: Vec<_> = (1..4).map(|number| scope.spawn(move || queue.push(chunk(number)))).collect();
+            // All of them wait: who is woken early waits again.
+            while queue.room.notify_all() < pushes.len() {
+                std::thread::yield_now();
+            }
+            assert!(queue.pop(Turn::Always).is_some());
+            assert!(pushes.into_iter().all(|push| push.join().unwrap()), "nobody else is taken out to make room");
+        });
     }
 
     #[test]
