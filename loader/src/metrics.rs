@@ -22,7 +22,7 @@ const CHUNK_SECONDS_BUCKETS: &[f64] = &[0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0
 const LOAD_SECONDS_BUCKETS: &[f64] = &[0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1200.0];
 
 /// How bytes of a local file are read.
-const LOCAL_WAYS: [&str; 4] = ["page_cache", "direct_uring", "direct", "gpudirect"];
+const LOCAL_WAYS: [&str; 5] = ["page_cache_mapped", "page_cache", "direct_uring", "direct", "gpudirect"];
 
 /// The loader's metrics, in a registry of their own so that two loaders of one process do not mix.
 pub struct Metrics {
@@ -203,8 +203,8 @@ impl Metrics {
     }
 
     pub(crate) fn add_local_read(&self, ways: &Ways) {
-        let Ways { page_cache_bytes, direct_uring_bytes, direct_bytes, gpudirect_bytes, declined_bytes: _ } = *ways;
-        let bytes = [page_cache_bytes, direct_uring_bytes, direct_bytes, gpudirect_bytes];
+        let Ways { mapped_bytes, page_cache_bytes, direct_uring_bytes, direct_bytes, gpudirect_bytes, .. } = *ways;
+        let bytes = [mapped_bytes, page_cache_bytes, direct_uring_bytes, direct_bytes, gpudirect_bytes];
         for (way, bytes) in LOCAL_WAYS.into_iter().zip(bytes) {
             self.local_bytes.with_label_values(&[way]).inc_by(bytes);
         }

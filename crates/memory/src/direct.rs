@@ -36,23 +36,14 @@ const _: () =
 /// How bytes of a file were read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ReadWay {
-    /// Copied out of the page cache.
+    /// Copied out of a mapping of the page cache.
+    Mapped,
+    /// Copied out of the page cache by the kernel.
     PageCache,
     /// Past the page cache, many reads at once.
     DirectUring,
     /// Past the page cache, one read after the other: io_uring is not to be had here.
     Direct,
-}
-
-impl ReadWay {
-    /// A word for metrics and reports.
-    pub fn label(self) -> &'static str {
-        match self {
-            ReadWay::PageCache => "page_cache",
-            ReadWay::DirectUring => "direct_uring",
-            ReadWay::Direct => "direct",
-        }
-    }
 }
 
 /// What a file system asks of a direct read. Both are powers of two, that of offsets the larger one.

@@ -78,6 +78,20 @@ impl RawMemory {
         RawMemory::of_file(file, len, ProtFlags::READ)
     }
 
+    /// The first `len` bytes of `file`, mapped shared and to be read only, wherever the kernel likes. Nothing says that the
+    /// file keeps them: who looks at the memory must recover where they are gone.
+    pub(crate) fn file_to_copy(file: BorrowedFd<'_>, len: usize) -> io::Result<RawMemory> {
+        if len == 0 {
+            return RawMemory::heap(0);
+        }
+        let page = rustix::param::page_size();
+        let mapped_len = len.checked_next_multiple_of(page).ok_or(io::ErrorKind::OutOfMemory)?;
+        // SAFETY: without MAP_FIXED the kernel chooses free addresses.
+        let start = unsafe { mmap(std::ptr::null_mut(), mapped_len, ProtFlags::READ, MapFlags::SHARED, file, 0) }?;
+        let start = NonNull::new(start.cast()).ok_or(io::ErrorKind::OutOfMemory)?;
+        Ok(RawMemory { start, len, origin: Origin::Mapping(mapped_len) })
+    }
+
     fn of_file(file: BorrowedFd<'_>, len: usize, access: ProtFlags) -> io::Result<RawMemory> {
         if len == 0 {
             return RawMemory::heap(0);

@@ -3,8 +3,8 @@
 //! The file is opened once a load and compared with the version that was resolved: when it is opened, after every
 //! chunk, and once more when all is read. A file that is written to meanwhile is an error, never a mixture.
 //!
-//! What is in the page cache is copied from there; the rest is read past it, which takes a fraction of the CPU time and
-//! leaves the cache to others. What was done is counted ([`Ways`]).
+//! What is in the page cache is copied from there, by way of a mapping where nobody looks at it next; the rest is read past
+//! it, which takes a fraction of the CPU time and leaves the cache to others. What was done is counted ([`Ways`]).
 
 mod file;
 
@@ -30,6 +30,8 @@ const OPEN_FILES_MAX: usize = 256;
 const EXTENT_BYTES: u64 = 4 << 20;
 /// The part of an extent that must be cached for its copy to be read.
 const CACHED_MIN: f64 = 0.5;
+/// The part that must be for it to be read by way of a mapping. What is missing comes from the disk in small reads.
+const MAPPED_MIN: f64 = 0.95;
 
 /// The files that a load has open.
 pub(super) struct LocalFiles {
@@ -41,8 +43,10 @@ pub(super) struct LocalFiles {
 /// Bytes of files by the way in which they were read.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Ways {
-    /// Copied out of the page cache.
+    /// Copied out of the page cache, by the kernel.
     pub page_cache_bytes: u64,
+    /// Copied out of a mapping of it.
+    pub mapped_bytes: u64,
     /// Read past it, many reads at once.
     pub direct_uring_bytes: u64,
     /// Read past it, one after the other: io_uring is not to be had.
@@ -56,11 +60,23 @@ pub(crate) struct Ways {
 impl Ways {
     fn add(&mut self, way: ReadWay, bytes: u64) {
         *match way {
+            ReadWay::Mapped => &mut self.mapped_bytes,
             ReadWay::PageCache => &mut self.page_cache_bytes,
             ReadWay::DirectUring => &mut self.direct_uring_bytes,
             ReadWay::Direct => &mut self.direct_bytes,
         } += bytes;
     }
+}
+
+/// How a part of a file is to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Plan {
+    /// Out of a mapping of the page cache.
+    Mapped,
+    /// Through the page cache.
+    Cached,
+    /// Past it.
+    Direct,
 }
 
 impl LocalFiles {
@@ -85,7 +101,8 @@ impl LocalFiles {
         token: &CancellationToken,
     ) -> Result<()> {
         let file = self.open(path, wanted.key.artifact())?;
-        let mut read = Read { files: self, file: &file, path, from: wanted.file_range().start, token };
+        let from = wanted.file_range().start;
+        let mut read = Read { files: self, file: &file, path, from, may_map: true, token };
         read.part(0..landing.len(), landing)?;
         file.check_version(path)
     }
@@ -102,7 +119,8 @@ impl LocalFiles {
         token: &CancellationToken,
     ) -> Result<Vec<BlockChecksum>> {
         let file = self.open(path, wanted.key.artifact())?;
-        let mut read = Read { files: self, file: &file, path, from: wanted.file_range().start, token };
+        let from = wanted.file_range().start;
+        let mut read = Read { files: self, file: &file, path, from, may_map: false, token };
         let len = landing.len();
         // Bytes that are discarded on the way are there for one block only.
         let is_kept = landing.contiguous_mut().is_some();
@@ -154,33 +172,34 @@ impl LocalFiles {
     /// # Errors
     /// [`Code::FailedPrecondition`] when one changed.
     pub(super) fn check(&self) -> Result<()> {
-        let open = std::mem::take(&mut *self.open.lock());
+        let open = self.open.lock();
         if !open.is_empty() {
             tracing::debug!(ways = ?self.ways(), "local files are read");
         }
         open.iter().try_for_each(|(path, file)| file.check_version(Path::new(path)))
     }
 
-    /// The front of `range` that is read in one way, and whether that is past the page cache. A part out of the cache is
-    /// one extent at most, so that a load that is given up stops soon; a direct read of a chunk takes no longer.
-    fn next_part(&self, file: &OpenFile, range: Range<u64>) -> (bool, Range<u64>) {
+    /// The front of `range` that is read in one way, and which. A part out of the cache is one extent at most, so that a
+    /// load that is given up stops soon; a direct read of a chunk takes no longer.
+    fn next_part(&self, file: &OpenFile, range: Range<u64>) -> (Plan, Range<u64>) {
         let extent = |from: u64| from..range.end.min((from / EXTENT_BYTES + 1) * EXTENT_BYTES);
         let first = extent(range.start);
-        if !self.is_direct(file, &first) {
-            return (false, first);
-        }
+        let plan = self.plan(file, &first);
         let mut end = first.end;
-        while end < range.end && self.is_direct(file, &extent(end)) {
+        while plan == Plan::Direct && end < range.end && self.plan(file, &extent(end)) == Plan::Direct {
             end = extent(end).end;
         }
-        (true, range.start..end)
+        (plan, range.start..end)
     }
 
-    fn is_direct(&self, file: &OpenFile, extent: &Range<u64>) -> bool {
-        match self.direct_io {
-            DirectIo::Always => true,
-            DirectIo::Never => false,
-            DirectIo::Auto => file.cached(extent).is_some_and(|cached| cached < CACHED_MIN),
+    fn plan(&self, file: &OpenFile, extent: &Range<u64>) -> Plan {
+        if self.direct_io == DirectIo::Always {
+            return Plan::Direct;
+        }
+        match file.cached(extent) {
+            Some(cached) if cached >= MAPPED_MIN => Plan::Mapped,
+            Some(cached) if cached < CACHED_MIN && self.direct_io == DirectIo::Auto => Plan::Direct,
+            _ => Plan::Cached,
         }
     }
 
@@ -205,6 +224,8 @@ struct Read<'a> {
     path: &'a Path,
     /// Where the landing begins in the file.
     from: u64,
+    /// Nobody looks at the bytes next: they may go past the caches of this core.
+    may_map: bool,
     token: &'a CancellationToken,
 }
 
@@ -217,20 +238,29 @@ impl Read<'_> {
             if self.token.is_cancelled() {
                 return Err(Error::new(Code::Cancelled, "the load was given up"));
             }
-            let (is_direct, part) = self.files.next_part(self.file, at..end);
-            let to = (part.start - self.from) as usize;
-            let bytes = part.end - part.start;
-            match if is_direct { self.file.read_direct(self.path, &part, landing, to)? } else { None } {
-                Some(way) => self.files.ways.lock().add(way, bytes),
-                None => {
-                    self.file.read_cached(self.path, &part, landing, to)?;
-                    let mut ways = self.files.ways.lock();
-                    ways.add(ReadWay::PageCache, bytes);
-                    ways.declined_bytes += if is_direct { bytes } else { 0 };
-                }
-            }
+            let (plan, part) = self.files.next_part(self.file, at..end);
+            self.one_way(plan, &part, (part.start - self.from) as usize, landing)?;
             at = part.end;
         }
+        Ok(())
+    }
+
+    /// Reads `part` of the file to the landing's bytes from `to` on, as planned if that is to be had.
+    fn one_way(&self, plan: Plan, part: &Range<u64>, to: usize, landing: &mut Landing) -> Result<()> {
+        let done = match plan {
+            Plan::Direct => self.file.read_direct(self.path, part, landing, to)?,
+            Plan::Mapped if self.may_map => {
+                self.file.read_mapped(self.path, part, landing, to).then_some(ReadWay::Mapped)
+            }
+            Plan::Mapped | Plan::Cached => None,
+        };
+        if done.is_none() {
+            self.file.read_cached(self.path, part, landing, to)?;
+        }
+        let bytes = part.end - part.start;
+        let mut ways = self.files.ways.lock();
+        ways.add(done.unwrap_or(ReadWay::PageCache), bytes);
+        ways.declined_bytes += if plan == Plan::Direct && done.is_none() { bytes } else { 0 };
         Ok(())
     }
 }

@@ -83,10 +83,13 @@ impl Attempt<'_> {
             if let Some((bytes, took)) = job.uploaded() {
                 metrics.add_upload(&label, bytes, took);
             }
-            finished
+            (finished, job)
         });
         let broke_off = |error| Error::new(Code::Internal, format!("the last step of the load broke off: {error}"));
-        let (regions, layout) = finished.await.map_err(broke_off)??;
+        let (finished, job) = finished.await.map_err(broke_off)?;
+        // To unmap its files takes a while, for which nobody waits.
+        drop(tokio::task::spawn_blocking(move || drop(job)));
+        let (regions, layout) = finished?;
         Ok(Done { id, device_uuid, layout, regions })
     }
 }

@@ -193,9 +193,3 @@ fn what_file_systems_ask_for() {
         assert_eq!(usable(memory, offset), None);
     }
 }
-
-#[test]
-fn ways_have_names() {
-    let labels = [ReadWay::PageCache, ReadWay::DirectUring, ReadWay::Direct].map(ReadWay::label);
-    assert_eq!(labels, ["page_cache", "direct_uring", "direct"]);
-}

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use longshore_memory::Landing;
 use longshore_memory::direct::{DirectFile, ReadWay, is_refusal, residency};
+use longshore_memory::{Landing, MappedFile};
 use longshore_types::{Artifact, Code, Error, Result};
 use rustix::fs::{Advice, fadvise};
 use rustix::io::{Errno, preadv};
@@ -19,6 +19,8 @@ use rustix::io::{Errno, preadv};
 pub(super) struct OpenFile {
     artifact: Arc<Artifact>,
     cached: File,
+    /// Made when it is first needed; nothing when there is none to be had.
+    mapped: OnceLock<Option<MappedFile>>,
     /// Opened when it is first needed; nothing when there are no direct reads of it.
     direct: OnceLock<Option<DirectFile>>,
     /// Direct reads of it failed: no more are tried.
@@ -40,8 +42,8 @@ impl OpenFile {
     /// As [`super::LocalFiles::read`].
     pub(super) fn open(path: &Path, artifact: &Arc<Artifact>, may_be_direct: bool) -> Result<OpenFile> {
         let cached = File::open(path).map_err(|error| failed(path, "open", &error))?;
-        let (direct, is_declined) = (OnceLock::new(), AtomicBool::new(false));
-        let file = OpenFile { artifact: artifact.clone(), cached, direct, is_declined };
+        let (mapped, direct, is_declined) = (OnceLock::new(), OnceLock::new(), AtomicBool::new(false));
+        let file = OpenFile { artifact: artifact.clone(), cached, mapped, direct, is_declined };
         file.check_version(path)?;
         // Where the kernel does not say what is cached, nothing is read directly.
         if may_be_direct && file.cached(&(0..1)).is_some() {
@@ -89,6 +91,23 @@ impl OpenFile {
             }
         }
         Ok(())
+    }
+
+    /// The same by way of a mapping, which is faster where `range` is in the page cache. False when it was not to be had:
+    /// then some of the bytes may have been written, and a read says what there is to say.
+    pub(super) fn read_mapped(&self, path: &Path, range: &Range<u64>, landing: &mut Landing, to: usize) -> bool {
+        let Some(mapped) = self.mapped.get_or_init(|| map(&self.cached, path)) else { return false };
+        let end = to + (range.end - range.start) as usize;
+        let mut at = to;
+        while at < end {
+            for slice in &mut landing.slices_mut(at..end) {
+                if mapped.copy_streaming(range.start + (at - to) as u64, slice).is_err() {
+                    return false;
+                }
+                at += slice.len();
+            }
+        }
+        true
     }
 
     /// The same past the page cache; `None` when that is not to be had: then some of the bytes may have been written.
@@ -160,6 +179,13 @@ impl OpenFile {
     fn ends_early(&self) -> Error {
         changed(&self.artifact, "it ends too early")
     }
+}
+
+fn map(file: &File, path: &Path) -> Option<MappedFile> {
+    MappedFile::new(file).unwrap_or_else(|error| {
+        tracing::debug!(path = %path.display(), %error, "no mapping of this file");
+        None
+    })
 }
 
 /// In place where the landing is one piece of memory that fits and that a disk writes to in large pieces; else by way
