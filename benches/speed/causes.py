@@ -8,7 +8,7 @@ from speed.rows import LONGSHORE, OVER_TCP, PREFAULTED, REGION
 #: What a load pays for without prefaulted memory, and the limits do not.
 FIRST_TOUCH = (
     "On a virtual machine the host may take freed memory back, and whoever touches such memory first waits for it: a "
-    "load without --prefault does, the limit, into warm buffers, does not."
+    "load without --prefault does, the limit, into memory that was touched before, does not."
 )
 
 
@@ -36,8 +36,8 @@ def resident(found: Found) -> str:
     goal = 1.5 * found[case, best]["value"]
     return (
         "each byte is copied once, and the fastest peer does just that as well: "
-        f"1.5 x its rate is {goal:.1f} GB/s here, {goal / limit:.0%} of the read into warm memory. {FIRST_TOUCH} "
-        f"{_rounds(found, case, 0, (case, best), ('limit/read-warm', 'pread'))}."
+        f"1.5 x its rate is {goal:.1f} GB/s here, {goal / limit:.0%} of the read. {FIRST_TOUCH} "
+        f"{_rounds(found, case, 0, (case, best), ('limit/read-kept', 'pread'))}."
     )
 
 
@@ -54,7 +54,7 @@ def cold(found: Found) -> str:
 
 
 def same_host(found: Found) -> str:
-    rounds = _rounds(found, "worker/same-host", 1, ("limit/read-chunks", "pread"))
+    rounds = _rounds(found, "worker/same-host", 1, ("limit/read-chunks-kept", "pread"))
     return (
         f"a load checks every block, the plain read none. {FIRST_TOUCH} With --prefault the CPU of making memory ready "
         f"again is counted. {rounds}."
@@ -62,9 +62,9 @@ def same_host(found: Found) -> str:
 
 
 def direct(found: Found) -> str:
-    case, limit = "origin/direct", ("limit/get", "raw GET")
+    case, limit = "origin/direct", ("limit/get-kept", "raw GET")
     return (
-        "a load keeps its bytes, raw GETs are received into warm buffers over and over. "
+        "a load first lists the model and reads the files' headers, and its client maps what the loader shares. "
         f"{FIRST_TOUCH} {_rounds(found, case, 1, limit)}. {_cpu(found, case, limit)}."
     )
 

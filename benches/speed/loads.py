@@ -26,6 +26,8 @@ PREFAULTED_NOTE = (
     "it ready again behind the load"
 )
 
+KEPT_NOTE = "two threads read the {} into memory that was touched before and keeps all of the bytes"
+
 
 def limit_entry(
     bench: Bench,
@@ -56,6 +58,11 @@ def read_limits(bench: Bench, stack: ExitStack, names: Iterable[str]) -> dict[st
             "pread",
             "two threads read the files, each into one warm buffer of 16 MiB over and over",
             functools.partial(ask, "read-warm", threads=2),
+        ),
+        "limit/read-kept": (
+            "pread",
+            KEPT_NOTE.format("files"),
+            functools.partial(ask, "read-kept", threads=2),
         ),
         "limit/read": (
             "pread",

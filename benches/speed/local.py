@@ -34,18 +34,19 @@ def fio(bench: Bench) -> dict[str, float]:
 def local(bench: Bench, stack: ExitStack) -> list[Entry]:
     """Files on this machine's disk, in the page cache and not."""
     folder, model = bench.model, str(bench.model)
-    limits = loads.read_limits(bench, stack, ["limit/memcpy", "limit/read-warm", "limit/read", "limit/read-shared"])
+    names = ["limit/memcpy", "limit/read-warm", "limit/read-kept", "limit/read", "limit/read-shared"]
+    limits = loads.read_limits(bench, stack, names)
     environment = clean_environment()
     node = bench.node(stack, "bare", environment).start()
     prefaulted = loads.start_prefaulted(bench, stack, environment)
     peers = bench.peers(stack, "local", environment)
-    warm_limit, cold_limit = ("limit/read-warm", "pread"), ("limit/fio", "fio")
+    kept_limit, cold_limit = ("limit/read-kept", "pread"), ("limit/fio", "fio")
     entries = [*limits.values()]
     entries.append(
         loads.limit_entry(bench, *cold_limit, "sequential O_DIRECT reads of 4 MiB, eight in flight", lambda: fio(bench))
     )
     for case, state, limit, prepare in [
-        ("local/resident", "resident", warm_limit, loads.make_resident),
+        ("local/resident", "resident", kept_limit, loads.make_resident),
         ("local/cold", "cold", cold_limit, loads.drop_from_page_cache),
     ]:
         before = functools.partial(prepare, [folder])
@@ -62,7 +63,7 @@ def local(bench: Bench, stack: ExitStack) -> list[Entry]:
 def untouched(bench: Bench, stack: ExitStack) -> list[Entry]:
     """The resident load again, when nobody has touched memory for a while, as between two loads of a node."""
     folder, model, case = bench.model, str(bench.model), "local/untouched"
-    limit = ("limit/read-warm", "pread")
+    limit = ("limit/read-kept", "pread")
     environment = clean_environment()
     node = bench.node(stack, "bare", environment).start()
     prefaulted = loads.start_prefaulted(bench, stack, environment)
@@ -74,4 +75,4 @@ def untouched(bench: Bench, stack: ExitStack) -> list[Entry]:
     entries += loads.peer_entries(
         bench, case, peers, model, lambda peer: loads.make_resident([folder, *peer.prepared_folders]), **more
     )
-    return [*loads.read_limits(bench, stack, ["limit/read-warm"]).values(), *entries]
+    return [*loads.read_limits(bench, stack, ["limit/read-kept"]).values(), *entries]

@@ -71,7 +71,7 @@ def test_work_of_another_kind_is_shown_and_not_judged() -> None:
 def test_prefaulted_rows_are_judged_and_default_options_stand_beside() -> None:
     case = "local/resident"
     rows = [
-        a_row("limit/read-warm", "pread", 7.5),
+        a_row("limit/read-kept", "pread", 7.5),
         a_row(case, LONGSHORE[0], 5.25),
         a_row(case, REGION, 5.5, ratio_to_limit=0.8, limit=7.5),
         a_row(case, "run:ai model streamer", 5.0),
@@ -94,6 +94,10 @@ def test_prefaulted_rows_are_judged_and_default_options_stand_beside() -> None:
         "Rounds: longshore, prefaulted 6.00 to 7.25 GB/s, longshore 5.25 to 5.25 GB/s, "
         "run:ai model streamer 5.00 to 5.00 GB/s, pread 7.50 to 7.50 GB/s."
     )
+    # Plain work that keeps nothing stands beside, and is not judged.
+    rows.append(a_row("limit/read-warm", "pread", 17.0))
+    assert "50% of the read into the same buffers again (32% without --prefault; not judged: " in line(rows, "resident")
+    rows.pop()
     # A row that failed is no measurement: default options are judged.
     rows[-2] |= {"value": None}
     assert line(rows, "resident") == plain

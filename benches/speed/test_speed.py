@@ -259,7 +259,7 @@ def test_a_run_over_the_real_processes(tmp_path: Path) -> None:
     assert all(row["value"] > 0 and "--only" in row["command"] for row in ours.values())
     # Each has the limit of its round beside it.
     assert ours["local/resident"]["ratio_to_limit"] > 0
-    assert ours["origin/empty-cache"]["limit_name"] == "limit/get"
+    assert ours["origin/empty-cache"]["limit_name"] == "limit/get-kept"
     # With memory that is prefaulted as well.
     measured = {row["subject"] for row in rows if row["case"] == "local/resident" and row["value"]}
     assert measured == {*LONGSHORE, *PREFAULTED}

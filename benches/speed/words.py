@@ -28,8 +28,8 @@ the same load up to the end of the loader's own work, which is what the limits l
 processes on both ends (client, loader, workers), without the origin, which is a process of its own beside them.
 Virtual machines give freed memory back to their host, and are slow to get it again: before each row that loads a
 model, twice its memory is touched and freed by another process, so that none pays for what another one left.
-`local/untouched` does without, and shows what that costs. Fresh pages are cleared all the same, which limits into warm
-buffers do not pay for, and loads do.
+`local/untouched` does without, and shows what that costs. Fresh pages are cleared all the same, which limits into
+memory that was touched before do not pay for, and loads without `--prefault` do.
 
 Rows called *prefaulted* are loads by a loader with `--prefault`: it touches memory while no load runs, and the next
 load gets it. They stand beside those with default options. Their time has nothing of it, their CPU seconds have all of
@@ -52,9 +52,12 @@ into memory; `longshore pull` writes them to the disk, or to a folder in memory,
 AIMS_NOTE = """
 Ratios to limits are those of `longshore, host region`; ratios to peers are `longshore`'s median over theirs. Local
 files and workers have rows in two settings, with `--prefault` and without: an aim is reached when one setting meets all
-of its conditions, since peers have their best documented settings as well, and the other one stands in parentheses. Two
-figures stand in the table for information and are not judged, because the work is another one:
+of its conditions, since peers have their best documented settings as well, and the other one stands in parentheses.
+Other figures stand in the table for information and are not judged, because the work is another one:
 
+* Reads and GETs *into the same buffers again* end in a few buffers of 16 MiB over and over: nothing of the model is
+  there when they are done, and where the processor's cache is larger than those buffers, nothing is written to memory
+  at all. The limit of a load is the same work with the bytes kept, in memory that was touched before.
 * Resident local file: a peer that maps the file hands out the page cache's own pages. It copies nothing, so its time is
   that of filling page tables, and the bytes go when the page cache needs the room. Longshore is judged beside the
   fastest peer that, like itself, ends with the bytes in memory of its own.

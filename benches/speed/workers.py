@@ -26,7 +26,7 @@ def worker(bench: Bench, stack: ExitStack) -> list[Entry]:
     limits = loads.read_limits(bench, stack, ["limit/read-warm", "limit/read-shared", "limit/tcp"])
     entries = [*limits.values()]
     for case, is_unix, limit in [
-        ("worker/same-host", True, ("limit/read-chunks", "pread")),
+        ("worker/same-host", True, ("limit/read-chunks-kept", "pread")),
         ("worker/tcp", False, ("limit/tcp", "sendfile to recv")),
     ]:
         node = bench.node(stack, "worker", origin.environment).start(1, is_unix)
@@ -34,7 +34,7 @@ def worker(bench: Bench, stack: ExitStack) -> list[Entry]:
         node.settle()
         before = functools.partial(loads.make_resident, [node.folder])
         if is_unix:
-            entries.append(chunk_files(bench, stack, node, limit, before))
+            entries += chunk_files(bench, stack, node, before)
         prefaulted = loads.start_prefaulted(bench, stack, origin.environment, node)
         row = Entry(case, "longshore", "GB/s", None, "on the worker's disk, resident", limit=limit, before=before)
         entries += loads.own_entries(bench, node, prefaulted, MODEL, row)
@@ -42,18 +42,23 @@ def worker(bench: Bench, stack: ExitStack) -> list[Entry]:
     return entries
 
 
-def chunk_files(
-    bench: Bench, stack: ExitStack, node: Node, limit: tuple[str, str], before: Callable[[], None]
-) -> Entry:
-    """The plain read of what a worker has on its disk."""
+def chunk_files(bench: Bench, stack: ExitStack, node: Node, before: Callable[[], None]) -> list[Entry]:
+    """The plain reads of what a worker has on its disk."""
     files = [str(path) for path in sorted((node.folder / "worker-0" / "cache" / "chunks").rglob("*")) if path.is_file()]
     size = sum(os.path.getsize(path) for path in files)
     if size < bench.model_bytes:
         raise Failed(f"the worker's chunk files have {size} bytes, the model {bench.model_bytes}")
     agent = bench.limits(stack)
-    note = "two threads read the worker's chunk files, each into one warm buffer of 16 MiB over and over"
-    work = functools.partial(agent.call, "read-warm", 120, files=files, threads=2)
-    return loads.limit_entry(bench, *limit, note, work, before=before)
+    warm = "two threads read the worker's chunk files, each into one warm buffer of 16 MiB over and over"
+    return [
+        loads.limit_entry(
+            bench, case, "pread", note, functools.partial(agent.call, way, 120, files=files, threads=2), before=before
+        )
+        for case, way, note in [
+            ("limit/read-chunks", "read-warm", warm),
+            ("limit/read-chunks-kept", "read-kept", loads.KEPT_NOTE.format("worker's chunk files")),
+        ]
+    ]
 
 
 def scaling(count: int) -> Callable[[Bench, ExitStack], list[Entry]]:

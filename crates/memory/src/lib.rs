@@ -32,7 +32,7 @@ pub use arena::{Arena, ArenaStats, Buffer, Prefaulter, Quiet, Reservation};
 pub use hugepages::region_page_advice;
 pub use landing::{Landing, LandingBuilder, SLICES_MAX};
 pub use limit::memory_limit_bytes;
-pub use mapped::{MappedFile, copy_streaming};
+pub use mapped::MappedFile;
 pub use memfd::OwnedSegment;
 pub use pinned::{BlockWindow, Claim, PageKind, PinnedArena, PinnedChunk, PinnedPiece, PinnedSource, PinnedStats};
 pub use region::{Region, RegionWriter, Window};

@@ -1,8 +1,8 @@
 //! Copying out of the page cache by way of a mapping: half the trips to memory that a read takes.
 //!
 //! A read has the kernel copy page by page, through the core's caches, so that each line of the target is first read and
-//! later written. A copy out of a mapping can write past the caches ([`copy_streaming`]), and looks ahead over the ends
-//! of pages. It is for bytes that are in the page cache, and that nobody reads again soon.
+//! later written. A copy out of a mapping writes past the caches ([`MappedFile::copy_streaming`]), and looks ahead over the
+//! ends of pages. It is for bytes that are in the page cache, and that nobody reads again soon.
 //!
 //! A file may become shorter, or its disk fail, while it is mapped; the kernel kills who then looks at a page that is not
 //! there. [`copy`] looks in a way that it recovers from. Nothing else looks at the mapping, and no reference into it is
@@ -45,37 +45,14 @@ impl MappedFile {
     /// `UnexpectedEof` when the file was not that long, and when some of it is not there any more: a file that became
     /// shorter, a disk that failed. A read says which. Some of `to` may have been written.
     pub fn copy_streaming(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
-        self.copy(offset, to, copy::Stores::Streaming)
-    }
-
-    /// The same into the core's caches: for bytes that are looked at next.
-    ///
-    /// # Errors
-    /// As [`MappedFile::copy_streaming`].
-    pub fn copy_cached(&self, offset: u64, to: &mut [u8]) -> io::Result<()> {
-        self.copy(offset, to, copy::Stores::Cached)
-    }
-
-    fn copy(&self, offset: u64, to: &mut [u8], stores: copy::Stores) -> io::Result<()> {
         let offset = usize::try_from(offset).unwrap_or(usize::MAX);
         if offset.checked_add(to.len()).is_none_or(|end| end > self.memory.len()) {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
         let from = self.memory.start().as_ptr().wrapping_add(offset);
         // SAFETY: the bytes lie within the mapping, which lives as long as `self`.
-        let is_whole = unsafe { copy::copy(to, from, stores) };
+        let is_whole = unsafe { copy::copy_streaming(to, from) };
         if is_whole { Ok(()) } else { Err(io::ErrorKind::UnexpectedEof.into()) }
-    }
-}
-
-/// Copies `from` to the front of `to`, past the core's caches, as far as both go.
-pub fn copy_streaming(to: &mut [u8], from: &[u8]) {
-    let len = to.len().min(from.len());
-    let to = &mut to[..len];
-    // SAFETY: `from` has that many bytes.
-    let is_whole = copy::recovers() && unsafe { copy::copy(to, from.as_ptr(), copy::Stores::Streaming) };
-    if !is_whole {
-        to.copy_from_slice(&from[..len]);
     }
 }
 

@@ -15,10 +15,12 @@ use crate::times::Sample;
 enum Request {
     Memcpy { bytes: u64 },
     ReadWarm { files: Vec<PathBuf>, threads: usize },
+    ReadKept { files: Vec<PathBuf>, threads: usize },
     Read { files: Vec<PathBuf>, threads: usize },
     ReadShared { files: Vec<PathBuf>, threads: usize },
     Tcp { files: Vec<PathBuf>, threads: usize },
     Get { address: String, objects: Vec<Object>, threads: usize },
+    GetKept { address: String, objects: Vec<Object>, threads: usize },
     TouchMemory { bytes: u64 },
     End,
 }
@@ -52,10 +54,12 @@ fn measured(limits: &mut Limits, request: &Request) -> anyhow::Result<Value> {
     let sample: Sample = match request {
         Request::Memcpy { bytes } => limits.memcpy(*bytes)?,
         Request::ReadWarm { files, threads } => limits.read_warm(&Files::open(files)?, bounded(*threads))?,
+        Request::ReadKept { files, threads } => limits::read_kept(&Files::open(files)?, bounded(*threads))?,
         Request::Read { files, threads } => limits::read(&Files::open(files)?, bounded(*threads))?,
         Request::ReadShared { files, threads } => limits::read_shared(&Files::open(files)?, bounded(*threads))?,
         Request::Tcp { files, threads } => limits.tcp(&Files::open(files)?, bounded(*threads))?,
         Request::Get { address, objects, threads } => limits.get(address, objects, bounded(*threads))?,
+        Request::GetKept { address, objects, threads } => limits::get_kept(address, objects, bounded(*threads))?,
         Request::TouchMemory { bytes } => limits::touch_memory(*bytes)?,
         Request::End => Sample { seconds: 0.0, cpu_seconds: 0.0 },
     };

@@ -1,8 +1,9 @@
 //! The plain limits: what the machine does when a few threads move the same bytes and do nothing else.
 //!
 //! The limits of sockets end in buffers that are used again and again, which [`Limits`] keeps between measurements so that
-//! none pays for fresh memory; those of files come three times: into such buffers, into fresh private memory, and into fresh
-//! memory that can be shared.
+//! none pays for fresh memory. Those of files come four times: into such buffers, which a large cache never lets go of; into
+//! memory for all of the bytes that was touched before, which is what a load into prefaulted memory does; into fresh private
+//! memory; and into fresh memory that can be shared. GETs come in the first two ways.
 
 mod deal;
 mod http;
@@ -140,6 +141,36 @@ impl Limits {
         let ends = ends?;
         Ok(measure(|| deal(pieces(&sizes), ends, work))?.0)
     }
+}
+
+/// Memory for each piece, touched before.
+fn kept(pieces: &[Piece]) -> anyhow::Result<Vec<(Piece, Buffer)>> {
+    // An arena of its own each time: a shared one would keep the memory from those who load.
+    let arena = Arena::new((pieces.len() as u64 + 1) * (CHUNK_BYTES + READ_BYTES as u64));
+    let touched = |piece: &Piece| {
+        let mut buffer = arena.try_buffer(piece.len()).context("memory for the limit")?;
+        buffer.fill(1);
+        Ok((piece.clone(), buffer))
+    };
+    pieces.iter().map(touched).collect()
+}
+
+/// Threads read resident files into memory that was touched before and that holds all of the bytes.
+pub fn read_kept(files: &Files, threads: usize) -> anyhow::Result<Sample> {
+    let work = |(): &mut (), (piece, buffer): &mut (Piece, Buffer)| files.read(piece, buffer);
+    let items = kept(&files.pieces)?;
+    Ok(measure(|| deal(items, vec![(); threads], work))?.0)
+}
+
+/// The GETs of [`Limits::get`] into such memory.
+pub fn get_kept(address: &str, objects: &[Object], threads: usize) -> anyhow::Result<Sample> {
+    let sizes: Vec<u64> = objects.iter().map(|object| object.bytes).collect();
+    let streams: Vec<_> = (0..threads).map(|_| TcpStream::connect(address)).collect::<Result<_, _>>()?;
+    let work = |stream: &mut TcpStream, (piece, buffer): &mut (Piece, Buffer)| {
+        http::get(stream, address, &objects[piece.file].path, &piece.range, buffer)
+    };
+    let items = kept(&pieces(&sizes))?;
+    Ok(measure(|| deal(items, streams, work))?.0)
 }
 
 pub use self::http::Object;

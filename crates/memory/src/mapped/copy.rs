@@ -8,15 +8,7 @@
 mod x86_64;
 
 #[cfg(all(target_arch = "x86_64", target_os = "linux", not(miri)))]
-pub(super) use self::x86_64::{copy, recovers};
-
-/// Where copied bytes go.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Stores {
-    /// To memory, past the caches.
-    Streaming,
-    Cached,
-}
+pub(super) use self::x86_64::{copy_streaming, recovers};
 
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(miri))))]
 pub(super) fn recovers() -> bool {
@@ -26,6 +18,6 @@ pub(super) fn recovers() -> bool {
 /// # Safety
 /// None: it copies nothing.
 #[cfg(not(all(target_arch = "x86_64", target_os = "linux", not(miri))))]
-pub(super) unsafe fn copy(_: &mut [u8], _: *const u8, _: Stores) -> bool {
+pub(super) unsafe fn copy_streaming(_: &mut [u8], _: *const u8) -> bool {
     false
 }

@@ -34,28 +34,13 @@ proptest! {
         offset in 0..LEN - 20_000,
         len in 0..20_000usize,
         place in 0..200usize,
-        is_streaming: bool,
     ) {
         let mapped = mapped(&file());
         let mut to = vec![0xff; place + len + 200];
         let target = &mut to[place..place + len];
-        if is_streaming {
-            mapped.copy_streaming(offset as u64, target).unwrap();
-        } else {
-            mapped.copy_cached(offset as u64, target).unwrap();
-        }
+        mapped.copy_streaming(offset as u64, target).unwrap();
         prop_assert_eq!(&to[place..place + len], &bytes(offset..offset + len)[..]);
         prop_assert!(to[..place].iter().chain(&to[place + len..]).all(|byte| *byte == 0xff));
-    }
-
-    #[test]
-    fn memory_is_copied_as_far_as_both_go(from in 0..5000usize, skipped in 0..64usize, to in 0..5000usize) {
-        let source = bytes(0..from + skipped);
-        let mut target = vec![0xff; to];
-        copy_streaming(&mut target, &source[skipped..]);
-        let count = from.min(to);
-        prop_assert_eq!(&target[..count], &source[skipped..skipped + count]);
-        prop_assert!(target[count..].iter().all(|byte| *byte == 0xff));
     }
 }
 
@@ -64,7 +49,7 @@ fn beyond_the_end_there_is_nothing() {
     let mapped = mapped(&file());
     let mut to = [0; 100];
     for offset in [LEN as u64 - 99, LEN as u64, u64::MAX] {
-        assert_eq!(mapped.copy_cached(offset, &mut to).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(mapped.copy_streaming(offset, &mut to).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
     }
     mapped.copy_streaming(LEN as u64 - 100, &mut to).unwrap();
     mapped.copy_streaming(LEN as u64, &mut []).unwrap();
@@ -73,8 +58,8 @@ fn beyond_the_end_there_is_nothing() {
 #[test]
 fn what_cannot_be_mapped_is_an_error_and_an_empty_file_is_empty() {
     let empty = MappedFile::new(&tempfile::tempfile().unwrap()).unwrap().unwrap();
-    empty.copy_cached(0, &mut []).unwrap();
-    assert!(empty.copy_cached(0, &mut [0]).is_err());
+    empty.copy_streaming(0, &mut []).unwrap();
+    assert!(empty.copy_streaming(0, &mut [0]).is_err());
     let folder = tempfile::tempdir().unwrap();
     assert!(MappedFile::new(&File::open(folder.path()).unwrap()).is_err());
 }
@@ -82,24 +67,18 @@ fn what_cannot_be_mapped_is_an_error_and_an_empty_file_is_empty() {
 #[test]
 fn a_file_cut_short_under_the_mapping_is_an_error_and_what_is_left_is_there() {
     let left = 40_960;
-    for is_streaming in [false, true] {
-        let file = file();
-        let map = mapped(&file);
-        file.set_len(left as u64).unwrap();
-        let mut to = vec![0; LEN];
-        let copy = |at: usize, to: &mut [u8]| match is_streaming {
-            true => map.copy_streaming(at as u64, to),
-            false => map.copy_cached(at as u64, to),
-        };
-        // From everywhere in the routine: before the first whole line, within them, behind the last.
-        for (at, len) in [(0, LEN), (left - 3, 5), (left, 1), (left - 64, 65), (left - 7, 700), (LEN - 1, 1)] {
-            let error = copy(at, &mut to[at..at + len]).unwrap_err();
-            assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{len} from {at}");
-        }
-        to.fill(0);
-        copy(0, &mut to[..left]).unwrap();
-        assert_eq!(to[..left], bytes(0..left));
+    let file = file();
+    let map = mapped(&file);
+    file.set_len(left as u64).unwrap();
+    let mut to = vec![0; LEN];
+    // From everywhere in the routine: before the first whole line, within them, behind the last.
+    for (at, len) in [(0, LEN), (left - 3, 5), (left, 1), (left - 64, 65), (left - 7, 700), (LEN - 1, 1)] {
+        let error = map.copy_streaming(at as u64, &mut to[at..at + len]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{len} from {at}");
     }
+    to.fill(0);
+    map.copy_streaming(0, &mut to[..left]).unwrap();
+    assert_eq!(to[..left], bytes(0..left));
 }
 
 #[test]
@@ -128,7 +107,7 @@ fn what_is_written_meanwhile_is_seen() {
     file.seek(SeekFrom::Start(5)).unwrap();
     file.write_all(b"new").unwrap();
     let mut to = [0; 8];
-    map.copy_cached(0, &mut to).unwrap();
+    map.copy_streaming(0, &mut to).unwrap();
     assert_eq!(&to, &[0, 1, 2, 3, 4, b'n', b'e', b'w']);
 }
 
@@ -152,7 +131,7 @@ fn ends_by_sigbus() {
     let file = file();
     let map = mapped(&file);
     file.set_len(0).unwrap();
-    assert!(map.copy_cached(0, &mut [0]).is_err());
+    assert!(map.copy_streaming(0, &mut [0]).is_err());
     match std::env::var(WAY).unwrap().as_str() {
         "send" => {
             // The first of those that are sent only ends the handler that Rust programs start with.

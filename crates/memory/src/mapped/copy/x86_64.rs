@@ -4,24 +4,15 @@ use std::arch::global_asm;
 use std::ffi::{c_int, c_void};
 use std::sync::OnceLock;
 
-use super::Stores;
-
-// `copy_streaming(to, from, len)` and `copy_cached(to, from, len)` give 1, or 0 when a byte was not there.
-//
-// The first goes to a line of the target byte by byte, then line by line with stores that do not read the line first,
-// and asks for what comes a page later: the hardware's own guess ends at the page.
+// Gives 1, or 0 when a byte was not there. It goes to a line of the target byte by byte; then line by line with stores that do
+// not read the line first, asking for what comes a page later: the hardware's own guess ends at the page.
 global_asm!(
     ".pushsection .text.longshore_copy, \"ax\", @progbits",
     ".p2align 6",
-    ".hidden longshore_copy_start",
     ".hidden longshore_copy_streaming",
-    ".hidden longshore_copy_cached",
     ".hidden longshore_copy_missing",
-    ".globl longshore_copy_start",
     ".globl longshore_copy_streaming",
-    ".globl longshore_copy_cached",
     ".globl longshore_copy_missing",
-    "longshore_copy_start:",
     "longshore_copy_streaming:",
     "mov rcx, rdi",
     "neg rcx",
@@ -54,11 +45,6 @@ global_asm!(
     "sfence",
     "mov eax, 1",
     "ret",
-    "longshore_copy_cached:",
-    "mov rcx, rdx",
-    "rep movsb",
-    "mov eax, 1",
-    "ret",
     "longshore_copy_missing:",
     "sfence",
     "xor eax, eax",
@@ -67,10 +53,8 @@ global_asm!(
 );
 
 unsafe extern "C" {
-    static longshore_copy_start: u8;
     static longshore_copy_missing: u8;
     fn longshore_copy_streaming(to: *mut u8, from: *const u8, len: usize) -> c_int;
-    fn longshore_copy_cached(to: *mut u8, from: *const u8, len: usize) -> c_int;
 }
 
 /// Whether the handler is there. It is from the first question on.
@@ -79,21 +63,16 @@ pub(in crate::mapped) fn recovers() -> bool {
     *INSTALLED.get_or_init(|| install().is_some())
 }
 
-/// Copies as many bytes as `to` has, past what the compiler knows of memory: others may write to `from` meanwhile. False
-/// when some of `from` was not there; then some of `to` may have been written. Ask [`recovers`] before.
+/// Copies as many bytes as `to` has, past the core's caches, and past what the compiler knows of memory: others may write to
+/// `from` meanwhile. False when some of `from` was not there; then some of `to` may have been written. Ask [`recovers`]
+/// before.
 ///
 /// # Safety
-/// `from` must lie, for as many bytes, in memory or in a mapping of a file.
-pub(in crate::mapped) unsafe fn copy(to: &mut [u8], from: *const u8, stores: Stores) -> bool {
-    let (start, len) = (to.as_mut_ptr(), to.len());
-    // SAFETY: the target is exclusive and has `len` bytes; the source is mapped, says the caller, and where a page of it
+/// `from` must lie, for as many bytes, in a mapping.
+pub(in crate::mapped) unsafe fn copy_streaming(to: &mut [u8], from: *const u8) -> bool {
+    // SAFETY: the target is exclusive and has as many bytes; the source is mapped, says the caller, and where a page of it
     // has no content the handler ends the routine.
-    let is_whole = match stores {
-        Stores::Streaming => unsafe { longshore_copy_streaming(start, from, len) },
-        // SAFETY: as above.
-        Stores::Cached => unsafe { longshore_copy_cached(start, from, len) },
-    };
-    is_whole == 1
+    unsafe { longshore_copy_streaming(to.as_mut_ptr(), from, to.len()) == 1 }
 }
 
 /// Whom SIGBUS went to before.
@@ -119,7 +98,7 @@ fn install() -> Option<()> {
 /// Only what is allowed in a handler: it looks at statics, writes a register of the one who was interrupted, and calls
 /// who was there before.
 extern "C" fn on_bus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_void) {
-    let start = &raw const longshore_copy_start as i64;
+    let start = longshore_copy_streaming as *const () as i64;
     let missing = &raw const longshore_copy_missing as i64;
     let interrupted = context.cast::<libc::ucontext_t>();
     // SAFETY: with SA_SIGINFO the kernel hands in both structures, for this handler alone.
