@@ -64,7 +64,7 @@ def same_host(found: Found) -> str:
 def direct(found: Found) -> str:
     case, limit = "origin/direct", ("limit/get-kept", "raw GET")
     return (
-        "a load first lists the model and reads the files' headers, and its client maps what the loader shares. "
+        "a load first lists the model and reads the files' headers, before it asks for what the GETs ask for at once. "
         f"{FIRST_TOUCH} {_rounds(found, case, 1, limit)}. {_cpu(found, case, limit)}."
     )
 

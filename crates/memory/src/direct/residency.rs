@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
 
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
@@ -15,8 +16,7 @@ const MAPPED_BYTES_MAX: u64 = 256 << 20;
 /// The part of `range` of the file that is in the page cache, from 0 to 1. What lies beyond the end of the file does not
 /// count.
 ///
-/// `None` where the kernel does not say: newer ones only tell those who own the file or may write it. Before Linux 6.5
-/// everything seems cached to others.
+/// `None` where the kernel does not say: it only tells those who own the file or may write it.
 pub fn residency(file: &File, range: Range<u64>) -> Option<f64> {
     let end = range.end.min(file.metadata().ok()?.len());
     let page = rustix::param::page_size() as u64;
@@ -27,12 +27,18 @@ pub fn residency(file: &File, range: Range<u64>) -> Option<f64> {
     let cached = match sys::cached_pages(file.as_fd(), range.start, end - range.start) {
         Ok(cached) => cached,
         // The call is not there. A container's filter may also say that it is not permitted, for all files.
-        Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) => {
+        Err(error) if error.raw_os_error() == Some(Errno::NOSYS.raw_os_error()) && is_owned(file)? => {
             mapped_cached_pages(file, range.start / page * page..end, page)?
         }
         Err(_) => return None,
     };
     Some(cached as f64 / pages as f64)
+}
+
+/// Whether what the older call says is to be believed: to others than the owner everything seems cached.
+fn is_owned(file: &File) -> Option<bool> {
+    let (us, owner) = (rustix::process::geteuid(), file.metadata().ok()?.uid());
+    Some(us.is_root() || us.as_raw() == owner)
 }
 
 /// Asks by way of a mapping, which reads nothing. `range` starts on a page.
@@ -88,6 +94,25 @@ mod tests {
             std::thread::scope(|scope| scope.spawn(ask).join().unwrap())
         });
         assert_eq!(answers, [Some(1.0), None]);
+    }
+
+    #[test]
+    fn older_kernels_are_not_believed_by_others_than_the_owner() {
+        if !rustix::process::geteuid().is_root() {
+            eprintln!("skipped: needs root, to become somebody else");
+            return;
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[1; 5000]).unwrap();
+        let ask = || {
+            let nobody: libc::uid_t = 65534;
+            // SAFETY: without the library around it, the call changes this thread alone.
+            let changed = unsafe { libc::syscall(libc::SYS_setresuid, nobody, nobody, nobody) };
+            assert_eq!(changed, 0, "{}", std::io::Error::last_os_error());
+            sys::tests::forbid(451, libc::ENOSYS);
+            residency(&file, 0..5000)
+        };
+        assert_eq!(std::thread::scope(|scope| scope.spawn(ask).join().unwrap()), None);
     }
 
     #[test]
