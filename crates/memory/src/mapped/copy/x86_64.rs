@@ -101,8 +101,10 @@ extern "C" fn on_bus(signal: c_int, info: *mut libc::siginfo_t, context: *mut c_
     let start = longshore_copy_streaming as *const () as i64;
     let missing = &raw const longshore_copy_missing as i64;
     let interrupted = context.cast::<libc::ucontext_t>();
-    // SAFETY: with SA_SIGINFO the kernel hands in both structures, for this handler alone.
-    let (code, at) = unsafe { ((*info).si_code, &mut (*interrupted).uc_mcontext.gregs[libc::REG_RIP as usize]) };
+    // SAFETY: with SA_SIGINFO the kernel hands in what it says of the signal, for this handler alone.
+    let code = unsafe { (*info).si_code };
+    // SAFETY: as above, with the registers of the one who was interrupted.
+    let at = unsafe { &mut (*interrupted).uc_mcontext.gregs[libc::REG_RIP as usize] };
     // Positive: from the kernel, because of that very instruction. Others send it by `kill`.
     if code > 0 && (start..missing).contains(at) {
         *at = missing;
