@@ -24,7 +24,7 @@ from test_dtypes import torch_bytes
 from test_private import wait_until
 
 import longshore
-from longshore import _private
+from longshore import _private, _sessions
 from longshore._dtypes import DTYPES
 from longshore.torch.checkpoint import LongshoreWriter
 
@@ -287,6 +287,34 @@ def test_futures_survive_a_loader_that_is_killed(tmp_path: Path, run: Path, at: 
         state = groups(2)
         handle = longshore.save(state, run, step=1, address=loader.address, timeout=60)
         assert handle.result(60).state == "committed"
+        again.join(60)
+        assert equal(longshore.load(run, step=1, address=loader.address).state_dict(), state)
+    finally:
+        again.join(60)
+        forget()
+        loader.close()
+
+
+def test_a_loader_that_is_killed_before_the_first_slab_is_waited_for(
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loader = Saver(tmp_path / "loader")
+    again, opened = loader.start_again_when_killed(), list[Any]()
+
+    def open_a_killed_one(*given: Any) -> Any:
+        if not opened:
+            loader.process.kill()
+            loader.process.wait()
+        opened.append(given)
+        return open_session(*given)
+
+    open_session = _sessions._open
+    monkeypatch.setattr(_sessions, "_open", open_a_killed_one)
+    try:
+        state = groups(2)
+        handle = longshore.save(state, run, step=1, address=loader.address, timeout=60)
+        assert handle.result(60).state == "committed"
+        assert len(opened) > 1
         again.join(60)
         assert equal(longshore.load(run, step=1, address=loader.address).state_dict(), state)
     finally:

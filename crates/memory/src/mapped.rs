@@ -57,5 +57,5 @@ impl MappedFile {
 }
 
 #[cfg(test)]
-#[cfg(not(miri))]
+#[cfg(all(target_arch = "x86_64", not(miri)))]
 mod tests;

@@ -41,8 +41,6 @@ STAGE_SECONDS = 600.0
 NODE_RANKS_MAX = 16
 #: A call takes so much longer than what it waits for.
 CALL_SECONDS = 60.0
-#: How long a loader that went away during the plan or the start is waited for.
-RESTART_SECONDS = 60.0
 #: Files that go with the start of a save instead of through slabs.
 INLINE_BYTES_MAX = 4 << 20
 INLINE_TOTAL_BYTES_MAX = 32 << 20
@@ -187,7 +185,7 @@ def _call(where: Service, name: str, request: Any, answer: Any, deadline: float)
         except Unavailable:
             now = time.monotonic()
             lost_at = now if lost_at is None else lost_at
-            if now >= min(deadline, lost_at + RESTART_SECONDS):
+            if now >= min(deadline, lost_at + _sessions.RESTART_SECONDS):
                 raise
             time.sleep(RETRY_SECONDS)
 
@@ -234,7 +232,7 @@ def begin(
             if parts:
                 expected = sum(part.length for part in parts)
                 ranks, is_over = ranks_of_node(plan.world_size), handle.staged.done
-                with _sessions.borrowed(where.slab_socket(), expected, ranks, is_over) as session:
+                with _sessions.borrowed(where.slab_socket(), expected, ranks, is_over, deadline) as session:
                     for device in copies:
                         staging.notes = lock_pages(session, device)
                         break

@@ -5,19 +5,22 @@ from __future__ import annotations
 import atexit
 import contextlib
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-from longshore._errors import NotFound, PermissionDenied
+from longshore._errors import NotFound, PermissionDenied, Unavailable
 from longshore._slabs import SlabSession
 
 _log = logging.getLogger("longshore")
 
 #: How long the loader may take to see that another process has hung up, so that its session can be gone on with.
 ADOPT_SECONDS = 2.0
-_ADOPT_PAUSE_SECONDS = 0.02
+#: How long a loader that went away during the plan, the start, or before the first slab is waited for.
+RESTART_SECONDS = 60.0
+_PAUSE_SECONDS = 0.02
 #: How long a save that is staged, or has failed, may take to let go of its session; it has nothing left to copy then.
 LET_GO_SECONDS = 10.0
 
@@ -30,17 +33,30 @@ _sessions_lock = threading.Condition(threading.Lock())
 
 @contextlib.contextmanager
 def borrowed(
-    path: str, expected_bytes: int = 0, clients: int = 0, is_over: Callable[[], bool] = lambda: False
+    path: str,
+    expected_bytes: int = 0,
+    clients: int = 0,
+    is_over: Callable[[], bool] = lambda: False,
+    deadline: float = math.inf,
 ) -> Iterator[SlabSession]:
     """The session of this process with the loader of a socket, opened with the first use, for one save.
 
     `is_over` says whether that save is staged, or has failed: others may know before the thread that copied lets go.
+    Raises `Unavailable` when no loader listens, or one comes back too late; `deadline` is a time of `time.monotonic`.
     """
-    with _sessions_lock:
-        session = _sessions.get(path)
-        if session is None:
-            session = _sessions[path] = _open(path, expected_bytes, clients)
-        session.saves.append(is_over)
+    until = min(deadline, time.monotonic() + RESTART_SECONDS)
+    while True:
+        try:
+            with _sessions_lock:
+                session = _sessions.get(path)
+                if session is None:
+                    session = _sessions[path] = _open(path, expected_bytes, clients)
+                session.saves.append(is_over)
+            break
+        except Unavailable:
+            if is_over() or time.monotonic() >= until:
+                raise
+        time.sleep(_PAUSE_SECONDS)
     try:
         yield session
     finally:
@@ -102,7 +118,7 @@ def _open(path: str, expected_bytes: int, clients: int) -> SlabSession:
             if time.monotonic() >= deadline:
                 _log.info("%s", error)
                 break
-            time.sleep(_ADOPT_PAUSE_SECONDS)
+            time.sleep(_PAUSE_SECONDS)
         except PermissionDenied as error:
             _log.info("%s", error)
             break

@@ -1,10 +1,9 @@
 use std::io::{Seek, SeekFrom, Write};
+use std::ops::Range;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 use proptest::prelude::*;
-
-use std::ops::Range;
 
 use super::*;
 
